@@ -1,0 +1,557 @@
+"""What can go wrong: one tree of typed errors, each with a stable code, and one table of causes and remedies.
+
+An error says what was attempted, where, what was expected and what came back. Its ``code`` is part of the public
+interface (line protocol, HTTP, metrics, job records): it never changes meaning. The likely cause and the remedy are not
+written where the error is raised but in ``HINTS``, so that all advice can be read and reviewed in one place.
+
+Errors cross the border between the session process and the daemon as dictionaries (``as_dict`` / ``from_dict``).
+This module knows nothing of any other module of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+FactValue = str | int | float | bool | None
+
+
+class BridgedError(Exception):
+    """Base of every failure that a user can meet.
+
+    ``message``: what was attempted, where, what was expected, what came. ``facts``: the same as data (JSON scalars).
+    ``code``: stable, upper case. ``retryable``: whether the same request may succeed later with nothing changed.
+    """
+
+    code: ClassVar[str] = "INTERNAL"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **facts: FactValue) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts: dict[str, FactValue] = facts
+
+    @property
+    def hint(self) -> Hint:
+        """Likely cause and remedy for this code."""
+        return HINTS[self.code]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Shape: ``{code, message, facts, retryable, cause, remedy}``; JSON-serialisable."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "facts": self.facts,
+            "retryable": self.retryable,
+            "cause": self.hint.cause,
+            "remedy": self.hint.remedy,
+        }
+
+
+def from_dict(data: dict[str, Any]) -> BridgedError:
+    """The error that ``as_dict`` described. An unknown code (a newer peer) becomes a plain ``BridgedError``."""
+    cls = BY_CODE.get(str(data.get("code")), BridgedError)
+    return cls(str(data.get("message", "")), **dict(data.get("facts") or {}))
+
+
+# --- configuration ------------------------------------------------------------------------------------------------
+
+
+class ConfigError(BridgedError):
+    code = "CONFIG"
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+class ImageError(BridgedError):
+    code = "IMAGE"
+
+
+class UnknownFormat(ImageError):
+    code = "IMAGE_FORMAT"
+
+
+class CorruptImage(ImageError):
+    code = "IMAGE_CORRUPT"
+
+
+class OverlappingImage(ImageError):
+    code = "IMAGE_OVERLAP"
+
+
+class EmptyImage(ImageError):
+    code = "IMAGE_EMPTY"
+
+
+class ImageDoesNotFit(ImageError):
+    code = "IMAGE_DOES_NOT_FIT"
+
+
+class ImageNotBootable(ImageError):
+    """Stack pointer or reset vector cannot be right for this chip."""
+
+    code = "IMAGE_NOT_BOOTABLE"
+
+
+class ImageTooLarge(ImageError):
+    code = "IMAGE_TOO_LARGE"
+
+
+class ImageAddressMissing(ImageError):
+    code = "IMAGE_ADDRESS_MISSING"
+
+
+class UnknownImage(ImageError):
+    code = "UNKNOWN_IMAGE"
+
+
+class DigestMismatch(ImageError):
+    code = "DIGEST_MISMATCH"
+
+
+# --- target: link -------------------------------------------------------------------------------------------------
+
+
+class TargetError(BridgedError):
+    code = "TARGET"
+
+
+class LinkError(TargetError):
+    code = "LINK"
+
+
+class PortBusy(LinkError):
+    code = "PORT_BUSY"
+    retryable = True
+
+
+class PortGone(LinkError):
+    code = "PORT_GONE"
+    retryable = True
+
+
+class ParityUnavailable(LinkError):
+    code = "PARITY_UNAVAILABLE"
+
+
+class BaudUnavailable(LinkError):
+    code = "BAUD_UNAVAILABLE"
+
+
+class LineUnavailable(LinkError):
+    code = "LINE_UNAVAILABLE"
+
+
+class TargetBroken(LinkError):
+    """The lines could not be brought back to idle; nobody may use the target until a person has looked."""
+
+    code = "TARGET_BROKEN"
+
+
+# --- target: loader -----------------------------------------------------------------------------------------------
+
+
+class LoaderError(TargetError):
+    code = "LOADER"
+
+
+class NoSync(LoaderError):
+    """No answer at all to 0x7F."""
+
+    code = "NO_SYNC"
+    retryable = True
+
+
+class SyncNoise(LoaderError):
+    """Bytes came, but no acknowledgement: a wrong rate, noise."""
+
+    code = "SYNC_NOISE"
+    retryable = True
+
+
+class ApplicationRunning(LoaderError):
+    """The target talks, but it is its application that talks."""
+
+    code = "APPLICATION_RUNNING"
+
+
+class Loopback(LoaderError):
+    code = "LOOPBACK"
+
+
+class WrongParity(LoaderError):
+    """Synchronised, then NACK to Get: the loader sees odd parity or none."""
+
+    code = "WRONG_PARITY"
+
+
+class Nack(LoaderError):
+    code = "NACK"
+    retryable = True
+
+
+class NoReply(LoaderError):
+    code = "NO_REPLY"
+    retryable = True
+
+
+class Garbled(LoaderError):
+    code = "GARBLED"
+    retryable = True
+
+
+class EraseTimeout(LoaderError):
+    code = "ERASE_TIMEOUT"
+
+
+class WrongSector(LoaderError):
+    """The first erase touched another sector than planned, or not the whole of the planned one."""
+
+    code = "WRONG_SECTOR"
+
+
+class SessionDied(LoaderError):
+    code = "SESSION_DIED"
+    retryable = True
+
+
+class DeadlineExceeded(LoaderError):
+    code = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
+# --- target: chip -------------------------------------------------------------------------------------------------
+
+
+class ChipError(TargetError):
+    code = "CHIP"
+
+
+class UnknownChip(ChipError):
+    code = "UNKNOWN_CHIP"
+
+
+class WrongChip(ChipError):
+    code = "WRONG_CHIP"
+
+
+class ReadProtected(ChipError):
+    code = "READ_PROTECTED"
+
+
+class Unsupported(ChipError):
+    code = "UNSUPPORTED"
+
+
+class LayoutUnknown(ChipError):
+    code = "LAYOUT_UNKNOWN"
+
+
+class EntryWouldBeLost(ChipError):
+    """After the erase nothing proves that the ROM loader could be entered again (P10)."""
+
+    code = "ENTRY_WOULD_BE_LOST"
+
+
+class OutsideUnreadable(ChipError):
+    """Bytes of a touched sector outside the image cannot be read, so they could not be kept (P6)."""
+
+    code = "OUTSIDE_UNREADABLE"
+
+
+class VerifyError(TargetError):
+    code = "VERIFY_MISMATCH"
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------------
+
+
+class JobError(BridgedError):
+    code = "JOB"
+
+
+class UnknownJob(JobError):
+    code = "UNKNOWN_JOB"
+
+
+class UnknownTarget(JobError):
+    code = "UNKNOWN_TARGET"
+
+
+class TargetBusy(JobError):
+    code = "TARGET_BUSY"
+    retryable = True
+
+
+class NotCancellable(JobError):
+    code = "NOT_CANCELLABLE"
+
+
+class Canceled(JobError):
+    code = "CANCELED"
+
+
+class Stopped(JobError):
+    """The daemon is stopping; the job is parked and resumed at the next start."""
+
+    code = "STOPPED"
+    retryable = True
+
+
+class QueueFull(JobError):
+    code = "QUEUE_FULL"
+    retryable = True
+
+
+class StorageFull(JobError):
+    code = "STORAGE_FULL"
+    retryable = True
+
+
+class JournalError(JobError):
+    code = "JOURNAL"
+
+
+class IdempotencyConflict(JobError):
+    """The same id was used for another request."""
+
+    code = "ID_CONFLICT"
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+class RequestError(BridgedError):
+    code = "REQUEST"
+
+
+class BadRequest(RequestError):
+    code = "BAD_REQUEST"
+
+
+class UnknownVerb(RequestError):
+    code = "UNKNOWN_VERB"
+
+
+class NotAllowed(RequestError):
+    code = "NOT_ALLOWED"
+
+
+class TooLarge(RequestError):
+    code = "TOO_LARGE"
+
+
+class TooMany(RequestError):
+    code = "TOO_MANY"
+    retryable = True
+
+
+class DaemonUnreachable(RequestError):
+    code = "DAEMON_UNREACHABLE"
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Advice for a person at the target: the likely cause in one sentence, then what to do."""
+
+    cause: str
+    remedy: str
+
+
+HINTS: dict[str, Hint] = {
+    "INTERNAL": Hint(
+        "A defect in bridged.", "Keep the journal and the trace of the job and report them; the target was released."
+    ),
+    "CONFIG": Hint(
+        "The configuration file has a mistake.",
+        "Correct the named line; `bridged check-config FILE` lists every mistake at once.",
+    ),
+    "IMAGE": Hint("The image cannot be used.", "See the message; build the image again and compare its SHA-256."),
+    "IMAGE_FORMAT": Hint(
+        "The bytes are none of the formats that were asked for.",
+        "Say the format (`type=bin|hex|elf`); a BIN needs `addr=` as well.",
+    ),
+    "IMAGE_CORRUPT": Hint(
+        "The file was cut short or changed on its way, or the tool that wrote it is at fault.",
+        "Build or copy the file again; the message names the line or offset.",
+    ),
+    "IMAGE_OVERLAP": Hint(
+        "Two parts of the image claim the same address with different bytes.",
+        "Correct the linker script, or do not merge files that overlap.",
+    ),
+    "IMAGE_EMPTY": Hint(
+        "The file holds no byte to be loaded.",
+        "For an ELF: check that segments of type PT_LOAD have a file size; for a BIN: check the build.",
+    ),
+    "IMAGE_DOES_NOT_FIT": Hint(
+        "The image was linked for another chip or another address, or the part is smaller than thought.",
+        "Compare the address range in the message with the flash of the chip that was identified.",
+    ),
+    "IMAGE_NOT_BOOTABLE": Hint(
+        "The first two words are not a stack pointer in RAM and an odd reset vector inside the image.",
+        "Check that the image starts with its vector table; `force=vectors` overrides where it is meant so.",
+    ),
+    "IMAGE_TOO_LARGE": Hint(
+        "The file exceeds a limit of the configuration.", "Raise `store.image_limit_mib`, or send the right file."
+    ),
+    "IMAGE_ADDRESS_MISSING": Hint(
+        "A raw binary does not say where it belongs.", "Add `addr=0x08000000` (or wherever it was linked for)."
+    ),
+    "UNKNOWN_IMAGE": Hint(
+        "No staged image has this name or digest; it was never sent whole, or has been removed since.",
+        "Send it with PUT; `HAVE sha256` says how much of it is here.",
+    ),
+    "DIGEST_MISMATCH": Hint(
+        "The bytes that arrived are not the bytes that were announced.",
+        "Compute the SHA-256 of the file again and resend it; nothing was staged.",
+    ),
+    "TARGET": Hint("The target or its wiring failed.", "See the message."),
+    "LINK": Hint("The serial port or a control line failed.", "Check the device, its cable and its permissions."),
+    "PORT_BUSY": Hint(
+        "Another process has the serial port open: a getty, ModemManager, a terminal program, another bridged.",
+        "The message names it where the kernel tells; stop it, or mask `serial-getty@…`.",
+    ),
+    "PORT_GONE": Hint(
+        "The serial device vanished or was never there: unplugged, not powered, renamed.",
+        "Plug it in again; use a name under /dev/serial/by-id or a udev link, which does not change.",
+    ),
+    "PARITY_UNAVAILABLE": Hint(
+        "The driver of this port dropped even parity without an error; the mini UART of a Raspberry Pi has no parity.",
+        "Use a PL011: `dtoverlay=disable-bt` or `miniuart-bt` and /dev/ttyAMA0; on a Pi 4 also `dtoverlay=uart2` to "
+        "`uart5`; on a Pi 5 `dtparam=uart0=on`.",
+    ),
+    "BAUD_UNAVAILABLE": Hint("The driver cannot make this baud rate.", "Choose another `baud`, for example 115200 or 57600."),
+    "LINE_UNAVAILABLE": Hint(
+        "A control line (NRST, BOOT0, power) cannot be taken or driven.",
+        "Check the name of the line, who else holds it (`gpioinfo`), and group `gpio`.",
+    ),
+    "TARGET_BROKEN": Hint(
+        "NRST or BOOT0 could not be brought back to idle after a session.",
+        "Look at the wiring, then restart bridged or reload it to clear the mark.",
+    ),
+    "LOADER": Hint("The ROM loader did not do what was asked.", "See the message."),
+    "NO_SYNC": Hint(
+        "The chip is not in its loader (BOOT0 not high at reset, or option bits ignore the pin), or TX/RX are swapped "
+        "or on pins that this loader does not listen to, or it has no power.",
+        "Check BOOT0 and NRST at the chip, the pins named in the message, and unplug USB; on an L47x without a "
+        "32 kHz crystal the loader needs 2.6 s.",
+    ),
+    "SYNC_NOISE": Hint(
+        "The loader measured a wrong baud rate (F7, F4, L4 and F2 do so now and then), or the line is noisy.",
+        "It is tried again by itself after a reset and at a lower rate; if it stays so set `baud = 57600` and check "
+        "ground and cable.",
+    ),
+    "APPLICATION_RUNNING": Hint(
+        "The target resets but starts its application: it does not see BOOT0 high, or its option bits ignore the pin.",
+        "Measure BOOT0 at the chip during reset; see the activation pattern in the message.",
+    ),
+    "LOOPBACK": Hint(
+        "The byte that was sent came back: TX and RX are shorted, or the adapter is half-duplex with echo.",
+        "Check the wiring between adapter and target.",
+    ),
+    "WRONG_PARITY": Hint(
+        "Sync worked, then Get was refused: parity on the wire is not even.",
+        "Read the port's settings back; on a Raspberry Pi use a PL011 and not the mini UART.",
+    ),
+    "NACK": Hint(
+        "The loader refused: a byte was lost or flipped, the address is not allowed, or the command is protected.",
+        "Try again; if it stays so lower the baud rate and check for lost bytes (bridges without buffering).",
+    ),
+    "NO_REPLY": Hint(
+        "A byte was lost on the way, the target was reset or lost power, or it is still busy.",
+        "Try again; check supply and watchdog of the target, lower the baud rate.",
+    ),
+    "GARBLED": Hint(
+        "The answer was neither ACK nor NACK: noise, a wrong baud rate, or somebody else talks on the line.",
+        "Try again; check that the application's UART pins are not shared and lower the baud rate.",
+    ),
+    "ERASE_TIMEOUT": Hint(
+        "The flash took longer than twice the worst case that is known, or the target lost power while erasing.",
+        "Check the supply; worn flash erases slowly. The sector is erased again by the next job.",
+    ),
+    "WRONG_SECTOR": Hint(
+        "The flash is laid out differently than thought (dual bank, another part), or the chip swaps its banks.",
+        "State the layout in the target's configuration (`layout = ...`); nothing but the named sector was erased.",
+    ),
+    "SESSION_DIED": Hint(
+        "The session process was killed or crashed.",
+        "The target was released after its hazard time; look for the out-of-memory killer in the kernel log.",
+    ),
+    "DEADLINE_EXCEEDED": Hint(
+        "The session ran longer than its plan allows and was ended.",
+        "Look at the trace of the job: which command had no end?",
+    ),
+    "CHIP": Hint("The chip cannot do what was asked.", "See the message."),
+    "UNKNOWN_CHIP": Hint(
+        "The product id is in no table of this version.",
+        "Check the message for the id; `READ` works, flashing needs a chip that is known.",
+    ),
+    "WRONG_CHIP": Hint(
+        "Another chip than configured answered: a swapped board or cable.",
+        "Correct the wiring or the `chip` of the target; nothing was changed.",
+    ),
+    "READ_PROTECTED": Hint(
+        "Readout protection is on (H5: product state), so the loader refuses everything but Get, Get Version, Get ID.",
+        "Removing it erases the whole flash; it is never done unless a job says so.",
+    ),
+    "UNSUPPORTED": Hint("This loader or chip has no such function.", "See the message for what it has."),
+    "LAYOUT_UNKNOWN": Hint(
+        "The sector layout depends on option bits that could not be read, or the source for this part is unsure.",
+        "State it: `layout = ...` in the target's configuration; the message lists the names.",
+    ),
+    "ENTRY_WOULD_BE_LOST": Hint(
+        "The loader was entered by a way that will not exist once the application is erased.",
+        "Wire NRST and BOOT0, correct the option bits named in the message, or say `entry=one-shot` with somebody "
+        "at the board.",
+    ),
+    "OUTSIDE_UNREADABLE": Hint(
+        "A sector that must be erased holds bytes outside the image, and they cannot be read to be kept.",
+        "Add `outside=discard` if they may be lost.",
+    ),
+    "VERIFY_MISMATCH": Hint(
+        "The flash differs from the image: write protection, a worn cell, the wrong alignment, a bank swap.",
+        "The message names the first address; read the write-protection bits, try again once.",
+    ),
+    "JOB": Hint("The job cannot be done.", "See the message."),
+    "UNKNOWN_JOB": Hint("No job has this id; old ones are removed after a while.", "List them with JOBS."),
+    "UNKNOWN_TARGET": Hint("No target has this name.", "List them with TARGETS."),
+    "TARGET_BUSY": Hint("Somebody else holds the target.", "The message says who; wait, or ask them."),
+    "NOT_CANCELLABLE": Hint(
+        "Between the first erase and the proof a cancel would leave the target without firmware.",
+        "Wait for the end, or say `force` if that is what you want.",
+    ),
+    "CANCELED": Hint("Somebody canceled the job.", "Submit it again when it is wanted."),
+    "STOPPED": Hint("The daemon was stopped.", "The job goes on by itself at the next start."),
+    "QUEUE_FULL": Hint("Too many jobs wait.", "Try again later, or raise `jobs.queue_limit`."),
+    "STORAGE_FULL": Hint(
+        "The disk or a quota is full.",
+        "Make room: remove old images, or raise `store.limit_mib`. No destructive step is started meanwhile.",
+    ),
+    "JOURNAL": Hint(
+        "The journal cannot be used.",
+        "See the message; a journal of a newer version needs the newer bridged and is left as it is.",
+    ),
+    "ID_CONFLICT": Hint(
+        "This id was used before for a different request.",
+        "Use a new id for a new request; the same one finds the job.",
+    ),
+    "REQUEST": Hint("The request cannot be served.", "See the message."),
+    "BAD_REQUEST": Hint("An argument is missing, unknown or out of range.", "`HELP VERB` shows what is expected."),
+    "UNKNOWN_VERB": Hint("There is no such verb.", "`HELP` lists the verbs."),
+    "NOT_ALLOWED": Hint("Policy forbids this.", "The message says which rule."),
+    "TOO_LARGE": Hint("The request exceeds a limit.", "The message names the limit."),
+    "TOO_MANY": Hint("Too many connections or requests at once.", "Wait and try again."),
+    "DAEMON_UNREACHABLE": Hint(
+        "No bridged daemon answers there.",
+        "Start it (`systemctl start bridged`), or say where it is (`--gateway`, BRIDGED_GATEWAY).",
+    ),
+}
+
+
+def _tree(cls: type[BridgedError]) -> list[type[BridgedError]]:
+    return [cls, *(found for sub in cls.__subclasses__() for found in _tree(sub))]
+
+
+BY_CODE: dict[str, type[BridgedError]] = {cls.code: cls for cls in _tree(BridgedError)}
