@@ -1,0 +1,33 @@
+"""What tests of several rooms share: tools of the system that may be missing.
+
+A test that needs a program which is not installed is skipped with the remedy in the reason, so that the summary of a run
+lists what a person would have to install. In CI a missing tool is an error: there a skip would hide a hole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def in_ci() -> bool:
+    return os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+
+def missing(what: str, remedy: str) -> None:
+    """Skip the running test because ``what`` is not there; in CI fail instead."""
+    reason = f"{what} is missing; {remedy}"
+    if in_ci():
+        pytest.fail(f"{reason} (an error because CI is set)", pytrace=False)
+    pytest.skip(reason)
+
+
+def require_tool(tool: str, package: str) -> str:
+    """Path of a program of the system. ``package``: what Debian calls the package that has it."""
+    path = shutil.which(tool)
+    if path is None:
+        missing(tool, f"apt install {package}")
+        raise AssertionError("unreachable: missing() ends the test")
+    return path
