@@ -1,0 +1,197 @@
+"""The plan: what a flash will do to one chip, computed before anything is touched. Pure: no I/O, no clock.
+
+A plan says which sectors are erased and in what order, which bytes of those sectors lie outside the image and must be kept
+(P6), which blocks are written and in what order, and what will be read back as the proof. It can be printed, tested, refused.
+
+Invariants, each with a property test over all chips:
+
+- Only sectors that share a byte with the image are erased; nothing is ever widened.
+- Blocks are pieces of 256 bytes (or what the loader takes) on their own boundaries, padded with the erased value, inside
+  erased sectors: that meets every alignment that AN2606 demands. No address is written twice: a word of ECC flash is programmed once an erase.
+- Blank blocks are not written, but they are read back like all others: the proof covers every byte of the image.
+- The sector with the vector table is erased first and its first block written last, after all others are proven: at no moment
+  can a half-written image boot (design, section Jobs).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from bridged.chips.model import Chip, FlashMap, Range, Sector
+from bridged.errors import ImageDoesNotFit
+from bridged.events import SectorProven
+from bridged.images.model import Image
+
+BLOCK_BYTES = 256  # The most that one Write Memory takes, and a multiple of every alignment that AN2606 demands.
+TURNAROUNDS = 3  # Write Memory and Read Memory: opcode, address, data or length; each awaits its ACK.
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One Write Memory: an aligned address and padded data."""
+
+    address: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``content``: what the touched flash shall hold, the image and what is kept.
+
+    ``outside``: ranges of the sectors to be erased that the image leaves open; empty once ``keeping`` was applied.
+    ``erase`` and ``proven``: sectors to erase in order, and those that an interrupted run of the same job already proved.
+    """
+
+    chip: Chip
+    flash: FlashMap
+    image: Image
+    content: Image
+    erase: tuple[Sector, ...]
+    proven: tuple[Sector, ...]
+    outside: tuple[Range, ...]
+    vector_address: int
+
+    def keeping(self, kept: Image | None) -> Plan:
+        """The plan after the bytes of ``outside`` were read; ``kept`` holds those that are not blank, None where all are."""
+        content = self.image if kept is None else self.image.merged_with(kept)
+        return make_plan(self.image, self.chip, self.flash, content=content, proven=self.proven_records())
+
+    def proven_records(self) -> tuple[SectorProven, ...]:
+        return tuple(SectorProven(s.address, s.size_bytes, self.sector_digest(s)) for s in self.proven)
+
+    def sector_digest(self, sector: Sector) -> str:
+        """SHA-256 of what the whole sector shall hold, blank bytes included."""
+        data = self.content.read(sector.address, sector.size_bytes, self.chip.erased_value)
+        return hashlib.sha256(data).hexdigest()
+
+    @property
+    def vector_block(self) -> int:
+        """Address of the block that makes the image bootable."""
+        return self.vector_address // self._step(self.vector_address) * self._step(self.vector_address)
+
+    def _step(self, address: int) -> int:
+        """Bytes of one block there: a block never crosses a sector, and L0 has pages of 128 bytes."""
+        sector = self.flash.sector_at(address)
+        return min(self.chip.write_max_bytes, sector.size_bytes if sector else BLOCK_BYTES)
+
+    @property
+    def erases_vector_sector(self) -> bool:
+        return any(s.address <= self.vector_address < s.end for s in self.erase)
+
+    def blocks(self) -> tuple[Block, ...]:
+        """All Write Memory blocks by address, blank ones left out, the one with the vector table last."""
+        blank = self.chip.erased_value
+        found: list[Block] = []
+        last: list[Block] = []
+        for sector in sorted(self.erase, key=lambda s: s.address):
+            step = self._step(sector.address)
+            for at in range(sector.address, sector.end, step):
+                data = self.content.read(at, step, blank)
+                if data.count(blank) == step:
+                    continue
+                (last if at <= self.vector_address < at + step else found).append(Block(at, data))
+        return tuple(found + last)
+
+    def reads(self) -> tuple[tuple[int, int], ...]:
+        """What is read back as the proof, as (address, count): every byte of the content, in the fewest reads.
+
+        The part that holds the vector block comes last, on its own, since it is written last.
+        """
+        vector = self.vector_block, self.vector_block + self._step(self.vector_address)
+        body: list[tuple[int, int]] = []
+        tail: list[tuple[int, int]] = []
+        for seg in self.content.segments:
+            cuts = [seg.address, seg.end]
+            if self.erases_vector_sector:
+                cuts += [v for v in vector if seg.address < v < seg.end]
+            cuts.sort()
+            for lo, hi in pairwise(cuts):
+                special = self.erases_vector_sector and vector[0] <= lo < vector[1]
+                (tail if special else body).extend(_pieces(lo, hi, self.chip.read_max_bytes))
+        return tuple(body + tail)
+
+    def estimate_s(self, baud: int, *, turnaround_s: float = 0.0) -> float:
+        """Seconds on the wire, for typical erase times: erase, keep, write and read back."""
+        frame_s = 11 / baud
+        wire = sum(12 + len(b.data) for b in self.blocks()) + sum(12 + n for _, n in self.reads())
+        wire += sum(12 + n for r in self.outside for _, n in _pieces(r.start, r.end, self.chip.read_max_bytes))
+        turns = TURNAROUNDS * (len(self.blocks()) + len(self.reads()))
+        return wire * frame_s + turns * turnaround_s + sum(s.erase_typ_s for s in self.erase)
+
+    @property
+    def erase_bytes(self) -> int:
+        return sum(s.size_bytes for s in self.erase)
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(len(b.data) for b in self.blocks())
+
+    @property
+    def outside_bytes(self) -> int:
+        return sum(r.size for r in self.outside)
+
+
+def make_plan(
+    image: Image,
+    chip: Chip,
+    flash: FlashMap,
+    proven: Iterable[SectorProven] = (),
+    content: Image | None = None,
+) -> Plan:
+    """Plan to have ``image`` in ``flash``. ``proven``: sectors that an interrupted run journaled as proven; each counts only
+    if its digest is that of the content wanted now. ``content``: the image with kept bytes, once they are known.
+
+    Raises ``ImageDoesNotFit`` naming the first range that is not flash of this chip.
+    """
+    for seg in image.segments:
+        if not flash.covers(seg.address, seg.end):
+            raise ImageDoesNotFit(
+                f"the image has bytes at {seg.address:#010x}..{seg.end - 1:#010x}, and the flash of {chip.title} is "
+                f"{flash.base:#010x}..{flash.base + flash.size_bytes - 1:#010x} ({flash.size_bytes // 1024} KiB, "
+                f"layout {flash.layout})",
+                start=seg.address,
+                end=seg.end,
+                flash_base=flash.base,
+                flash_bytes=flash.size_bytes,
+            )
+    wanted = content or image
+    touched = [s for s in flash.sectors if any(seg.address < s.end and s.address < seg.end for seg in image.segments)]
+    vector = flash.base if image.start <= flash.base < image.end else image.start
+    plan = Plan(chip, flash, image, wanted, (), (), (), vector)
+    digests = {(p.address, p.size_bytes): p.digest for p in proven}
+    done = [s for s in touched if digests.get((s.address, s.size_bytes)) == plan.sector_digest(s)]
+    if any(s not in done for s in touched):
+        # Whatever changes, the vector-table sector changes with it: it goes first and comes back last.
+        done = [s for s in done if not s.address <= vector < s.end]
+    erase = sorted((s for s in touched if s not in done), key=lambda s: (not s.address <= vector < s.end, s.address))
+    outside = _gaps(erase, image) if content is None else []
+    return Plan(chip, flash, image, wanted, tuple(erase), tuple(done), tuple(outside), vector)
+
+
+def _gaps(sectors: Iterable[Sector], image: Image) -> list[Range]:
+    """The parts of ``sectors`` that hold no byte of the image, by address, joined where they touch."""
+    found: list[Range] = []
+    for sector in sorted(sectors, key=lambda s: s.address):
+        at = sector.address
+        for seg in image.segments:
+            if seg.end <= at or seg.address >= sector.end:
+                continue
+            if seg.address > at:
+                found.append(Range(at, seg.address))
+            at = min(seg.end, sector.end)
+        if at < sector.end:
+            found.append(Range(at, sector.end))
+    joined: list[Range] = []
+    for gap in found:
+        if joined and joined[-1].end == gap.start:
+            joined[-1] = Range(joined[-1].start, gap.end)
+        else:
+            joined.append(gap)
+    return joined
+
+
+def _pieces(start: int, end: int, most: int) -> list[tuple[int, int]]:
+    return [(at, min(most, end - at)) for at in range(start, end, most)]
