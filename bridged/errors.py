@@ -131,6 +131,10 @@ class PortGone(LinkError):
     retryable = True
 
 
+class PortForbidden(LinkError):
+    code = "PORT_FORBIDDEN"
+
+
 class ParityUnavailable(LinkError):
     code = "PARITY_UNAVAILABLE"
 
@@ -334,6 +338,12 @@ class UnknownVerb(RequestError):
     code = "UNKNOWN_VERB"
 
 
+class ForeignProtocol(RequestError):
+    """The peer speaks HTTP, TLS or SSH to the line protocol."""
+
+    code = "FOREIGN_PROTOCOL"
+
+
 class NotAllowed(RequestError):
     code = "NOT_ALLOWED"
 
@@ -416,6 +426,11 @@ HINTS: dict[str, Hint] = {
     "PORT_GONE": Hint(
         "The serial device vanished or was never there: unplugged, not powered, renamed.",
         "Plug it in again; use a name under /dev/serial/by-id or a udev link, which does not change.",
+    ),
+    "PORT_FORBIDDEN": Hint(
+        "The account that bridged runs as may not open the serial device, or the sandbox of its unit hides it.",
+        "Add the account to group `dialout` (unit: `SupplementaryGroups=dialout`); with `DevicePolicy=closed` also "
+        "`DeviceAllow=char-ttyUSB rw` (or char-ttyAMA, char-ttyACM, char-ttyS).",
     ),
     "PARITY_UNAVAILABLE": Hint(
         "The driver of this port dropped even parity without an error; the mini UART of a Raspberry Pi has no parity.",
@@ -540,6 +555,10 @@ HINTS: dict[str, Hint] = {
     "REQUEST": Hint("The request cannot be served.", "See the message."),
     "BAD_REQUEST": Hint("An argument is missing, unknown or out of range.", "`HELP VERB` shows what is expected."),
     "UNKNOWN_VERB": Hint("There is no such verb.", "`HELP` lists the verbs."),
+    "FOREIGN_PROTOCOL": Hint(
+        "A browser, a TLS client or another program was pointed at the port of the line protocol.",
+        "Speak to it with `bridged` or `nc`; metrics are on a port of their own (7102).",
+    ),
     "NOT_ALLOWED": Hint("Policy forbids this.", "The message says which rule."),
     "TOO_LARGE": Hint("The request exceeds a limit.", "The message names the limit."),
     "TOO_MANY": Hint("Too many connections or requests at once.", "Wait and try again."),
