@@ -1,15 +1,35 @@
 """What was configured: one TOML file, read into frozen dataclasses.
 
 The dataclasses below are the reference: each field has its default, its limits and one sentence of help in its metadata, from
-which the validator and the reference documentation work. All mistakes of a file are reported at once, each with line,
-column, what is allowed and the nearest known name.
+which the validator (``load``) and the commented reference configuration (``reference``) work. A new option is a new field
+here and nothing else in this module.
+
+All mistakes of a file are reported at once, each with line, column, what is allowed and the nearest known name. ``tomllib``
+tells positions of syntax errors only, so ``_places`` scans the text a second time for where each key stands; it runs on
+text that ``tomllib`` has accepted, and is therefore allowed to be lenient.
+
+This module knows nothing of chips, ports or GPIO: whether a chip exists is asked of ``check_chip``, which the caller gives;
+whether a device exists is not asked at all, because a target may be plugged in later.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import difflib
+import ipaddress
+import json
+import math
+import re
+import textwrap
+import tomllib
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bridged.errors import ConfigError
 
 
 def _f(
@@ -20,9 +40,21 @@ def _f(
     high: float | None = None,
     choices: tuple[Any, ...] = (),
     kind: str = "",
+    required: bool = False,
+    example: Any = None,
 ) -> Any:
-    """One configuration field. ``kind``: how a string is checked (``listen``, ``path``, ``line``, ``chip`` …)."""
-    meta = {"help": help, "low": low, "high": high, "choices": choices, "kind": kind}
+    """One configuration field. ``kind``: how a string is checked (``listen``, ``path``, ``socket``, ``line``, ``chip``,
+    ``sequence``); ``low`` and ``high``: limits of a number, or of the length of a string; ``example``: shown in the reference
+    where the default would say nothing."""
+    meta = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "kind": kind,
+        "required": required,
+        "example": example,
+    }
     if (isinstance(default, type) and dataclasses.is_dataclass(default)) or default in (dict, list):
         return field(default_factory=default, metadata=meta)
     return field(default=default, metadata=meta)
@@ -37,7 +69,7 @@ class Gateway:
 @dataclass(frozen=True, slots=True)
 class Api:
     listen: str = _f("127.0.0.1:7100", "Line protocol, HOST:PORT; loopback only; empty: off.", kind="listen")
-    socket: str = _f("", "Unix socket of the line protocol; empty: $RUNTIME_DIRECTORY/bridged.sock.", kind="path")
+    socket: str = _f("", "Unix socket of the line protocol; empty: $RUNTIME_DIRECTORY/bridged.sock.", kind="socket")
     metrics: str = _f("127.0.0.1:7102", "Prometheus metrics, HOST:PORT; loopback only; empty: off.", kind="listen")
     connections: int = _f(1000, "Most connections at once, all listeners together.", low=1, high=65536)
     idle_timeout_s: float = _f(300.0, "A client that says nothing for so long is closed.", low=1, high=86400)
@@ -66,15 +98,17 @@ class Lines:
     nrst: str = _f("", "The line that drives NRST; empty: not wired.", kind="line")
     boot0: str = _f("", "The line that drives BOOT0; empty: not wired; by-hand: held high by a person.", kind="line")
     power: str = _f("", "The line that switches the supply; empty: not wired.", kind="line")
-    socket: str = _f("", "kind = socket: path of the Unix stream socket of the line box.", kind="path")
+    socket: str = _f("", "kind = socket: path of the Unix stream socket of the line box.", kind="socket")
     nrst_active_low: bool = _f(True, "Electrically low holds the target in reset.")
     nrst_open_drain: bool = _f(True, "gpio: drive NRST low or let it float, never push it high.")
     boot0_active_low: bool = _f(False, "Electrically low selects the loader (a transistor in between).")
     power_active_low: bool = _f(False, "Electrically low switches the supply on.")
     reset_s: float = _f(0.02, "How long NRST is held low.", low=0.0001, high=10)
     boot0_setup_s: float = _f(0.005, "From BOOT0 to the release of NRST, at least.", low=0, high=10)
-    enter: list[str] = _f(list, "Own sequence into the loader: boot0=0|1, nrst=0|1, power=0|1 (levels), wait=SECONDS.")
-    leave: list[str] = _f(list, "Own sequence into the application, as `enter`.")
+    enter: list[str] = _f(
+        list, "Own sequence into the loader: boot0=0|1, nrst=0|1, power=0|1 (levels), wait=SECONDS.", kind="sequence"
+    )
+    leave: list[str] = _f(list, "Own sequence into the application, as `enter`.", kind="sequence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +122,21 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    port: str = _f("", "Serial device; use a stable name (/dev/serial/by-id/..., /dev/ttyAMA0).", kind="path")
+    port: str = _f(
+        "",
+        "Serial device; use a stable name (/dev/serial/by-id/..., /dev/ttyAMA0).",
+        kind="path",
+        required=True,
+        example="/dev/ttyAMA0",
+    )
     chip: str = _f("", "Expected chip: a name (F756), or a product id (0x449); empty: any known.", kind="chip")
     baud: int = _f(115200, "First baud rate tried with the loader.", low=1200, high=1000000)
     flash_kib: int = _f(0, "Flash size where the chip does not tell; 0: ask the chip.", low=0, high=16384)
     layout: str = _f("", "Sector layout where option bits decide or the table is unsure; empty: ask the chip.")
     startup_s: float = _f(0.0, "From reset to the listening loader; 0: the table's value.", low=0, high=60)
-    shares: list[str] = _f(list, "Names of targets that share UART, NRST, BOOT0 or power; they run one at a time.")
+    shares: list[str] = _f(
+        list, "Names of targets that share UART, NRST, BOOT0 or power; they run one at a time.", kind="target"
+    )
     lines: Lines = _f(Lines, "Control lines.")
     application: Application = _f(Application, "The application's side of the UART.")
 
@@ -106,3 +148,560 @@ class Config:
     store: Store = _f(Store, "Staged images.")
     jobs: Jobs = _f(Jobs, "Queue and journal.")
     targets: dict[str, Target] = _f(dict, "One table for each target: [targets.NAME].")
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+LIMIT_BYTES = 1 << 20  # A thousand targets with every option set are a third of this; more is not a configuration.
+TARGET_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
+
+KeyPath = tuple[str, ...]
+ChipCheck = Callable[[str, str], Iterable[tuple[str, str]]]
+"""Given the ``chip`` and ``layout`` of a target: yields (key, what is wrong with it). Its owner knows the chips; we do not."""
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One mistake of a configuration file; ``line`` and ``column`` count from 1."""
+
+    file: str
+    line: int
+    column: int
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}"
+        return f"{where}: {self.key}: {self.text}" if self.key else f"{where}: {self.text}"
+
+
+class InvalidConfig(ConfigError):
+    """Everything that is wrong with one configuration file, in the order of its lines."""
+
+    def __init__(self, file: str, mistakes: Iterable[Mistake]) -> None:
+        self.errors = tuple(sorted(set(mistakes), key=lambda m: (m.line, m.column, m.key, m.text)))
+        first = self.errors[0]
+        count = len(self.errors)
+        head = f"reading the configuration {file}: {count} mistake{'s' if count > 1 else ''}"
+        super().__init__(
+            "\n".join([head, *(f"  {mistake}" for mistake in self.errors)]),
+            file=file,
+            mistakes=count,
+            line=first.line,
+            column=first.column,
+            key=first.key,
+        )
+
+
+def load(source: str | Path, *, check_chip: ChipCheck | None = None) -> Config:
+    """The configuration in ``source``: a ``Path`` to a file, or the TOML text itself.
+
+    Raises ``InvalidConfig`` (a ``ConfigError``) that names every mistake; ``ConfigError`` when the file cannot be read.
+    """
+    file, text = _read(source)
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InvalidConfig(file, [_syntax_mistake(file, text, error)]) from error
+    loader = _Loader(file, _places(text))
+    config = loader.table(Config, data, ())
+    loader.cross_check(config, check_chip)
+    if loader.mistakes:
+        raise InvalidConfig(file, loader.mistakes)
+    return config
+
+
+def warnings(config: Config) -> list[str]:
+    """What is allowed but probably not meant, one sentence each."""
+    found = [] if config.targets else ["no target is configured: add a table [targets.NAME]"]
+    for name, target in config.targets.items():
+        lines = target.lines
+        if lines.boot0 and lines.boot0 != BY_HAND and not (lines.nrst or lines.power):
+            found.append(
+                f"targets.{name}.lines: boot0 is wired but neither nrst nor power; a chip looks at BOOT0 only while it leaves"
+                " reset, so somebody has to reset it by hand for each job"
+            )
+        if re.fullmatch(r"/dev/tty(USB|ACM)\d+", target.port):
+            found.append(
+                f"targets.{name}.port: {target.port} is numbered in the order of plugging in; take its name under"
+                " /dev/serial/by-id"
+            )
+    return found
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    if isinstance(source, str):
+        return "configuration", source
+    try:
+        with source.open("rb") as stream:
+            raw = stream.read(LIMIT_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"reading the configuration {source}: {error.strerror or error}", file=str(source)) from error
+    if len(raw) > LIMIT_BYTES:
+        raise ConfigError(f"reading the configuration {source}: larger than {LIMIT_BYTES} bytes", file=str(source))
+    try:
+        return str(source), raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        column = error.start - raw.rfind(b"\n", 0, error.start)
+        text = f"byte {raw[error.start]:#04x} is not UTF-8; TOML files are"
+        raise InvalidConfig(str(source), [Mistake(str(source), line, column, "", text)]) from error
+
+
+def _syntax_mistake(file: str, text: str, error: Exception) -> Mistake:
+    """tomllib says where in words only: "... (at line 3, column 5)" or "... (at end of document)"."""
+    if isinstance(error, RecursionError):
+        return Mistake(file, 1, 1, "", "arrays or tables are nested too deeply")
+    said = str(error)
+    found = re.search(r"\s*\(at line (\d+), column (\d+)\)", said)
+    if found:
+        return Mistake(file, int(found[1]), int(found[2]), "", f"not valid TOML: {said[: found.start()]}")
+    lines = text.split("\n")
+    return Mistake(file, len(lines), len(lines[-1]) + 1, "", f"not valid TOML: {said}")
+
+
+# --- where each key stands --------------------------------------------------------------------------------------------
+
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_SPACE = re.compile(r"[ \t]*")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_STRING = re.compile(
+    r"""\"{3}(?:\\.|"{1,2}(?!")|[^"\\])*"{3,5}|'{3}(?:'{1,2}(?!')|[^'])*'{3,5}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'""", re.DOTALL
+)
+_SCALAR = re.compile(r"[^,\]}\n#]*")
+
+
+def _places(text: str) -> dict[KeyPath, tuple[int, int]]:
+    """Line and column of every key, table header and array item (its index as text) of valid TOML."""
+    scanner = _Scanner(text)
+    scanner.document()
+    newlines = [at for at, char in enumerate(text) if char == "\n"]
+
+    def place(offset: int) -> tuple[int, int]:
+        line = bisect.bisect_left(newlines, offset)
+        return line + 1, offset - (newlines[line - 1] if line else -1)
+
+    return {path: place(offset) for path, offset in scanner.offsets.items()}
+
+
+class _Scanner:
+    """Walks over TOML that is known to be valid and notes the offset of the first mention of each key."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.replace("\r\n", " \n")  # as tomllib does, with the offsets kept
+        self.at = 0
+        self.offsets: dict[KeyPath, int] = {}
+
+    def document(self) -> None:
+        table: KeyPath = ()
+        while self._skip(_BLANK) < len(self.text):
+            if self.text[self.at] == "[":
+                brackets = 2 if self.text.startswith("[[", self.at) else 1
+                self.at += brackets
+                table = self._key(())
+                self.at += brackets
+            else:
+                self._pair(table)
+
+    def _pair(self, table: KeyPath) -> None:
+        path = self._key(table)
+        self.at += 1  # =
+        self._skip(_SPACE)
+        self._value(path)
+
+    def _key(self, table: KeyPath) -> KeyPath:
+        path = table
+        while True:
+            start = self._skip(_SPACE)
+            if quoted := _STRING.match(self.text, start):
+                # Only tomllib knows all escapes.
+                part = str(tomllib.loads(f"key = {quoted[0]}")["key"])
+                self.at = quoted.end()
+            else:
+                self._skip(_BARE_KEY)
+                part = self.text[start : self.at]
+            path = (*path, part)
+            self.offsets.setdefault(path, start)
+            self._skip(_SPACE)
+            if self.text[self.at : self.at + 1] != ".":
+                return path
+            self.at += 1
+
+    def _value(self, path: KeyPath) -> None:
+        match self.text[self.at : self.at + 1]:
+            case "[":
+                for index in self._items("]"):
+                    item = (*path, str(index))
+                    self.offsets.setdefault(item, self.at)
+                    self._value(item)
+            case "{":
+                for _ in self._items("}"):
+                    self._pair(path)
+            case '"' | "'":
+                self._skip(_STRING)
+            case _:
+                self._skip(_SCALAR)
+
+    def _items(self, closing: str) -> Iterator[int]:
+        """Stops before each item; the caller walks over it."""
+        self.at += 1
+        index = 0
+        while self._skip(_BLANK) < len(self.text) and self.text[self.at] != closing:
+            yield index
+            index += 1
+            if self._skip(_BLANK) < len(self.text) and self.text[self.at] == ",":
+                self.at += 1
+        self.at += 1
+
+    def _skip(self, what: re.Pattern[str]) -> int:
+        if found := what.match(self.text, self.at):
+            self.at = found.end()
+        return self.at
+
+
+# --- what is allowed --------------------------------------------------------------------------------------------------
+
+BY_HAND = "by-hand"
+_LINE_NAMES = ("nrst", "boot0", "power")
+_MODEM_LINES = ("dtr", "rts", "!dtr", "!rts")
+_LOOPBACK_ONLY = (
+    "only loopback can be bound (127.0.0.1, [::1], localhost): beyond it nothing answers without authentication, and there is"
+    " none yet; for a remote client forward the port with ssh -L"
+)
+
+
+class _Loader:
+    """Builds dataclasses from tables; a wrong value is noted and replaced by its default, so that the rest is checked too."""
+
+    def __init__(self, file: str, places: Mapping[KeyPath, tuple[int, int]]) -> None:
+        self.file = file
+        self.places = places
+        self.mistakes: list[Mistake] = []
+        self.wrong: set[KeyPath] = set()
+
+    def note(self, path: KeyPath, text: str) -> None:
+        # The key itself may be absent (something required is missing): then the nearest table around it is shown.
+        place = next((self.places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.places), (1, 1))
+        self.wrong.add(path)
+        self.mistakes.append(Mistake(self.file, *place, _dotted(path), text))
+
+    def table(self, cls: type[C], data: Mapping[str, Any], path: KeyPath) -> C:
+        fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+        kinds = typing.get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for key in data:
+            if key not in fields:
+                self.note((*path, key), f"no such key{_did_you_mean(key, fields)}; known here: {', '.join(fields)}")
+        for name, spec in fields.items():
+            if name in data:
+                self._field(kinds[name], spec.metadata, data[name], (*path, name), values)
+            elif spec.metadata["required"]:
+                self.note((*path, name), f"is required: {spec.metadata['help']}")
+        return cls(**values)
+
+    def _field(self, kind: Any, meta: Mapping[str, Any], value: Any, path: KeyPath, values: dict[str, Any]) -> None:
+        """Puts the value into ``values`` when it is right."""
+        name = path[-1]
+        if dataclasses.is_dataclass(kind) or kind == dict[str, Target]:
+            if not isinstance(value, dict):
+                self.note(path, f"must be a table, not {_shown(value)}")
+            elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                values[name] = self.table(kind, value, path)
+            else:
+                values[name] = self._targets(value, path)
+        elif kind == list[str]:
+            if not isinstance(value, list):
+                self.note(path, f"must be a list of strings, not {_shown(value)}")
+                return
+            bad = [(index, text) for index, item in enumerate(value) if (text := _wrong_item(item, meta))]
+            for index, text in bad:
+                self.note((*path, str(index)), text)
+            if not bad:
+                values[name] = value
+        elif text := _wrong_value(kind, meta, value):
+            self.note(path, text)
+        else:
+            values[name] = float(value) if kind is float else value
+
+    def _targets(self, data: Mapping[str, Any], path: KeyPath) -> dict[str, Target]:
+        found: dict[str, Target] = {}
+        for name, value in data.items():
+            here = (*path, name)
+            if not TARGET_NAME.fullmatch(name):
+                self.note(here, "not a name for a target: 1 to 32 of A-Z a-z 0-9 _ -")
+            if isinstance(value, dict):
+                found[name] = self.table(Target, value, here)
+            else:
+                self.note(here, f"must be a table, not {_shown(value)}; write [targets.{name}]")
+        return found
+
+    # --- rules about more than one value
+
+    def cross_check(self, config: Config, check_chip: ChipCheck | None) -> None:
+        api, store = config.api, config.store
+        if api.listen and api.listen == api.metrics and not api.listen.endswith(":0"):
+            self.note(("api", "metrics"), f"{api.metrics} is taken by api.listen already")
+        if store.image_limit_mib > store.limit_mib:
+            self.note(("store", "image_limit_mib"), f"exceeds store.limit_mib, which is {store.limit_mib}")
+        for name, target in config.targets.items():
+            path = ("targets", name)
+            if not target.port and not {(*path, "port"), path} & self.wrong:
+                self.note((*path, "port"), "must not be empty")
+            self._lines(target.lines, (*path, "lines"))
+            if check_chip is not None and not {(*path, "chip"), (*path, "layout")} & self.wrong:
+                for key, text in check_chip(target.chip, target.layout):
+                    self.note((*path, key), text)
+        self._sharing(config.targets)
+
+    def _lines(self, lines: Lines, path: KeyPath) -> None:
+        if (*path, "kind") in self.wrong:
+            return  # Whatever is said of the lines depends on it.
+        for name in _LINE_NAMES:
+            value = getattr(lines, name)
+            if value and (*path, name) not in self.wrong and (text := _wrong_line(lines.kind, name, value)):
+                self.note((*path, name), text)
+        if lines.kind == "socket" and not lines.socket and (*path, "socket") not in self.wrong:
+            self.note((*path, "socket"), 'is required with kind = "socket": path of the Unix stream socket of the line box')
+        if lines.kind != "socket" and lines.socket:
+            self.note((*path, "socket"), f'has a meaning only with kind = "socket"; here kind is "{lines.kind}"')
+        for key in ("enter", "leave"):
+            for index, item in enumerate(getattr(lines, key)):
+                name = item.partition("=")[0].strip()
+                if name in _LINE_NAMES and getattr(lines, name) in ("", BY_HAND):
+                    self.note((*path, key, str(index)), f"drives {name}, but {name} is not wired")
+
+    def _sharing(self, targets: Mapping[str, Target]) -> None:
+        for name, target in targets.items():
+            for index, other in enumerate(target.shares):
+                path = ("targets", name, "shares", str(index))
+                if other == name:
+                    self.note(path, "a target cannot share with itself")
+                elif other not in targets:
+                    self.note(path, f"no such target{_did_you_mean(other, targets)}")
+                elif name not in targets[other].shares and ("targets", other, "shares") not in self.wrong:
+                    self.note(path, f'{other} must say so too: add shares = ["{name}"] to targets.{other}')
+        users: dict[str, list[str]] = {}
+        for name, target in targets.items():
+            for thing in sorted(_things(target)):
+                users.setdefault(thing, []).append(name)
+        for thing, names in users.items():
+            for name in names[1:]:
+                first = targets[names[0]]
+                if names[0] not in targets[name].shares and name not in first.shares:
+                    self.note(
+                        ("targets", name),
+                        f"uses {thing}, as targets.{names[0]} does: both must declare it, here"
+                        f' shares = ["{names[0]}"] and there shares = ["{name}"]',
+                    )
+
+
+def _things(target: Target) -> set[str]:
+    """What of the gateway this target occupies, in words. Modem lines belong to the port and need no name of their own."""
+    lines = target.lines
+    found = {f"port {target.port}"} if target.port else set()
+    if lines.kind == "gpio":
+        found |= {f"line {v}" for n in _LINE_NAMES if (v := getattr(lines, n)) not in ("", BY_HAND)}
+    if lines.kind == "socket" and lines.socket:
+        found.add(f"line box {lines.socket}")
+    return found
+
+
+def _wrong_value(kind: Any, meta: Mapping[str, Any], value: Any) -> str:
+    """What is wrong with a scalar, or an empty string. In TOML true is not 1, so neither here."""
+    choices, low, high = meta["choices"], meta["low"], meta["high"]
+    right = (
+        isinstance(value, kind)
+        if kind in (bool, str)
+        else isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    )
+    if choices:
+        if right and value in choices:
+            return ""
+        guess = _did_you_mean(value, choices) if isinstance(value, str) else ""
+        return f"{_shown(value)} is not one of {', '.join(map(json.dumps, choices))}{guess}"
+    if not right:
+        return f"must be {_wanted(kind, low, high)}, not {_shown(value)}"
+    if kind is str:
+        if high is not None and len(value) > high:
+            return f"is longer than {high:g} characters"
+        return _STRINGS.get(meta["kind"], _wrong_text)(value)
+    if kind is not bool and (
+        not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high)
+    ):
+        return f"must be {_wanted(kind, low, high)}, not {_shown(value)}"
+    return ""
+
+
+def _wanted(kind: Any, low: float | None, high: float | None) -> str:
+    word = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}[kind]
+    return f"{word} from {low:.15g} to {high:.15g}" if kind in (int, float) and low is not None and high is not None else word
+
+
+def _wrong_text(value: str) -> str:
+    return "" if value.isprintable() else "has characters that cannot be printed"
+
+
+def _wrong_path(value: str) -> str:
+    if value and not value.startswith("/"):
+        return f"{_shown(value)} is not an absolute path; what it means would depend on where the daemon was started"
+    return _wrong_text(value)
+
+
+def _wrong_socket(value: str) -> str:
+    # sun_path of unix(7) has 108 bytes with its final NUL.
+    return (
+        "is longer than the 107 bytes that the path of a Unix socket may have"
+        if len(value.encode()) > 107
+        else _wrong_path(value)
+    )
+
+
+def _wrong_listen(value: str) -> str:
+    if not value:
+        return ""
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        return (
+            f"{_shown(value)} is not HOST:PORT with a port from 0 (any that is free) to 65535, as 127.0.0.1:7100 or [::1]:7100"
+        )
+    if host == "localhost":
+        return ""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        return f"{host!r} is not an address; {_LOOPBACK_ONLY}"
+    if address.version == 6 and bare == host:
+        return f"write the IPv6 address in brackets: [{host}]:{port}"
+    return "" if address.is_loopback else f"{host}: {_LOOPBACK_ONLY}"
+
+
+_STRINGS: dict[str, Callable[[str], str]] = {"path": _wrong_path, "socket": _wrong_socket, "listen": _wrong_listen}
+
+
+def _wrong_line(kind: str, name: str, value: str) -> str:
+    if name == "boot0" and value == BY_HAND:
+        return ""
+    match kind:
+        case "none":
+            return 'names a line, but kind is "none"; say kind = "gpio", "modem" or "socket"'
+        case "modem":
+            if value in _MODEM_LINES:
+                return ""
+            return (
+                f"{_shown(value)} is not one of {', '.join(map(json.dumps, _MODEM_LINES))}{_did_you_mean(value, _MODEM_LINES)}"
+            )
+        case "socket":
+            # The line box knows its lines by these names; the setting only says that this one is wired.
+            return (
+                "" if value == name else f'{_shown(value)}: a line box calls this line "{name}"; write that, or "" if not wired'
+            )
+    pin = re.fullmatch(r"pin:(\d+)", value)
+    if pin:
+        return "" if 1 <= int(pin[1]) <= 40 else f"the header has pins 1 to 40, not {pin[1]}"
+    if re.fullmatch(r"[^\s:]+:\d{1,4}|[^\s:]+", value):
+        return ""
+    return f"{_shown(value)} is not a line: GPIO17 (its name), pin:11 (of the header), or LABEL:OFFSET"
+
+
+def _wrong_item(item: Any, meta: Mapping[str, Any]) -> str:
+    if not isinstance(item, str):
+        return f"must be a string, not {_shown(item)}"
+    if meta["kind"] != "sequence":
+        return _wrong_text(item)
+    name, equals, value = (part.strip() for part in item.partition("="))
+    if equals and name in _LINE_NAMES and value in ("0", "1"):
+        return ""
+    if equals and name == "wait":
+        if re.fullmatch(r"\d{1,2}(\.\d{1,6})?", value) and float(value) <= 10:
+            return ""
+        return f"{_shown(item)}: wait takes 0 to 10 seconds, as wait=0.05"
+    guess = _did_you_mean(name, (*_LINE_NAMES, "wait"))
+    return f"{_shown(item)} is not a step{guess}; steps are boot0=0|1, nrst=0|1, power=0|1 and wait=SECONDS"
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else "a list"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _dotted(path: KeyPath) -> str:
+    """As in TOML, with the place in an array in brackets: ``targets.m1.lines.enter[2]``."""
+    text = ""
+    for part in path:
+        if part.isdigit() and text:
+            text += f"[{part}]"
+        else:
+            shown = part if _BARE_KEY.fullmatch(part) else json.dumps(part)
+            text += f".{shown}" if text else shown
+    return text
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+_HEAD = """\
+Reference configuration of bridged: every setting with its default. Generated from bridged/config.py; change it there.
+A setting that is commented out has the value that is shown. Read by `bridged serve --config FILE`; `bridged check-config
+FILE` lists every mistake at once. SIGHUP (`systemctl reload bridged`) reads it again.
+Ready examples for a Raspberry Pi with three NUCLEO boards are in config/examples/.
+"""
+
+
+def reference() -> str:
+    """The commented reference configuration. It is valid, and equal to an empty file."""
+    out = [_comment(_HEAD)]
+    for spec in dataclasses.fields(Config):
+        kind = typing.get_type_hints(Config)[spec.name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            out.append(f"\n# {spec.metadata['help']}\n[{spec.name}]\n{_settings(kind)}")
+        else:
+            out.append("\n" + _comment(f"{spec.metadata['help']} {_NAME_RULE}") + _example_table(Target, "targets.motor1"))
+    return "".join(out)
+
+
+_NAME_RULE = "NAME: 1 to 32 of A-Z a-z 0-9 _ -. A target whose device is absent is picked up when it appears."
+
+
+def _example_table(cls: type[Any], name: str) -> str:
+    tables = [s for s in dataclasses.fields(cls) if dataclasses.is_dataclass(typing.get_type_hints(cls)[s.name])]
+    out = [f"#[{name}]\n{_settings(cls)}"]
+    for spec in tables:
+        kind = typing.get_type_hints(cls)[spec.name]
+        doc = kind.__doc__ or ""
+        about = "" if doc.startswith(f"{kind.__name__}(") else _comment(" ".join(doc.replace("``", "`").split()))
+        out.append(f"\n{about or _comment(spec.metadata['help'])}{_example_table(kind, f'{name}.{spec.name}')}")
+    return "".join(out)
+
+
+def _settings(cls: type[Any]) -> str:
+    out = []
+    for spec in dataclasses.fields(cls):
+        meta, kind = spec.metadata, typing.get_type_hints(cls)[spec.name]
+        if dataclasses.is_dataclass(kind):
+            continue
+        limits = ""
+        if meta["choices"]:
+            limits = f" One of {', '.join(map(json.dumps, meta['choices']))}."
+        elif kind in (int, float) and meta["low"] is not None:
+            limits = f" {meta['low']:.15g} to {meta['high']:.15g}."
+        elif meta["high"] is not None:
+            limits = f" At most {meta['high']} characters."
+        value = spec.default if spec.default is not dataclasses.MISSING else []
+        value = value if meta["example"] is None else meta["example"]
+        note = " Required." if meta["required"] else ""
+        out.append(f"{_comment(meta['help'] + limits + note)}#{spec.name} = {json.dumps(value)}\n")
+    return "".join(out)
+
+
+def _comment(text: str) -> str:
+    lines = textwrap.wrap(" ".join(text.split()), 100, break_long_words=False, break_on_hyphens=False)
+    return "".join(f"# {line}\n" for line in lines)

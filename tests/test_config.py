@@ -1,0 +1,381 @@
+"""The configuration: what is accepted, and that every mistake is told at once with its place and what would be right."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridged import config
+from bridged.config import Config, InvalidConfig
+from bridged.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((ROOT / "config" / "examples").glob("*.toml"))
+
+
+def mistakes(text: str) -> list[str]:
+    """Every mistake of ``text`` as ``LINE:COLUMN: KEY: WHAT``."""
+    with pytest.raises(InvalidConfig) as caught:
+        config.load(text)
+    return [str(mistake).removeprefix("configuration:") for mistake in caught.value.errors]
+
+
+def check(text: str, *expected: str) -> None:
+    """The mistakes of ``text`` are exactly ``expected`` (each the beginning of one, ``…`` standing for anything between)."""
+    found = mistakes(text)
+    patterns = [re.escape(line).replace("…", ".*") for line in expected]
+    assert len(found) == len(expected), found
+    for line, pattern in zip(found, patterns, strict=True):
+        assert re.match(pattern, line), (line, pattern)
+
+
+# --- what is accepted
+
+
+def test_an_empty_file_is_all_defaults() -> None:
+    assert config.load("") == Config()
+    assert Config().api.listen == "127.0.0.1:7100"
+
+
+def test_values_arrive_typed() -> None:
+    loaded = config.load(
+        """
+        gateway.name = "bench"
+        [api]
+        listen = "[::1]:0"
+        metrics = ""
+        idle_timeout_s = 5
+        [targets.m1]
+        port = "/dev/ttyAMA0"
+        lines = { kind = "gpio", nrst = "pin:11", boot0 = "pinctrl-rp1:27", enter = [
+            "boot0=1", "nrst = 0", "wait=0.01", "nrst=1"] }
+        [targets."m-2".lines]
+        kind = "modem"
+        nrst = "!dtr"
+        boot0 = "by-hand"
+        [targets.m-2]
+        port = "/dev/ttyUSB0"
+        """
+    )
+    assert loaded.gateway.name == "bench"
+    assert loaded.api.idle_timeout_s == 5.0
+    assert isinstance(loaded.api.idle_timeout_s, float)
+    assert loaded.targets["m1"].lines.enter == ["boot0=1", "nrst = 0", "wait=0.01", "nrst=1"]
+    assert loaded.targets["m-2"].lines.nrst == "!dtr"
+    assert list(loaded.targets) == ["m1", "m-2"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_load_and_say_what_was_not_tried(path: Path) -> None:
+    loaded = config.load(path)
+    (target,) = loaded.targets.values()
+    assert target.lines.kind == "gpio"
+    assert target.lines.nrst
+    assert target.lines.boot0
+    assert target.lines.nrst_open_drain
+    assert config.warnings(loaded) == []
+    text = path.read_text()
+    for needed in ("Not tried on silicon", "disable-bt", "serial-getty", "Wiring"):
+        assert needed in text
+
+
+def test_there_are_the_three_examples() -> None:
+    assert [path.stem for path in EXAMPLES] == ["nucleo-f756zg", "nucleo-h743zi", "nucleo-l476rg"]
+
+
+# --- the reference
+
+
+def test_the_committed_reference_is_what_the_code_says() -> None:
+    committed = (ROOT / "config" / "bridged.toml").read_text()
+    assert committed == config.reference(), 'stale: run "make reference"'
+    assert config.load(committed) == Config()
+
+
+def test_the_reference_with_every_setting_switched_on_is_the_defaults() -> None:
+    text = re.sub(r"^#(?=[a-z\[])", "", config.reference(), flags=re.MULTILINE)
+    loaded = config.load(text)
+    assert loaded.targets == {"motor1": config.Target(port="/dev/ttyAMA0")}
+    assert (loaded.gateway, loaded.api, loaded.store, loaded.jobs) == (
+        config.Gateway(),
+        config.Api(),
+        config.Store(),
+        config.Jobs(),
+    )
+    assert text.count("\n") > 60
+
+
+# --- places
+
+
+def test_syntax_errors_have_a_place() -> None:
+    check('[api]\nlisten = "127', "2:…: not valid TOML: ")
+    check("[api]\nconnections = ", "2:15: not valid TOML: ")
+    check("a = [1,\n", "2:1: not valid TOML: ")
+    check("[api]\n[api]\n", "2:5: not valid TOML: ")
+
+
+def test_all_mistakes_come_at_once_with_their_places() -> None:
+    check(
+        """\
+[gatway]
+name = "x"
+
+[api]
+  connections = true   # not a number
+listen.port = 7100
+"idle_timeout_s" = "5"
+
+[targets.m1]
+prot = "/dev/ttyS0"
+baud = 115200.0
+lines = { kind = "gipo", "boot0" = "GPIO27" }
+
+[targets."a b"]
+port = "ttyS1"
+application = { listen_s = 61, parity = "even" }
+""",
+        "1:2: gatway: no such key; did you mean gateway?; known here: gateway, api, store, jobs, targets",
+        "5:3: api.connections: must be a whole number from 1 to 65536, not true",
+        "6:1: api.listen: must be a string, not a table",
+        '7:1: api.idle_timeout_s: must be a number from 1 to 86400, not "5"',
+        "9:10: targets.m1.port: is required",
+        "10:1: targets.m1.prot: no such key; did you mean port?",
+        "11:1: targets.m1.baud: must be a whole number from 1200 to 1000000, not 115200.0",
+        '12:11: targets.m1.lines.kind: "gipo" is not one of "gpio", "modem", "socket", "none"; did you mean gpio?',
+        '14:10: targets."a b": not a name for a target',
+        '15:1: targets."a b".port: "ttyS1" is not an absolute path',
+        '16:17: targets."a b".application.listen_s: must be a number from 0 to 60, not 61',
+        '16:32: targets."a b".application.parity: "even" is not one of "N", "E", "O"',
+    )
+
+
+def test_places_survive_awkward_toml() -> None:
+    text = (
+        '# comment with [table] and key = "x"\r\n'
+        '[ targets . "m\\u0031" ]   # m1\r\n'
+        'port = """\\\r\n'
+        '   /dev/[x]"" # not a comment\r\n'
+        "bad1 = 1\r\n"
+        '"""\r\n'
+        "bad2 = [ 1, # one ]\r\n"
+        "   [2, { a.b = '}' }],\r\n"
+        "]\r\n"
+        "'bad3'=1979-05-27 07:32:00\r\n"
+        "\tbad4 = '''it's'''''\r\n"
+    )
+    tomllib.loads(text)
+    places = config._places(text)
+    assert places["targets", "m1"] == (2, 13)
+    assert places["targets", "m1", "bad2", "1", "1", "a", "b"] == (8, 12)
+    check(
+        text,
+        "3:1: targets.m1.port: has characters that cannot be printed",
+        "7:1: targets.m1.bad2: no such key",
+        "10:1: targets.m1.bad3: no such key",
+        "11:2: targets.m1.bad4: no such key",
+    )
+
+
+KEYS = st.text(st.sampled_from('ab-_1 ."\\é'), min_size=1, max_size=4)
+LEAVES = st.one_of(st.integers(), st.booleans(), st.text(max_size=6), st.floats(allow_nan=False, allow_infinity=False))
+
+
+@given(st.dictionaries(KEYS, st.dictionaries(KEYS, st.lists(LEAVES, max_size=3) | LEAVES, max_size=3), max_size=3))
+def test_every_key_of_any_document_is_found_where_it_stands(data: dict[str, dict[str, object]]) -> None:
+    def show(value: object) -> str:
+        match value:
+            case list():
+                return "[ " + " ,\n# , ]\n".join(map(show, value)) + " ]"
+            case bool():
+                return str(value).lower()
+            case str():
+                return quote(value)
+            case _:
+                return repr(value)
+
+    lines: list[str] = []
+    expected: dict[tuple[str, ...], tuple[int, int]] = {}
+    for table, pairs in data.items():
+        lines.append(f"[{quote(table)}]")
+        expected[(table,)] = (len(lines), 2)
+        for key, value in pairs.items():
+            expected[table, key] = (len(lines) + 1, 3)
+            lines.extend(f"  {quote(key)} = {show(value)} # {key}".replace("\r", " ").split("\n"))
+    text = "\n".join(lines)
+    assert tomllib.loads(text) == data
+    places = config._places(text)
+    assert {path: place for path, place in places.items() if path in expected} == expected
+
+
+def quote(text: str) -> str:
+    return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+# --- rules
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        ("127.0.0.1:7100", ""),
+        ("127.9.8.7:1", ""),
+        ("localhost:65535", ""),
+        ("[::1]:7100", ""),
+        ("", ""),
+        ("0.0.0.0:7100", "0.0.0.0: only loopback can be bound…without authentication"),
+        ("[::]:7100", "[::]: only loopback"),
+        ("192.168.1.5:7100", "192.168.1.5: only loopback"),
+        ("::1:7100", "write the IPv6 address in brackets: [::1]:7100"),
+        ("gateway.local:7100", "'gateway.local' is not an address; only loopback"),
+        ("7100", '"7100" is not HOST:PORT'),
+        ("127.0.0.1:65536", '"127.0.0.1:65536" is not HOST:PORT'),
+        ("127.0.0.1:", '"127.0.0.1:" is not HOST:PORT'),
+        ("127.0.0.1:-1", '"127.0.0.1:-1" is not HOST:PORT'),
+        ("127.0.0.1:\u0661", '"127.0.0.1:\u0661" is not HOST:PORT'),
+    ],
+)
+def test_only_loopback_is_bound(value: str, wrong: str) -> None:
+    text = f'[api]\nlisten = "{value}"\n'
+    if wrong:
+        check(text, f"2:1: api.listen: {wrong}")
+    else:
+        assert config.load(text).api.listen == value
+
+
+@pytest.mark.parametrize(
+    ("lines", "wrong"),
+    [
+        ('kind = "gpio", nrst = "GPIO17", boot0 = "pin:13", power = "pinctrl-bcm2711:4"', ()),
+        ('kind = "gpio", nrst = "pin:41"', ("nrst: the header has pins 1 to 40, not 41",)),
+        ('kind = "gpio", nrst = "a:b"', ('nrst: "a:b" is not a line: GPIO17 (its name), pin:11',)),
+        ('kind = "gpio", nrst = "by-hand"', ()),
+        ('kind = "modem", nrst = "dtr", boot0 = "!rts"', ()),
+        ('kind = "modem", nrst = "DTR"', ('nrst: "DTR" is not one of "dtr", "rts", "!dtr", "!rts"',)),
+        ('kind = "modem", nrst = "!rst"', ("nrst: …; did you mean !rts?",)),
+        ('nrst = "GPIO17"', ('nrst: names a line, but kind is "none"',)),
+        ('boot0 = "by-hand"', ()),
+        ('kind = "socket"', ('socket: is required with kind = "socket"',)),
+        ('kind = "socket", socket = "/run/box", nrst = "nrst", boot0 = "boot0"', ()),
+        ('kind = "socket", socket = "/run/box", nrst = "GPIO1"', ('nrst: "GPIO1": a line box calls this line "nrst"',)),
+        ('kind = "gpio", socket = "/run/box"', ('socket: has a meaning only with kind = "socket"',)),
+        (f'kind = "socket", socket = "/{"x" * 107}"', ("socket: is longer than the 107 bytes",)),
+        ('kind = "gpio", nrst = "A", enter = ["nrst=0", "wait=0.1", "nrst=1"]', ()),
+        ('kind = "gpio", nrst = "A", enter = ["boot0=1"]', ("enter[0]: drives boot0, but boot0 is not wired",)),
+        (
+            'kind = "gpio", nrst = "A", leave = ["nrst=2", "wait=11", "rnst=0", 5, "wait=nan"]',
+            (
+                'leave[0]: "nrst=2" is not a step; did you mean nrst?',
+                'leave[1]: "wait=11": wait takes 0 to 10 seconds',
+                'leave[2]: "rnst=0" is not a step; did you mean nrst?',
+                "leave[3]: must be a string, not 5",
+                'leave[4]: "wait=nan": wait takes',
+            ),
+        ),
+        (
+            "reset_s = 0.0, boot0_setup_s = nan, nrst_active_low = 1",
+            (
+                "reset_s: must be a number from 0.0001 to 10, not 0.0",
+                "boot0_setup_s: must be a number from 0 to 10, not nan",
+                "nrst_active_low: must be true or false, not 1",
+            ),
+        ),
+    ],
+)
+def test_lines(lines: str, wrong: tuple[str, ...]) -> None:
+    text = f'[targets.m]\nport = "/dev/ttyS0"\nlines = {{ {lines} }}\n'
+    if wrong:
+        check(text, *(f"3:…: targets.m.lines.{line}" for line in wrong))
+    else:
+        assert config.load(text).targets["m"].port == "/dev/ttyS0"
+
+
+def two(a: str, b: str) -> str:
+    return f'[targets.a]\nport = "/dev/ttyS0"\n{a}\n[targets.b]\nport = "/dev/ttyS1"\n{b}\n'
+
+
+def test_what_is_shared_must_be_declared_by_both() -> None:
+    line = 'lines = { kind = "gpio", nrst = "GPIO17" }'
+    check(
+        two(line, line),
+        '4:10: targets.b: uses line GPIO17, as targets.a does: both must declare it, here shares = ["a"] and there …["b"]',
+    )
+    check(two(line + '\nshares = ["b"]', line), '4:11: targets.a.shares[0]: b must say so too: add shares = ["a"] to targets.b')
+    shared = config.load(two(line + '\nshares = ["b"]', line + '\nshares = ["a"]'))
+    assert shared.targets["a"].shares == ["b"]
+    check(two('shares = ["a", "c"]', ""), "3:11: …cannot share with itself", "3:16: targets.a.shares[1]: no such target")
+    one_port = two("", "").replace("ttyS1", "ttyS0")
+    check(one_port, "4:10: targets.b: uses port /dev/ttyS0, as targets.a does")
+    by_hand = 'lines = { boot0 = "by-hand" }'
+    assert len(config.load(two(by_hand, by_hand)).targets) == 2, "by hand is no line of the gateway"
+
+
+def test_other_rules_over_two_values() -> None:
+    check('[api]\nmetrics = "127.0.0.1:7100"\n', "2:1: api.metrics: 127.0.0.1:7100 is taken by api.listen already")
+    check("[store]\nlimit_mib = 8\n", "1:2: store.image_limit_mib: exceeds store.limit_mib, which is 8")
+    check(
+        "[targets]\nm1 = 5\n[api]\nsocket = 3", "2:1: targets.m1: must be a table, not 5; write [targets.m1]", "4:1: api.socket"
+    )
+    check("targets = 5", "1:1: targets: must be a table, not 5")
+    check('[targets.a]\nport = ""', "2:1: targets.a.port: must not be empty")
+    check(f'[gateway]\nname = "{"x" * 65}"', "2:1: gateway.name: is longer than 64 characters")
+
+
+def test_the_caller_judges_chips() -> None:
+    def judge(chip: str, layout: str) -> Iterable[tuple[str, str]]:
+        if chip == "F765":
+            yield "chip", "no such chip; did you mean F756?"
+        if layout:
+            yield "layout", f"{chip} has no layout {layout}"
+
+    text = '[targets.a]\nport = "/dev/a"\nchip = "F765"\nlayout = "dual"\n[targets.b]\nport = "/dev/b"\nchip = 5\n'
+    with pytest.raises(InvalidConfig) as caught:
+        config.load(text, check_chip=judge)
+    assert [(m.line, m.column, m.key) for m in caught.value.errors] == [
+        (3, 1, "targets.a.chip"),
+        (4, 1, "targets.a.layout"),
+        (7, 1, "targets.b.chip"),
+    ]
+
+
+def test_warnings_name_what_is_probably_not_meant() -> None:
+    text = '[targets.a]\nport = "/dev/ttyUSB0"\nlines = { kind = "gpio", boot0 = "GPIO27" }'
+    found = config.warnings(config.load(text))
+    assert [line.split(":")[0] for line in found] == ["targets.a.lines", "targets.a.port"]
+    assert config.warnings(Config()) == ["no target is configured: add a table [targets.NAME]"]
+
+
+# --- files
+
+
+def test_the_error_carries_data_and_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "b.toml"
+    path.write_text("[jobs]\nkeep = 1\nqueue_limit = 0\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    assert caught.value.code == "CONFIG"
+    assert caught.value.facts == {"file": str(path), "mistakes": 2, "line": 2, "column": 1, "key": "jobs.keep"}
+    assert f"{path}:3:1: jobs.queue_limit: must be a whole number from 1 to 10000, not 0" in caught.value.message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"No such file"):
+        config.load(tmp_path / "absent.toml")
+    with pytest.raises(ConfigError, match=r"directory"):
+        config.load(tmp_path)
+    huge = tmp_path / "huge.toml"
+    huge.write_bytes(b"#" * (config.LIMIT_BYTES + 1))
+    with pytest.raises(ConfigError, match=r"larger than"):
+        config.load(huge)
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes(b'[gateway]\nname = "caf\xe9"\n')
+    with pytest.raises(InvalidConfig, match=r"latin.toml:2:12: byte 0xe9 is not UTF-8"):
+        config.load(latin)
+    with pytest.raises(InvalidConfig, match=r"not valid TOML|nested too deeply"):
+        config.load("a = " + "[" * 100_000)
