@@ -243,7 +243,7 @@ class SocketLines(Lines):
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise self._failed(request, os.strerror(error.errno or 0)) from error
+                raise self._failed(request, str(error.strerror or error)) from error
 
     def _answer(self, request: str, deadline: float) -> bytes:
         while b"\n" not in self._buffer:
@@ -261,7 +261,7 @@ class SocketLines(Lines):
         except BlockingIOError:
             return
         except OSError as error:
-            raise self._failed(request, os.strerror(error.errno or 0)) from error
+            raise self._failed(request, str(error.strerror or error)) from error
         if not data:
             raise self._failed(request, "it closed the connection")
         self._buffer += data
@@ -307,7 +307,7 @@ class GpioLines(Lines):
             fcntl.ioctl(self._fd(index), _SET_VALUES, line_values({bit: state}))
         except OSError as error:
             name = self._names.get(line, "")
-            why = "its GPIO chip is gone" if error.errno == errno.ENODEV else os.strerror(error.errno or 0)
+            why = "its GPIO chip is gone" if error.errno == errno.ENODEV else str(error.strerror or error)
             raise LineUnavailable(
                 f"Setting {line.pin.upper()} ({name}): {why}", line=line.pin, name=name, errno=error.errno or 0
             ) from error
