@@ -1,0 +1,90 @@
+"""Writes the parts of the documentation that the code knows better: ``python -m tests.build_docs [--check]``.
+
+``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes. ``docs/line-protocol.md`` is written by hand
+down to ``MARK`` and is the reference from ``protocol.line`` after it. A test runs the check, so neither can drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from bridged.errors import BY_CODE, HINTS, BridgedError
+from bridged.protocol import line
+
+DOCS = Path(__file__).parent.parent / "docs"
+MARK = "<!-- From here on made from the code by: python -m tests.build_docs -->\n"
+
+ERRORS_HEAD = """\
+# Errors
+
+<!-- Made from the code by: python -m tests.build_docs -->
+
+Every failure has a code that never changes its meaning, a message (what was attempted, where, what was expected, what came),
+the facts as data, the likely cause and the remedy. In the line protocol: `NNN CODE message=… cause=… remedy=…`.
+
+A code of a group (`TARGET`, `LOADER`, …) is used only where no finer one fits. *Again* means: the same request may work later
+with nothing changed.
+"""
+
+
+def errors_page() -> str:
+    """The whole page: groups in the order of the tree, one section for each code."""
+    out = [ERRORS_HEAD]
+    groups: list[type[BridgedError]] = [BridgedError, *BridgedError.__subclasses__()]
+    for group in groups:
+        classes = [group] if group is BridgedError else [cls for cls in BY_CODE.values() if issubclass(cls, group)]
+        out.append(f"## {_title(group)}\n")
+        for cls in classes:
+            hint = HINTS[cls.code]
+            again = " Again: yes." if cls.retryable else ""
+            out.append(f"### {cls.code}\n")
+            out.append(f"- Cause: {hint.cause}\n- Remedy: {hint.remedy}\n- Reply code {line.reply_code(cls.code)}.{again}\n")
+    return "\n".join(out)
+
+
+def _title(group: type[BridgedError]) -> str:
+    titles = {
+        "INTERNAL": "Defects",
+        "CONFIG": "Configuration",
+        "IMAGE": "Images",
+        "TARGET": "Target, wiring and loader",
+        "JOB": "Jobs",
+        "REQUEST": "Requests",
+    }
+    return titles[group.code]
+
+
+def protocol_page() -> str:
+    """The hand-written head as it is in the file, then the reference."""
+    head, mark, _ = (DOCS / "line-protocol.md").read_text().partition(MARK)
+    reference = re.sub(r"\n{3,}", "\n\n", line.reference())
+    return f"{head}{mark or MARK}\n{reference}"
+
+
+def pages() -> dict[str, str]:
+    """File name to content."""
+    return {"errors.md": errors_page(), "line-protocol.md": protocol_page()}
+
+
+def stale() -> list[str]:
+    """Names of the pages whose file is not what the code gives."""
+    return [name for name, text in pages().items() if not (DOCS / name).exists() or (DOCS / name).read_text() != text]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.build_docs", description="Write the generated documentation.")
+    parser.add_argument("--check", action="store_true", help="compare only, write nothing")
+    if parser.parse_args().check:
+        names = stale()
+        print("\n".join(f"docs/{name} is stale" for name in names) or "docs: as the code says")
+        return 1 if names else 0
+    for name, text in pages().items():
+        (DOCS / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The documentation says what the code does: generated pages are fresh, links lead somewhere, codes and verbs exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bridged.errors import BY_CODE
+from bridged.protocol.line import VERBS
+from tests import build_docs
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.fixture(params=PAGES, ids=lambda path: path.name)
+def page(request: pytest.FixtureRequest) -> Path:
+    path = request.param
+    assert isinstance(path, Path)
+    return path
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors as a forge makes them from headings."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_generated_pages_are_fresh() -> None:
+    assert build_docs.stale() == [], "run: python -m tests.build_docs"
+
+
+def test_every_error_code_is_explained() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text()
+    assert [code for code in BY_CODE if f"### {code}\n" not in text] == []
+
+
+def test_links_lead_somewhere(page: Path) -> None:
+    dead = []
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    assert dead == []
+
+
+def test_codes_named_in_the_pages_exist(page: Path) -> None:
+    named = set(re.findall(r"`([A-Z]{2,}(?:_[A-Z]+)+)`", page.read_text()))
+    assert named - set(BY_CODE) - {"BRIDGED_GATEWAY", "ID_MM_DEVICE_IGNORE"} == set()
+
+
+def test_verbs_used_in_examples_exist(page: Path) -> None:
+    text = page.read_text()
+    said = re.findall(r"printf '([A-Z]+) ", text) + re.findall(r"^([A-Z]{2,}) [^\n]*$", "".join(_blocks(text)), re.MULTILINE)
+    assert [verb for verb in said if verb not in VERBS] == []
+
+
+def _blocks(text: str) -> list[str]:
+    return re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
