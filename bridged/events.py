@@ -66,13 +66,14 @@ class Identified:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What will be done, in numbers. ``seconds`` is an estimate at this baud rate."""
+    """What will be done, in numbers. ``seconds``: estimate at this baud rate; ``limit_s``: when something must be wrong."""
 
     sectors: int
     erase_bytes: int
     write_bytes: int
     keep_bytes: int
     seconds: float
+    limit_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,11 +118,18 @@ class Image:
     def read(self, address: int, count: int, fill: int = 0xFF) -> bytes:
         """The content of ``address`` up to ``address + count``, holes filled with ``fill``."""
         out = bytearray([fill]) * count
-        for seg in self.segments:
+        # Bisected, because a plan asks for each block of an image that may have tens of thousands of segments.
+        for seg in self.segments[max(0, bisect_right(self._starts, address) - 1) :]:
             lo, hi = max(address, seg.address), min(address + count, seg.end)
+            if seg.address >= address + count:
+                break
             if lo < hi:
                 out[lo - address : hi - address] = seg.data[lo - seg.address : hi - seg.address]
         return bytes(out)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [seg.address for seg in self.segments]
 
     def merged_with(self, other: Image) -> Image:
         """Both contents in one image. Raises ``OverlappingImage`` when they share an address."""

@@ -7,7 +7,8 @@ Invariants, each with a property test over all chips:
 
 - Only sectors that share a byte with the image are erased; nothing is ever widened.
 - Blocks are pieces of 256 bytes (or what the loader takes) on their own boundaries, padded with the erased value, inside
-  erased sectors: that meets every alignment that AN2606 demands. No address is written twice: a word of ECC flash is programmed once an erase.
+  erased sectors: that meets every alignment that AN2606 demands. No address is written twice: a word of ECC flash is
+  programmed once an erase.
 - Blank blocks are not written, but they are read back like all others: the proof covers every byte of the image.
 - The sector with the vector table is erased first and its first block written last, after all others are proven: at no moment
   can a half-written image boot (design, section Jobs).
@@ -57,10 +58,7 @@ class Plan:
     def keeping(self, kept: Image | None) -> Plan:
         """The plan after the bytes of ``outside`` were read; ``kept`` holds those that are not blank, None where all are."""
         content = self.image if kept is None else self.image.merged_with(kept)
-        return make_plan(self.image, self.chip, self.flash, content=content, proven=self.proven_records())
-
-    def proven_records(self) -> tuple[SectorProven, ...]:
-        return tuple(SectorProven(s.address, s.size_bytes, self.sector_digest(s)) for s in self.proven)
+        return make_plan(self.image, self.chip, self.flash, content=content)
 
     def sector_digest(self, sector: Sector) -> str:
         """SHA-256 of what the whole sector shall hold, blank bytes included."""
@@ -71,6 +69,9 @@ class Plan:
     def vector_block(self) -> int:
         """Address of the block that makes the image bootable."""
         return self.vector_address // self._step(self.vector_address) * self._step(self.vector_address)
+
+    def in_vector_block(self, address: int) -> bool:
+        return self.vector_block <= address < self.vector_block + self._step(self.vector_address)
 
     def _step(self, address: int) -> int:
         """Bytes of one block there: a block never crosses a sector, and L0 has pages of 128 bytes."""
@@ -109,12 +110,12 @@ class Plan:
                 cuts += [v for v in vector if seg.address < v < seg.end]
             cuts.sort()
             for lo, hi in pairwise(cuts):
-                special = self.erases_vector_sector and vector[0] <= lo < vector[1]
+                special = self.erases_vector_sector and self.in_vector_block(lo)
                 (tail if special else body).extend(_pieces(lo, hi, self.chip.read_max_bytes))
         return tuple(body + tail)
 
     def estimate_s(self, baud: int, *, turnaround_s: float = 0.0) -> float:
-        """Seconds on the wire, for typical erase times: erase, keep, write and read back."""
+        """Seconds for typical erase times: keep, erase, write and read back."""
         frame_s = 11 / baud
         wire = sum(12 + len(b.data) for b in self.blocks()) + sum(12 + n for _, n in self.reads())
         wire += sum(12 + n for r in self.outside for _, n in _pieces(r.start, r.end, self.chip.read_max_bytes))

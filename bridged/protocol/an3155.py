@@ -229,7 +229,7 @@ def synchronise(timing: Timing) -> Flow[SyncAnswer]:
         # One junk byte, mostly 0x00 from the moment when the target enables its TX, may come before the answer. An
         # application's text or an echo is longer; the short silence afterwards tells.
         junk += got + (yield Drain(NACK_QUIET_S, 0.2))
-        if junk[-1] in (ACK, NACK) and len(junk) <= 4 and not _looks_like_text(junk[:-1]):
+        if junk[-1] in (ACK, NACK) and len(junk) <= 4 and not looks_like_text(junk[:-1]):
             return SyncAnswer(already=junk[-1] == NACK, junk=junk[:-1])
         break
     if not junk:
@@ -237,7 +237,8 @@ def synchronise(timing: Timing) -> Flow[SyncAnswer]:
     raise _diagnose(junk)
 
 
-def _looks_like_text(data: bytes) -> bool:
+def looks_like_text(data: bytes) -> bool:
+    """Whether it is an application that speaks: at least 4 bytes, nearly all of them printable ASCII."""
     printable = sum(32 <= b < 127 or b in b"\r\n\t" for b in data)
     return len(data) >= 4 and printable >= 0.9 * len(data)
 
@@ -246,7 +247,7 @@ def _diagnose(junk: bytes) -> LoaderError:
     shown = junk[:64].hex(" ")
     if set(junk) == {SYNC}:
         return Loopback("0x7F came back: what is sent is received", received=shown)
-    if _looks_like_text(junk.strip(b"\x00\x7f")):
+    if looks_like_text(junk.strip(b"\x00\x7f")):
         text = junk[:200].decode("ascii", "replace").strip()
         return ApplicationRunning(f"text came instead of an ACK: {text!r}", received=text)
     return SyncNoise(f"{shown} came after 0x7F, expected ACK (79)", received=shown)

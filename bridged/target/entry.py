@@ -1,0 +1,358 @@
+"""Into the ROM loader, out of it, and finding out what it is: the stages before and after the work of a session.
+
+``enter`` gives a ``Connected``, ``identify`` a ``Known``: the next stages take these, so that nothing can be called out of
+order. A failure here is what most users meet first, so each error carries what a person at the board needs: attempts, pins,
+activation pattern. Flows without I/O.
+
+Documents: AN2606 (activation, start-up times, autobaud), AN3155 (Get, Get ID).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridged import chips
+from bridged.chips.model import Chip, FlashMap, Layout, OptionField, Quirk
+from bridged.errors import (
+    ApplicationRunning,
+    Garbled,
+    LayoutUnknown,
+    LinkError,
+    LoaderError,
+    Loopback,
+    Nack,
+    NoSync,
+    ReadProtected,
+    SyncNoise,
+    TargetError,
+    UnknownChip,
+    WrongChip,
+    WrongParity,
+)
+from bridged.events import (
+    Booted,
+    Identified,
+    Phase,
+    PhaseStarted,
+    Retried,
+    StepDone,
+    Synced,
+    Warned,
+)
+from bridged.protocol import an3155
+from bridged.protocol.an3155 import Loader, Timing
+from bridged.protocol.flow import (
+    Checkpoint,
+    Drain,
+    Flow,
+    Now,
+    Receive,
+    Report,
+    SetFormat,
+)
+from bridged.target.request import Request, Result
+
+LOWER_BAUDS = (57600, 38400, 19200, 9600)  # AN2606 advises 56000/57600 where the autobaud misses; below only for long wires.
+UNKNOWN_STARTUP_S = (0.1, 0.6, 2.6)  # AN2606: most parts < 0.1 s, H7A3 0.545 s, L47x without a crystal 2.56 s.
+STARTUP_MARGIN = 1.2
+STARTUP_LEAST_S = 0.02
+BANNER_BYTES = 256
+SHORT_READ_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A loader that answered Get and Get ID. ``chip`` is None where the product id is in no table."""
+
+    loader: Loader
+    pid: int
+    chip: Chip | None
+    timing: Timing
+    baud: int
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A chip whose real flash is known, as far as it tells. ``flash`` is None where its layout is unsure."""
+
+    chip: Chip
+    loader: Loader
+    timing: Timing
+    loader_id: int | None
+    flash: FlashMap | None
+    why_no_flash: str
+
+
+def phase_started(phase: Phase, total: int = 0) -> Flow[None]:
+    yield Report(PhaseStarted(phase, total))
+
+
+# --- into the loader and out of it --------------------------------------------------------------------------------
+
+
+def _expected(request: Request) -> Chip | None:
+    return chips.find(request.chip) if request.chip else None
+
+
+def _attempts(request: Request, chip: Chip | None) -> list[tuple[int, float]]:
+    """(baud, start-up wait) of each attempt. First the waits that this chip may need, then lower rates (AN2606, autobaud)."""
+    first = request.baud or (chip.first_baud if chip else 115200)
+    if request.startup_s:
+        waits = [request.startup_s]
+    else:
+        waits = [max(STARTUP_LEAST_S, s * STARTUP_MARGIN) for s in (chip.startup_s if chip else UNKNOWN_STARTUP_S)]
+    plan = [(first, wait) for wait in waits]
+    plan += [(first, waits[0])]
+    plan += [(baud, waits[0]) for baud in LOWER_BAUDS if baud < first]
+    return plan if request.wiring.has_reset else plan[:1]
+
+
+def enter(request: Request, result: Result) -> Flow[Connected]:
+    """Bring the target into its loader and confirm it with Get and Get ID, whose bytes have different parity bits.
+
+    Each attempt starts from a fresh reset. A wrong rate shows as noise at the sync or as garbage at Get, and is answered with
+    the next attempt, in the end at lower rates; application output or an echo ends it at once, because no retry mends wiring.
+    """
+    chip = _expected(request)
+    attempts = _attempts(request, chip)
+    last: LoaderError | None = None
+    told: LoaderError | None = None  # The most telling error: silence says less than noise.
+    yield from phase_started(Phase.ACTIVATE)
+    for number, (baud, wait_s) in enumerate(attempts, start=1):
+        if isinstance(last, SyncNoise | Garbled) and wait_s != attempts[0][1]:
+            continue  # It answered, so it was up: a longer wait changes nothing.
+        yield Checkpoint()
+        timing = Timing.at(baud)
+        yield SetFormat(baud, chip.parity if chip else "E")
+        if request.wiring.has_reset or request.wiring.has_boot0 or request.wiring.has_power:
+            yield from request.wiring.enter
+            said: bytes = yield Receive(4096, wait_s)
+        else:
+            said = yield Drain(0.02, 0.2)
+        yield from phase_started(Phase.SYNC)
+        try:
+            connected = yield from _synchronise(timing, baud, number, said, request)
+        except (ApplicationRunning, Loopback) as error:
+            raise _explained(error, chip, request, number) from error
+        except LoaderError as error:
+            last = error
+            told = error if told is None or not isinstance(error, NoSync) else told
+            yield Report(Retried("sync", f"{error.code} at {baud} baud after {wait_s:.3g} s: {error.message}"))
+            yield Drain(0.02, 0.2)
+            continue
+        if chip is not None and connected.pid != chip.pid:
+            raise WrongChip(
+                f"{chip.title} is configured, and product id {connected.pid:#05x} answered"
+                + (f" ({connected.chip.title})" if connected.chip else ""),
+                expected=chip.pid,
+                found=connected.pid,
+            )
+        result.pid = connected.pid
+        return connected
+    assert told is not None
+    raise _explained(told, chip, request, len(attempts)) from told
+
+
+def _synchronise(timing: Timing, baud: int, number: int, said: bytes, request: Request) -> Flow[Connected]:
+    begun: float = yield Now()
+    try:
+        sync = yield from an3155.synchronise(timing)
+    except NoSync as error:
+        if an3155.looks_like_text(said):
+            text = said[:200].decode("ascii", "replace").strip()
+            raise ApplicationRunning(f"after the reset the application spoke: {text!r}", received=text) from error
+        raise
+    ended: float = yield Now()
+    yield Report(StepDone("sync", ended - begun))
+    if sync.already and request.wiring.has_reset:
+        yield Report(Warned("NOT_RESET", "the loader was synchronised already: does NRST reach the chip?"))
+    try:
+        loader = yield from an3155.get(timing)
+    except Nack as error:
+        # 0x7F and ACK have odd parity's bit equal to the stop bit, so a wrong parity shows first at the 0x00 of Get.
+        raise WrongParity(f"0x7F was acknowledged at {baud} baud, then Get was refused ({error.message})", baud=baud) from error
+    pid = yield from an3155.get_id(timing)
+    if loader.odd:
+        text = f"Get announced {loader.announced} commands and listed {len(loader.commands)}"
+        yield Report(Warned("GET_COUNT_ODD", text))
+    junk = (said + sync.junk)[:64].hex(" ")
+    yield Report(Synced(baud, number, junk))
+    try:
+        chip: Chip | None = chips.by_pid(pid)
+    except UnknownChip:
+        chip = None
+    return Connected(loader, pid, chip, timing, baud)
+
+
+def _explained(error: LoaderError, chip: Chip | None, request: Request, attempts: int) -> LoaderError:
+    """The last error of many attempts, with what a person at the board needs to know."""
+    extra = [f"{attempts} attempts"]
+    if not request.wiring.has_reset:
+        extra.append("NRST is not wired, so no second try was possible")
+    if not request.wiring.has_boot0:
+        extra.append("BOOT0 is not driven")
+    if chip is not None:
+        pins = ", ".join(f"USART{n} {pins}".strip() for n, pins in chip.usart_pins)
+        extra.append(f"{chip.title} listens on {pins or 'pins that are not in the table'}")
+        extra.append(f"it enters its loader by AN2606 pattern {chip.activation_pattern or 'unknown'}")
+    return type(error)(f"{error.message}; {'; '.join(extra)}", **{**error.facts, "attempts": attempts})
+
+
+def leave(request: Request) -> Flow[None]:
+    """Back to the application: its own format first, so that nothing it says at its start is lost, then BOOT0, then NRST."""
+    trouble: LinkError | None = None
+    try:
+        yield SetFormat(request.application_baud, request.application_parity)
+    except LinkError as error:  # A port that is gone must not keep the lines from going idle.
+        trouble = error
+    yield from request.wiring.leave
+    if trouble is not None:
+        raise trouble
+
+
+def boot(request: Request, result: Result, connected: Connected | None = None) -> Flow[None]:
+    """Start the application and listen to the first thing that it says."""
+    yield from phase_started(Phase.BOOT)
+    chip = connected.chip if connected else None
+    may_go = chip is not None and not chip.has(Quirk.GO_BROKEN, result.loader_id)
+    if connected and chip and may_go and not request.wiring.has_reset and request.kind in ("flash", "ensure"):
+        # Second best: Go leaves clocks and peripherals as the loader set them (AN2606). Better than a target that waits.
+        try:
+            yield from an3155.go(chip.flash_base, connected.timing)
+        except TargetError as error:
+            yield Report(Warned("NOT_STARTED", f"NRST is not wired and Go failed: {error.message}"))
+    yield from leave(request)
+    if request.listen_s:
+        first: bytes = yield Receive(1, request.listen_s)
+        if first:
+            first += yield Receive(BANNER_BYTES - 1, 0.2)
+        text = "".join(chr(b) if 32 <= b < 127 else " " for b in first)
+        result.banner = " ".join(text.split())
+        yield Report(Booted(result.banner))
+
+
+# --- identification -----------------------------------------------------------------------------------------------
+
+
+def _register(chip: Chip, address: int, count: int, timing: Timing) -> Flow[bytes]:
+    """``count`` bytes of a register or option word.
+
+    Some loaders refuse short reads there and give the surrounding block (a report about F4 and L0). A NACK at the opcode
+    means that reading is forbidden altogether.
+    """
+    try:
+        return (yield from an3155.read_memory(address, count, timing))
+    except Nack as error:
+        if error.facts.get("stage") == "opcode":
+            raise ReadProtected(
+                f"{chip.title}: Read Memory is refused, while Get and Get ID were answered", pid=chip.pid
+            ) from error
+        if chip.has(Quirk.NO_NACK_ON_BAD_ADDRESS, None):
+            raise
+        block = address // chip.read_max_bytes * chip.read_max_bytes
+        data = yield from an3155.read_memory(block, chip.read_max_bytes, timing)
+        return data[address - block : address - block + count]
+
+
+def _try_register(chip: Chip, address: int | None, count: int, timing: Timing) -> Flow[bytes]:
+    """The same, or nothing where the loader does not allow it; protection is still an error."""
+    if address is None:
+        return b""
+    try:
+        return (yield from _register(chip, address, count, timing))
+    except Nack:
+        return b""
+
+
+def identify(request: Request, connected: Connected, chip: Chip, result: Result) -> Flow[Known]:
+    timing = connected.timing
+    result.family, result.names, result.loader = chip.family, "/".join(chip.names), connected.loader.version_text
+    try:
+        size = yield from _try_register(chip, chip.flash_size_register, 2, timing)
+        uid = yield from _try_register(chip, chip.uid_address, 12, timing)
+        version = yield from _try_register(chip, chip.loader_id_address, 1, timing)
+    except ReadProtected:
+        if request.kind != "identify":
+            raise
+        yield Report(Warned("READ_PROTECTED", "readout protection is on: Read Memory is refused"))
+        size = uid = version = b""
+    result.uid = uid.hex()
+    result.loader_id = version[0] if version else None
+    kib = int.from_bytes(size, "little") if len(size) == 2 else 0
+    if not 0 < kib * 1024 <= chip.flash_max_bytes:
+        kib = request.flash_bytes // 1024
+    elif request.flash_bytes and request.flash_bytes != kib * 1024:
+        text = f"the chip says {kib} KiB of flash, the configuration {request.flash_bytes // 1024}; the chip is believed"
+        yield Report(Warned("FLASH_SIZE", text))
+    result.flash_bytes = kib * 1024
+    flash: FlashMap | None = None
+    why = ""
+    try:
+        layout = yield from _choose_layout(request, chip, result.flash_bytes, timing)
+        flash = chip.flash_map(result.flash_bytes, layout.name)
+        result.layout = layout.name
+    except (LayoutUnknown, ReadProtected) as error:
+        why = error.message
+    yield Report(
+        Identified(
+            pid=chip.pid,
+            family=chip.family,
+            names=result.names,
+            loader=result.loader,
+            loader_id=result.loader_id,
+            flash_bytes=result.flash_bytes,
+            uid=result.uid,
+            layout=result.layout,
+        )
+    )
+    return Known(chip, connected.loader, timing, result.loader_id, flash, why)
+
+
+def _choose_layout(request: Request, chip: Chip, flash_bytes: int, timing: Timing) -> Flow[Layout]:
+    """The layout that the configuration states, else the one that option bits select, else the only one there is."""
+    if not flash_bytes:
+        raise LayoutUnknown(f"{chip.title}: the flash size could not be read; state `flash_kib`", pid=chip.pid)
+    found = chip.layouts_for(flash_bytes)
+    names = ", ".join(lay.name for lay in found) or "none"
+    if request.layout:
+        for lay in found:
+            if lay.name == request.layout:
+                return lay
+        raise LayoutUnknown(
+            f"{chip.title}: no layout {request.layout!r} with {flash_bytes // 1024} KiB; there are: {names}", pid=chip.pid
+        )
+    if not chip.layout_confirmed or not found:
+        raise LayoutUnknown(
+            f"{chip.title}: the sources for its sector layout are unsure; it is identified and read only until `layout` "
+            f"states one of: {names}",
+            pid=chip.pid,
+        )
+    default: Layout | None = None
+    for lay in found:
+        if lay.when is None:
+            default = default or lay
+            continue
+        option, value = lay.when
+        word = yield from read_option(chip, option, timing)
+        if word is None:
+            raise LayoutUnknown(
+                f"{chip.title}: {option.name} at {option.address:#010x} decides the layout and cannot be read; state "
+                f"`layout` as one of: {names}",
+                pid=chip.pid,
+                option=option.name,
+            )
+        if option.value(word) == value:
+            default = lay
+            break
+    if default is None or not getattr(default, "confirmed", True):
+        raise LayoutUnknown(
+            f"{chip.title}: the numbering of its sectors at {flash_bytes // 1024} KiB is not sure; state `layout` as one "
+            f"of: {names}",
+            pid=chip.pid,
+        )
+    return default
+
+
+def read_option(chip: Chip, option: OptionField, timing: Timing) -> Flow[int | None]:
+    data = yield from _try_register(chip, option.address, 4, timing)
+    return int.from_bytes(data, "little") if len(data) == 4 else None

@@ -1,0 +1,128 @@
+"""What a session is told and what it tells: plain data, JSON-ready, shared by the daemon and the session process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bridged.events import SectorProven
+from bridged.protocol.flow import Pause, SetLines
+
+Sequence = tuple[SetLines | Pause, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """Which lines can be driven, and the sequences into the loader and into the application (levels are logical).
+
+    ``boot0_by_hand``: a person or a jumper holds BOOT0 high.
+    """
+
+    has_reset: bool = False
+    has_boot0: bool = False
+    has_power: bool = False
+    boot0_by_hand: bool = False
+    enter: Sequence = ()
+    leave: Sequence = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Everything that a session is told, besides the image. JSON-ready by ``to_dict`` and ``from_dict``.
+
+    ``kind``: flash, ensure, verify, read, erase, identify or reset. ``chip``: as configured, empty for any. ``baud`` 0: what
+    the chip prefers, else 115200. ``address`` and ``length``: for read and erase; erase with length 0 means everything.
+    ``force``: names of checks that the job overrides. ``proven``: sectors that an interrupted run of this job proved.
+    """
+
+    kind: str
+    wiring: Wiring = Wiring()
+    chip: str = ""
+    baud: int = 0
+    flash_bytes: int = 0
+    layout: str = ""
+    startup_s: float = 0.0
+    application_baud: int = 115200
+    application_parity: str = "N"
+    listen_s: float = 1.0
+    discard_outside: bool = False
+    one_shot: bool = False
+    stay_in_loader: bool = False
+    force: frozenset[str] = frozenset()
+    address: int = 0
+    length: int = 0
+    proven: tuple[SectorProven, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        flat = {f: getattr(self, f) for f in self.__slots__ if f not in ("wiring", "force", "proven")}
+        wiring = {f: getattr(self.wiring, f) for f in Wiring.__slots__ if f not in ("enter", "leave")}
+        wiring["enter"] = [_step_to_list(s) for s in self.wiring.enter]
+        wiring["leave"] = [_step_to_list(s) for s in self.wiring.leave]
+        proven = [[p.address, p.size_bytes, p.digest] for p in self.proven]
+        return {**flat, "wiring": wiring, "force": sorted(self.force), "proven": proven}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Request:
+        flat = dict(data)
+        wiring = dict(flat.pop("wiring"))
+        wiring["enter"] = tuple(_step_from_list(s) for s in wiring["enter"])
+        wiring["leave"] = tuple(_step_from_list(s) for s in wiring["leave"])
+        flat["force"] = frozenset(flat["force"])
+        flat["proven"] = tuple(SectorProven(*p) for p in flat["proven"])
+        return cls(wiring=Wiring(**wiring), **flat)
+
+
+def _step_to_list(step: SetLines | Pause) -> list[Any]:
+    return ["pause", step.seconds] if isinstance(step, Pause) else ["lines", step.reset, step.boot0, step.power]
+
+
+def _step_from_list(data: list[Any]) -> SetLines | Pause:
+    return Pause(data[1]) if data[0] == "pause" else SetLines(data[1], data[2], data[3])
+
+
+@dataclass(slots=True)
+class PhaseCost:
+    """What one phase took. ``wire_bytes``: bytes that AN3155 needs for it, both directions, at 11 bit times each."""
+
+    seconds: float = 0.0
+    payload_bytes: int = 0
+    wire_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Result:
+    """What a session did; filled in as it goes, so that a failed one can tell how far it came.
+
+    ``evidence``: ``full`` when every byte of the content was compared in this session. ``data``: for kind read.
+    """
+
+    kind: str
+    changed: bool = False
+    evidence: str = ""
+    content: str = ""
+    pid: int = 0
+    family: str = ""
+    names: str = ""
+    loader: str = ""
+    loader_id: int | None = None
+    uid: str = ""
+    flash_bytes: int = 0
+    layout: str = ""
+    baud: int = 0
+    sectors_erased: int = 0
+    bytes_written: int = 0
+    bytes_compared: int = 0
+    bytes_kept: int = 0
+    seconds: float = 0.0
+    banner: str = ""
+    phases: dict[str, PhaseCost] = field(default_factory=dict)
+    data: bytes = b""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without ``data``."""
+        out = {f: getattr(self, f) for f in self.__slots__ if f not in ("data", "phases")}
+        out["phases"] = {
+            name: {"seconds": round(c.seconds, 6), "payload_bytes": c.payload_bytes, "wire_bytes": c.wire_bytes}
+            for name, c in self.phases.items()
+        }
+        return out

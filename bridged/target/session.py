@@ -1,0 +1,518 @@
+"""The session: one job on one target, from entering the loader to the running application, as one flow without I/O.
+
+It takes a whole ``Image`` in memory and never a stream, socket or path (P1); it yields steps of ``protocol.flow`` and knows
+nothing of descriptors, processes, clocks, journals or clients. Each stage returns the value that the next one needs
+(``Synced``, ``Identified``, ``Plan``), so they cannot be called out of order.
+
+What holds at every point, and is tested in virtual time:
+
+- Nothing is erased before the plan is complete, the bytes to be kept are read, the way back into the loader is proven (P10)
+  and the daemon has all of that on disk (the ``erasing`` barrier).
+- Success means that every byte of the content was read back and compared (P3).
+- However it ends, BOOT0 and NRST return to idle and the target is reset into its application (P4), after the hazard (P9):
+  ``SetLines`` waits for it in every driver.
+- An unexpected exception leaves the target as orderly as an expected one.
+
+Documents: AN3155 (commands), AN2606 (activation, errata); the order of erase and write is the design's, see ``images.plan``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from bridged.chips.model import Chip, FlashMap, Quirk, Sector
+from bridged.errors import (
+    BadRequest,
+    BridgedError,
+    EntryWouldBeLost,
+    ImageDoesNotFit,
+    LayoutUnknown,
+    LinkError,
+    Nack,
+    OutsideUnreadable,
+    ReadProtected,
+    UnknownChip,
+    VerifyError,
+    WrongSector,
+)
+from bridged.events import (
+    Phase,
+    Planned,
+    Retried,
+    SectorErased,
+    SectorProven,
+    StepDone,
+    Warned,
+)
+from bridged.images.model import Image
+from bridged.images.plan import Plan, make_plan
+from bridged.images.vectors import check_vectors_for
+from bridged.protocol import an3155
+from bridged.protocol.an3155 import Command
+from bridged.protocol.flow import (
+    Barrier,
+    Checkpoint,
+    Flow,
+    Hazard,
+    Now,
+    Pause,
+    Progress,
+    Report,
+    SetLines,
+)
+from bridged.target.entry import Connected, Known, boot, enter, identify, leave, phase_started, read_option
+from bridged.target.request import PhaseCost, Request, Result
+
+NOTHING_KEPT = b"BRIMG01\n\x00\x00\x00\x00"  # An encoded image without segments: "read, and all of it was blank".
+ERASE_BATCH_S = 4.0  # Longest worst case of one erase command: progress, and a bounded wait. One 128 KiB sector at x8.
+ERASE_EXTRA_S = 0.5
+CHECK_BYTES = 256
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------
+
+
+def run(request: Request, image: Image | None = None, kept: bytes = b"") -> Flow[Result]:
+    """One session. ``image``: what flash, ensure and verify want; ``kept``: what an interrupted run had saved at its barrier.
+
+    Raises any ``TargetError`` or ``ImageError``; the target was released then, unless ``LineUnavailable`` or ``PortGone`` says
+    that it could not be.
+    """
+    result = Result(kind=request.kind)
+    started: float = yield Now()
+    try:
+        yield from _work(request, image, kept, result)
+    except GeneratorExit:  # The process is going away: nothing can be yielded any more; the daemon releases the lines.
+        raise
+    except BaseException as error:
+        yield from phase_started(Phase.RELEASE)
+        try:
+            yield from leave(request)
+        except LinkError as second:  # The first error is what the job died of; the driver has noted that lines failed.
+            if isinstance(error, BridgedError):
+                error.facts["release"] = second.message
+        raise
+    ended: float = yield Now()
+    result.seconds = ended - started
+    return result
+
+
+def _work(request: Request, image: Image | None, kept: bytes, result: Result) -> Flow[None]:
+    if request.kind == "reset" and not request.stay_in_loader:
+        yield from boot(request, result)
+        return
+    connected = yield from enter(request, result)
+    result.baud = connected.baud
+    yield from phase_started(Phase.IDENTIFY)
+    if request.kind == "reset":
+        yield SetLines(boot0=False)  # The loader was chosen when NRST was released; the pin matters at the next reset only.
+        return
+    if connected.chip is None and request.kind not in ("identify", "read"):
+        raise UnknownChip(f"product id {connected.pid:#05x} is in no table of this version", pid=connected.pid)
+    known: Known | None = None
+    if connected.chip is not None:
+        known = yield from identify(request, connected, connected.chip, result)
+    else:
+        result.pid, result.loader = connected.pid, connected.loader.version_text
+    if request.kind == "read":
+        result.data = yield from _read(request.address, request.length, connected)
+    elif request.kind == "erase" and known:
+        yield from _erase_range(request, known, result)
+    elif request.kind in ("flash", "ensure", "verify") and known:
+        if image is None:
+            raise BadRequest(f"a job of kind {request.kind} needs an image")
+        yield from _program(request, known, image, kept, result)
+    elif request.kind != "identify":
+        raise BadRequest(f"there is no job of kind {request.kind!r}")
+    yield from boot(request, result, connected)
+
+
+# --- flash, ensure, verify ----------------------------------------------------------------------------------------
+
+
+def _program(request: Request, known: Known, image: Image, kept: bytes, result: Result) -> Flow[None]:
+    yield from phase_started(Phase.PLAN)
+    flash = _flash_of(known)
+    content: Image | None = None
+    if kept:
+        content = image if kept == NOTHING_KEPT else image.merged_with(Image.decode(kept))
+    plan = make_plan(image, known.chip, flash, request.proven, content)
+    result.content = image.digest
+    seconds = plan.estimate_s(result.baud)
+    limit_s = 60 + 4 * seconds + _wait_s(plan.erase)
+    yield Report(Planned(len(plan.erase), plan.erase_bytes, plan.write_bytes, plan.outside_bytes, seconds, limit_s))
+    if request.kind != "verify" and "vectors" not in request.force:
+        check_vectors_for(image, known.chip, result.flash_bytes)
+    if request.kind in ("verify", "ensure"):
+        same = yield from _compare(replace(plan, erase=(), content=image), known, result, tolerate=request.kind == "ensure")
+        if same:
+            result.evidence = "full"
+            return
+    yield from _check_entry(request, known)
+    if request.discard_outside and content is None:
+        plan = plan.keeping(None)
+    elif content is None:
+        plan = yield from _backup(plan, known, result)
+    yield Checkpoint()
+    result.changed = bool(plan.erase)
+    if plan.erase:
+        yield from _erase(plan.erase, known, result, _encode_kept(plan))
+    # All but the vector block is written and proven first; only then does the image become bootable.
+    held = plan.erases_vector_sector
+    blocks, reads = plan.blocks(), plan.reads()
+    yield from _write([b for b in blocks if not (held and plan.in_vector_block(b.address))], known, result)
+    yield from _prove(plan, [r for r in reads if not (held and plan.in_vector_block(r[0]))], known, result)
+    yield from _write([b for b in blocks if held and plan.in_vector_block(b.address)], known, result)
+    yield from _prove(plan, [r for r in reads if held and plan.in_vector_block(r[0])], known, result)
+    result.evidence = "full"
+
+
+def _flash_of(known: Known) -> FlashMap:
+    if known.flash is None:
+        raise LayoutUnknown(known.why_no_flash or f"{known.chip.title}: layout unknown", pid=known.chip.pid)
+    return known.flash
+
+
+def _check_entry(request: Request, known: Known) -> Flow[None]:
+    """P10: prove that the loader can be entered again when the application is gone.
+
+    The pin must be wired (or held by a person) and obeyed. Where option bits decide whether it is obeyed they are read, as
+    far as the loader allows; a part whose loader starts by itself because its flash is empty proves nothing by having entered.
+    """
+    chip, wiring = known.chip, request.wiring
+    for check in getattr(chip, "app_checks", ()):
+        word = yield from read_option(chip, check.option, known.timing)
+        if word is not None and check.option.value(word) not in check.values:
+            yield Report(Warned("APPLICATION_UNREACHABLE", f"{check.option.name}: {check.otherwise}"))
+    if request.one_shot:
+        return
+    if not ((wiring.has_boot0 or wiring.boot0_by_hand) and (wiring.has_reset or wiring.has_power)):
+        missing = [
+            name for name, ok in (("BOOT0", wiring.has_boot0 or wiring.boot0_by_hand), ("NRST", wiring.has_reset)) if not ok
+        ]
+        raise EntryWouldBeLost(
+            f"{' and '.join(missing)} not wired: after the erase nothing here could start the loader again",
+            missing=" ".join(missing),
+        )
+    unread: list[str] = []
+    for check in chip.entry_checks:
+        word = yield from read_option(chip, check.option, known.timing)
+        if word is None:
+            unread.append(check.option.name)
+        elif check.option.value(word) not in check.values:
+            raise EntryWouldBeLost(
+                f"{chip.title}: {check.option.name} at {check.option.address:#010x} is {check.option.value(word):#x}: "
+                f"{check.otherwise}",
+                option=check.option.name,
+                value=check.option.value(word),
+            )
+    if unread and not chip.boot0_pin_obeyed:
+        raise EntryWouldBeLost(
+            f"{chip.title}: {', '.join(unread)} cannot be read, and the pin is ignored as this part comes from the factory",
+            option=",".join(unread),
+        )
+    if unread:
+        yield Report(Warned("ENTRY_UNPROVEN", f"{', '.join(unread)} cannot be read: the factory setting is assumed"))
+
+
+def _backup(plan: Plan, known: Known, result: Result) -> Flow[Plan]:
+    """Read what the erase would take along with it (P6); blank parts need no keeping."""
+    yield from phase_started(Phase.BACKUP, plan.outside_bytes)
+    parts: list[tuple[int, bytes]] = []
+    done = 0
+    cost = _cost(result, Phase.BACKUP)
+    begun: float = yield Now()
+    try:
+        for gap in plan.outside:
+            for address, count in _pieces(gap.start, gap.end, known.chip.read_max_bytes):
+                yield Checkpoint()
+                data = yield from an3155.read_memory(address, count, known.timing)
+                done += count
+                yield Progress(done)
+                cost.payload_bytes += count
+                cost.wire_bytes += count + 12
+                if data.count(known.chip.erased_value) != count:
+                    parts.append((address, data))
+    except Nack as error:
+        raise OutsideUnreadable(
+            f"bytes of a sector to be erased lie outside the image and cannot be read: {error.message}", **error.facts
+        ) from error
+    cost.seconds += (yield Now()) - begun
+    result.bytes_kept = sum(len(d) for _, d in parts)
+    return plan.keeping(Image.of(parts) if parts else None)
+
+
+def _encode_kept(plan: Plan) -> bytes:
+    """What the barrier must save: the content that is not in the image."""
+    inside = [(s.address, s.end) for s in plan.image.segments]
+    parts: list[tuple[int, bytes]] = []
+    for seg in plan.content.segments:
+        at = seg.address
+        for lo, hi in inside:
+            if hi <= at or lo >= seg.end:
+                continue
+            if lo > at:
+                parts.append((at, seg.data[at - seg.address : lo - seg.address]))
+            at = max(at, min(hi, seg.end))
+        if at < seg.end:
+            parts.append((at, seg.data[at - seg.address :]))
+    return Image.of(parts).encode() if parts else NOTHING_KEPT
+
+
+def _cost(result: Result, phase: Phase) -> PhaseCost:
+    return result.phases.setdefault(phase.value, PhaseCost())
+
+
+def _write(blocks: Iterable[Any], known: Known, result: Result) -> Flow[None]:
+    todo = list(blocks)
+    if not todo:
+        return
+    yield from phase_started(Phase.WRITE, sum(len(b.data) for b in todo))
+    cost = _cost(result, Phase.WRITE)
+    begun: float = yield Now()
+    done = 0
+    for block in todo:
+        yield Checkpoint()
+        yield from an3155.write_memory(block.address, block.data, known.timing, ack_max_s=known.chip.write_ack_max_s)
+        done += len(block.data)
+        yield Progress(done)
+        cost.payload_bytes += len(block.data)
+        cost.wire_bytes += len(block.data) + 12
+    result.bytes_written += done
+    cost.seconds += (yield Now()) - begun
+
+
+def _prove(plan: Plan, reads: list[tuple[int, int]], known: Known, result: Result) -> Flow[None]:
+    """Read back and compare; a sector all of whose reads agree is reported as proven, once its last byte was compared."""
+    if not reads:
+        return
+    yield from phase_started(Phase.VERIFY, sum(n for _, n in reads))
+    cost = _cost(result, Phase.VERIFY)
+    begun: float = yield Now()
+    done = 0
+    erased = {s.address: s for s in plan.erase}
+    ends = {s.address: _last_byte(s, reads) for s in plan.erase}
+    for address, count in reads:
+        yield Checkpoint()
+        data = yield from an3155.read_memory(address, count, known.timing)
+        _must_equal(address, plan.content.read(address, count), data)
+        done += count
+        yield Progress(done)
+        cost.payload_bytes += count
+        cost.wire_bytes += count + 12
+        for start, last in list(ends.items()):
+            if last is not None and address <= last < address + count:
+                del ends[start]
+                sector = erased[start]
+                if not sector.address <= plan.vector_address < sector.end or plan.in_vector_block(address):
+                    yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
+    result.bytes_compared += done
+    cost.seconds += (yield Now()) - begun
+
+
+def _last_byte(sector: Sector, reads: list[tuple[int, int]]) -> int | None:
+    """Address of the last byte of ``sector`` that ``reads`` covers, None where they cover none."""
+    ends = [min(a + n, sector.end) - 1 for a, n in reads if a < sector.end and sector.address < a + n]
+    return max(ends) if ends else None
+
+
+def _must_equal(address: int, expected: bytes, found: bytes) -> None:
+    if expected == found:
+        return
+    at = next(i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b)
+    wrong = sum(a != b for a, b in zip(expected, found, strict=True))
+    raise VerifyError(
+        f"flash differs at {address + at:#010x}: expected {expected[at]:02x}, found {found[at]:02x} "
+        f"({wrong} of the {len(found)} bytes from {address:#010x} differ)",
+        address=address + at,
+        expected=expected[at],
+        found=found[at],
+        wrong_bytes=wrong,
+    )
+
+
+def _compare(plan: Plan, known: Known, result: Result, *, tolerate: bool) -> Flow[bool]:
+    """Whether the flash holds the image; the first difference ends it, as an answer or as an error."""
+    before = result.bytes_compared
+    try:
+        yield from _prove(plan, list(plan.reads()), known, result)
+    except VerifyError as error:
+        if not tolerate:
+            raise
+        result.bytes_compared = before
+        result.phases.pop(Phase.VERIFY.value, None)
+        yield Report(Retried("ensure", error.message))
+        return False
+    return True
+
+
+# --- erasing ------------------------------------------------------------------------------------------------------
+
+
+def _batches(sectors: Iterable[Sector], chip: Chip, loader_id: int | None) -> list[list[Sector]]:
+    """Sectors of one command each: within the loader's limit and within a bounded worst case. The first goes alone."""
+    most = chip.sectors_per_erase
+    if chip.has(Quirk.ONE_SECTOR_PER_ERASE, loader_id) or chip.has(Quirk.ERASE_NOT_AWAITED, loader_id):
+        most = 1
+    found: list[list[Sector]] = []
+    for index, sector in enumerate(sectors):
+        last = found[-1] if found else []
+        worst = sum(s.erase_max_s for s in last) + sector.erase_max_s
+        if index < 2 or len(last) >= most or worst > ERASE_BATCH_S:
+            found.append([sector])
+        else:
+            last.append(sector)
+    return found
+
+
+def _wait_s(sectors: Iterable[Sector]) -> float:
+    return 2 * sum(s.erase_max_s for s in sectors) + ERASE_EXTRA_S
+
+
+def _erase(sectors: tuple[Sector, ...], known: Known, result: Result, kept: bytes) -> Flow[None]:
+    """Erase ``sectors``: the first one alone and looked at, before the rest goes.
+
+    1. The daemon has "erasing", the kept bytes and the longest hazard on disk. 2. Samples of the first sector and of its
+    neighbours are read. 3. It is erased; it must be blank at both ends, its neighbours unchanged. 4. The rest, in batches.
+    """
+    flash = _flash_of(known)
+    batches = _batches(sectors, known.chip, known.loader_id)
+    yield from phase_started(Phase.ERASE, sum(s.size_bytes for s in sectors))
+    cost = _cost(result, Phase.ERASE)
+    begun: float = yield Now()
+    witnesses = yield from _witnesses(sectors[0], flash, known)
+    yield Barrier("erasing", max(_wait_s(b) for b in batches), kept)
+    done = 0
+    for number, batch in enumerate(batches):
+        yield Checkpoint()
+        seconds = yield from _erase_batch(batch, known)
+        for sector in batch:
+            yield Report(SectorErased(sector.address, sector.size_bytes, seconds / len(batch)))
+        if seconds > sum(s.erase_max_s for s in batch):
+            text = f"erasing {len(batch)} sectors from {batch[0].address:#010x} took {seconds:.1f} s: worn or slow flash"
+            yield Report(Warned("SLOW_ERASE", text))
+        if number == 0:
+            yield from _check_first(sectors[0], witnesses, known)
+        done += sum(s.size_bytes for s in batch)
+        result.sectors_erased += len(batch)
+        yield Progress(done)
+    result.changed = True
+    yield Barrier("erased")
+    cost.payload_bytes += done
+    cost.seconds += (yield Now()) - begun
+
+
+def _erase_batch(batch: list[Sector], known: Known) -> Flow[float]:
+    codes, wait_s = [s.code for s in batch], _wait_s(batch)
+    begun: float = yield Now()
+    if known.loader.erase_command is Command.ERASE:
+        yield from an3155.erase(codes, known.timing, wait_s=wait_s)
+    else:
+        yield from an3155.extended_erase(codes, known.timing, wait_s=wait_s)
+    if known.chip.has(Quirk.ERASE_NOT_AWAITED, known.loader_id):
+        rest_s = 2 * sum(s.erase_max_s for s in batch)  # The ACK came early (AN2606): the flash still works.
+        yield Hazard(rest_s)
+        yield Pause(rest_s)
+        yield Hazard(0)
+    ended: float = yield Now()
+    yield Report(StepDone("erase", ended - begun))
+    return ended - begun
+
+
+def _witnesses(sector: Sector, flash: FlashMap, known: Known) -> Flow[dict[int, bytes]]:
+    """Blocks of the neighbouring sectors next to ``sector``, by address."""
+    count = min(CHECK_BYTES, known.chip.read_max_bytes)
+    before, after = flash.neighbours(sector)
+    found: dict[int, bytes] = {}
+    for address in ([before.end - count] if before else []) + ([after.address] if after else []):
+        yield Checkpoint()
+        found[address] = yield from an3155.read_memory(address, count, known.timing)
+    return found
+
+
+def _check_first(sector: Sector, witnesses: dict[int, bytes], known: Known) -> Flow[None]:
+    count = min(CHECK_BYTES, known.chip.read_max_bytes, sector.size_bytes)
+    for address in (sector.address, sector.end - count):
+        data = yield from an3155.read_memory(address, count, known.timing)
+        if data.count(known.chip.erased_value) != count:
+            raise WrongSector(
+                f"sector {sector.code} was erased and {address:#010x} in it is not blank",
+                sector=sector.code,
+                address=address,
+            )
+    for address, before in witnesses.items():
+        data = yield from an3155.read_memory(address, len(before), known.timing)
+        if data != before:
+            raise WrongSector(
+                f"sector {sector.code} ({sector.address:#010x}..{sector.end - 1:#010x}) was erased and {address:#010x} "
+                "outside of it changed",
+                sector=sector.code,
+                address=address,
+            )
+
+
+def _erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
+    """Erase exactly the range that the job names, and prove it blank. A range that cuts a sector is refused, not widened."""
+    yield from phase_started(Phase.PLAN)
+    flash, chip = _flash_of(known), known.chip
+    start = request.address if request.length else flash.base
+    end = start + request.length if request.length else flash.sectors[-1].end
+    sectors = flash.sectors_in(start, end)
+    if not flash.covers(start, end) and request.length:
+        raise ImageDoesNotFit(
+            f"{start:#010x}..{end - 1:#010x} is not within the flash of {chip.title} "
+            f"({flash.base:#010x}..{flash.sectors[-1].end - 1:#010x})",
+            start=start,
+            end=end,
+        )
+    if request.length and (sectors[0].address != start or sectors[-1].end != end):
+        raise BadRequest(
+            f"the range {start:#010x}..{end - 1:#010x} cuts a sector; the sectors there are "
+            f"{sectors[0].address:#010x}..{sectors[-1].end - 1:#010x}",
+            start=sectors[0].address,
+            end=sectors[-1].end,
+        )
+    yield from _check_entry(request, known)
+    total = sum(s.size_bytes for s in sectors)
+    seconds = sum(s.erase_typ_s for s in sectors) + total * 1.05 * known.timing.byte_s
+    yield Report(Planned(len(sectors), total, 0, 0, seconds, 60 + 4 * seconds + _wait_s(sectors)))
+    yield from _erase(sectors, known, result, NOTHING_KEPT)
+    yield from phase_started(Phase.VERIFY, total)
+    done = 0
+    for sector in sectors:
+        for address, count in _pieces(sector.address, sector.end, chip.read_max_bytes):
+            yield Checkpoint()
+            data = yield from an3155.read_memory(address, count, known.timing)
+            _must_equal(address, bytes([chip.erased_value]) * count, data)
+            done += count
+            yield Progress(done)
+    result.bytes_compared, result.evidence = done, "full"
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def _read(address: int, length: int, connected: Connected) -> Flow[bytes]:
+    seconds = length * 1.05 * connected.timing.byte_s
+    yield Report(Planned(0, 0, 0, length, seconds, 60 + 4 * seconds))
+    yield from phase_started(Phase.READ, length)
+    most = connected.chip.read_max_bytes if connected.chip else CHECK_BYTES
+    parts: list[bytes] = []
+    done = 0
+    for at, count in _pieces(address, address + length, most):
+        yield Checkpoint()
+        try:
+            parts.append((yield from an3155.read_memory(at, count, connected.timing)))
+        except Nack as error:
+            if error.facts.get("stage") == "opcode":
+                raise ReadProtected(f"Read Memory is refused at its opcode: {error.message}") from error
+            raise
+        done += count
+        yield Progress(done)
+    return b"".join(parts)
+
+
+def _pieces(start: int, end: int, most: int) -> Iterable[tuple[int, int]]:
+    return ((at, min(most, end - at)) for at in range(start, end, most))

@@ -1,0 +1,326 @@
+"""The session process: runs one session over a real UART and real lines, and ends.
+
+It inherits everything: the open UART, the control lines, the image in a sealed memfd, the board. No step of the dialogue waits
+for the daemon, with one exception: before the first destructive command it waits for the journal (``Barrier``).
+
+- It ends in order when its control socket closes (the daemon is gone): the current command is finished, the target released.
+  SIGTERM and SIGINT are ignored; systemd sends them to the whole group, and half a command would leave a deaf loader.
+- Events go over the control socket, which never blocks: what does not fit waits in memory. Progress, result and recorder are on
+  the board, readable after a SIGKILL.
+- Small: standard library, protocol, chips, images and this room; no asyncio. The garbage collector is off (a session is short).
+
+One blocking driver (``Driver``) carries out the steps of ``protocol.flow``; ``sim.virtual`` is its twin in virtual time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from bridged.errors import BridgedError, Canceled, LineUnavailable, Stopped, from_dict
+from bridged.events import Event, PhaseStarted, encode
+from bridged.images.memfd import map_sealed
+from bridged.protocol.flow import (
+    Barrier,
+    Checkpoint,
+    Drain,
+    Flow,
+    Hazard,
+    Now,
+    Pause,
+    Progress,
+    Receive,
+    Report,
+    Send,
+    SetFormat,
+    SetLines,
+    Step,
+)
+from bridged.target import lines, session
+from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
+from bridged.target.request import Request
+from bridged.target.uart import Uart
+
+T = TypeVar("T")
+
+DRAIN_LIMIT_BYTES = 4096
+BARRIER_LIMIT_S = 120.0  # An SD card can take seconds for a sync; minutes mean that the daemon hangs.
+WRITE_LIMIT_S = 5.0
+RT_PRIORITY = 10
+RT_LIMIT_US = 5_000_000  # CPU without a sleep at real-time priority; beyond it the kernel ends the process, not the gateway.
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What the daemon tells a new session process, as JSON in a memfd: descriptors by number, and the request."""
+
+    control: int
+    board: int
+    out: int
+    uart: int
+    uart_path: str
+    uart_is_pty: bool
+    lines: dict[str, Any]
+    line_fds: list[int]
+    image: int
+    kept: int
+    request: dict[str, Any]
+
+
+class Control:
+    """The socket to the daemon (SOCK_SEQPACKET): events up, ``cancel``, ``stop`` and answers to barriers down."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._waiting: deque[bytes] = deque()
+        self._asked: BridgedError | None = None
+        self._answer: dict[str, Any] | None = None
+        self._gone = False
+
+    def tell(self, message: dict[str, Any]) -> None:
+        self._waiting.append(json.dumps(message, separators=(",", ":")).encode())
+        self.flush()
+
+    def flush(self) -> None:
+        while self._waiting and not self._gone:
+            try:
+                self._sock.send(self._waiting[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._gone = True
+                return
+            self._waiting.popleft()
+
+    def poll(self) -> None:
+        """Take what the daemon said; its end counts as a stop."""
+        while not self._gone:
+            try:
+                data = self._sock.recv(65536)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            if not data:
+                self._gone = True
+                break
+            message = json.loads(data)
+            if message.get("do") == "cancel":
+                self._asked = Canceled("the job was canceled")
+            elif message.get("do") == "stop":
+                self._asked = Stopped("the daemon is stopping")
+            else:
+                self._answer = message
+        if self._gone and self._asked is None:
+            self._asked = Stopped("the daemon is gone")
+
+    def checkpoint(self) -> None:
+        """Raises what was asked for, once: the way back to the application must not be interrupted by it."""
+        if self._waiting:
+            self.flush()
+        self.poll()
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            raise asked
+
+    def ask(self, message: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """Send ``message`` and wait for the answer. Raises ``Stopped`` when the daemon is gone or silent."""
+        self._answer = None
+        self.tell(message)
+        deadline = time.monotonic() + limit_s
+        while self._answer is None:
+            left = deadline - time.monotonic()
+            if self._gone or left <= 0:
+                raise Stopped("the daemon did not confirm that the journal is on disk", state=str(message.get("barrier")))
+            readable, _, _ = select.select([self._sock], [self._sock] if self._waiting else [], [], min(left, 1.0))
+            if readable:
+                self.poll()
+            self.flush()
+        return self._answer
+
+    def finish(self, limit_s: float) -> None:
+        """Give the last events a chance, bounded: the result is on the board in any case."""
+        deadline = time.monotonic() + limit_s
+        while self._waiting and not self._gone and time.monotonic() < deadline:
+            select.select([], [self._sock], [], 0.1)
+            self.flush()
+
+
+class Driver:
+    """Carries out the steps of a flow on a UART and lines; see ``protocol.flow`` for what each step promises."""
+
+    def __init__(self, uart: Uart, wires: lines.Lines, board: Board, control: Control, out_fd: int) -> None:
+        self._uart, self._wires, self._board, self._control, self._out = uart, wires, board, control, out_fd
+        self._sent_until = 0.0
+        self._frame_s = 11 / 115200
+        self._do: dict[type[Any], Any] = {
+            Send: self._send,
+            Receive: self._receive,
+            Drain: self._drain,
+            Pause: self._pause,
+            SetLines: self._set_lines,
+            SetFormat: self._set_format,
+            Report: self._report,
+            Progress: lambda step: self._board.set_progress(step.done),
+            Checkpoint: lambda _step: self._control.checkpoint(),
+            Barrier: self._barrier,
+            Hazard: self._hazard,
+            Now: lambda _step: time.monotonic(),
+        }
+
+    def run(self, flow: Flow[T]) -> T:
+        """Run ``flow`` to its end and return its value, or raise what it raises. Errors of a step are thrown into it."""
+        try:
+            step: Step = next(flow)
+            while True:
+                try:
+                    answer = self._do[type(step)](step)
+                except BridgedError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(answer)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+    def _send(self, step: Send) -> None:
+        if step.payload_address is None:
+            self._board.record(SENT, step.data)
+        else:
+            self._board.record(REFERENCE, reference(step.payload_address, len(step.data) - 2))
+        self._uart.write_all(step.data, WRITE_LIMIT_S)
+        # write() returns when the kernel has the bytes; the answer cannot come before they were on the wire.
+        self._sent_until = max(self._sent_until, time.monotonic()) + len(step.data) * self._frame_s
+
+    def _receive(self, step: Receive) -> bytes:
+        deadline = max(self._sent_until, time.monotonic()) + step.timeout_s
+        got = self._uart.read(step.count)
+        if len(got) < step.count:
+            parts = bytearray(got)
+            while len(parts) < step.count:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._uart.wait_readable(left):
+                    break
+                parts += self._uart.read(step.count - len(parts))
+            got = bytes(parts)
+        self._board.record(RECEIVED, got)
+        return got
+
+    def _drain(self, step: Drain) -> bytes:
+        parts = bytearray()
+        now = time.monotonic()
+        deadline = now + step.limit_s
+        while now < deadline and len(parts) < DRAIN_LIMIT_BYTES:
+            if not self._uart.wait_readable(min(step.quiet_s, deadline - now)):
+                break
+            parts += self._uart.read(DRAIN_LIMIT_BYTES - len(parts))
+            now = time.monotonic()
+        self._board.record(RECEIVED, bytes(parts))
+        return bytes(parts)
+
+    def _pause(self, step: Pause) -> None:
+        time.sleep(step.seconds)
+
+    def _set_lines(self, step: SetLines) -> None:
+        """Move lines, but not before the end of a hazard: whoever asks, the flash is still at work (P9)."""
+        left = self._board.hazard_left_s
+        if left:
+            self._board.record(NOTE, f"waiting {left:.3f} s for the end of the hazard".encode())
+            time.sleep(left)
+            self._board.set_hazard(0)
+        self._board.record(NOTE, f"lines reset={step.reset} boot0={step.boot0} power={step.power}".encode())
+        try:
+            self._wires.set(reset=step.reset, boot0=step.boot0, power=step.power)
+        except LineUnavailable:
+            self._board.set_lines_failed()
+            raise
+
+    def _set_format(self, step: SetFormat) -> None:
+        self._board.record(NOTE, f"format {step.baud} 8{step.parity}{step.stop_bits}".encode())
+        self._uart.set_format(step.baud, step.parity, step.stop_bits)
+        self._frame_s = (10 + (step.parity != "N")) / step.baud
+
+    def _report(self, step: Report) -> None:
+        self.tell(step.event)
+
+    def tell(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            self._board.set_progress(0)
+            self._board.record(NOTE, f"phase {event.phase}".encode())
+        self._control.tell(encode(event))
+
+    def _barrier(self, step: Barrier) -> None:
+        if step.kept:
+            os.ftruncate(self._out, 0)
+            os.pwrite(self._out, step.kept, 0)
+        message = {"barrier": step.state, "hazard_s": step.hazard_s, "kept_bytes": len(step.kept)}
+        answer = self._control.ask(message, BARRIER_LIMIT_S)
+        if "error" in answer:
+            raise from_dict(answer["error"])
+
+    def _hazard(self, step: Hazard) -> None:
+        self._board.set_hazard(time.monotonic() + step.seconds if step.seconds else 0)
+
+
+def main(argv: list[str]) -> int:
+    """``argv``: the number of the descriptor with the ``Spec``."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    gc.disable()
+    _prefer()
+    spec_fd = int(argv[0])
+    spec = Spec(**json.loads(os.pread(spec_fd, os.fstat(spec_fd).st_size, 0)))
+    board = Board.attach(spec.board)
+    control = Control(socket.socket(fileno=spec.control))
+    result: dict[str, Any] = {}
+    try:
+        uart = Uart.inherit(spec.uart, spec.uart_path, spec.uart_is_pty)
+        wires = lines.inherit(spec.lines, spec.line_fds, uart)
+        request = Request.from_dict(spec.request)
+        image = map_sealed(spec.image) if spec.image >= 0 else None
+        kept = os.pread(spec.kept, os.fstat(spec.kept).st_size, 0) if spec.kept >= 0 else b""
+        done = Driver(uart, wires, board, control, spec.out).run(session.run(request, image, kept))
+        if done.data:
+            os.ftruncate(spec.out, 0)
+            _write_whole(spec.out, done.data)
+        result = {"result": done.to_dict(), "data_bytes": len(done.data)}
+    except BridgedError as error:
+        result = {"error": error.as_dict()}
+    except Exception as error:  # A defect of ours ends its job and nothing else; the lines were released on the way.
+        text = "".join(traceback.format_exception(error))
+        sys.stderr.write(text)
+        failure = BridgedError(f"{type(error).__name__}: {error}", traceback=text[-4000:])
+        result = {"error": failure.as_dict()}
+    board.set_result(result)
+    control.finish(1.0)
+    return 0
+
+
+def _write_whole(fd: int, data: bytes) -> None:
+    view, at = memoryview(data), 0
+    while at < len(view):
+        at += os.pwrite(fd, view[at:], at)
+
+
+def _prefer() -> None:
+    """Real-time scheduling and locked memory, where this process may; without them it only waits a little longer."""
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_RTTIME, (RT_LIMIT_US, RT_LIMIT_US))
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(RT_PRIORITY))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
