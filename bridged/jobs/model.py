@@ -1,14 +1,20 @@
 """Job records and the one table of their states. Pure: no I/O, no clock.
 
-A terminal state never changes. ``interrupted`` is not terminal: after a crash or a stop a job goes back to ``running`` or to
-``failed``. ``advance`` is the only way from one state to the next.
+A terminal state never changes. ``interrupted`` is not terminal: after a crash or a stop a job goes back to ``running``, or to
+``failed``; a person may also cancel it while its target is absent. ``advance`` is the only way from one state to the next and
+``note`` the only way to record something within a state; both raise ``seq``. ``TRANSITIONS`` is the only table, and the
+diagram of the documentation is printed from it by ``diagram``.
+
+Nothing here knows of queues, files, targets or clients.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
+
+from bridged.errors import JobError
 
 
 class JobState(StrEnum):
@@ -34,6 +40,18 @@ TERMINAL = frozenset(
         JobState.TIMED_OUT,
     }
 )
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    # A job that is not running has touched nothing: it can be refused, canceled, or fail because its target is broken.
+    JobState.QUEUED: frozenset(
+        {JobState.WAITING, JobState.RUNNING, JobState.CANCELED, JobState.REJECTED, JobState.FAILED},
+    ),
+    JobState.WAITING: frozenset({JobState.RUNNING, JobState.CANCELED, JobState.REJECTED, JobState.FAILED}),
+    JobState.RUNNING: TERMINAL | {JobState.INTERRUPTED},
+    # How often a job goes round between running and interrupted is bounded by ``jobs.resume_limit``.
+    JobState.INTERRUPTED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELED}),
+    **{state: frozenset[JobState]() for state in sorted(TERMINAL)},
+}
 
 
 class JobKind(StrEnum):
@@ -61,7 +79,12 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job as clients see it. Times are UTC seconds since the epoch, 0 where not yet."""
+    """One job as clients see it. Times are UTC seconds since the epoch, 0 where not yet.
+
+    ``touched``: an erase may have begun; from then on the job is not canceled without force, nor called rejected.
+    ``reason``: why it waits, was interrupted or ended. ``attempts``: how often it was started, resumptions after an orderly stop
+    not counted.
+    """
 
     id: str
     kind: JobKind
@@ -80,6 +103,7 @@ class Job:
     done: int = 0
     total: int = 0
     attempts: int = 0
+    touched: bool = False
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
 
@@ -90,7 +114,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One change of a job, as WATCH shows it. ``seq`` is monotonic within a job. ``event``: an encoded event or empty.
+    """One change of a job, as WATCH shows it. ``event``: an encoded event or empty.
+
+    ``seq`` is monotonic within a job and never used twice for what ``log`` keeps; mere progress repeats the last one.
 
     ``rate``: bytes a second in the current phase, 0 where unknown.
     """
@@ -106,3 +132,32 @@ class Update:
     rate: float = 0.0
     code: str = ""
     event: dict[str, Any] = field(default_factory=dict)
+
+
+def advance(job: Job, to: JobState, **changes: Any) -> Job:
+    """``job`` in state ``to``, with ``changes`` to other fields and the next ``seq``. Raises ``JobError`` for an illegal step."""
+    if to not in TRANSITIONS[job.state]:
+        allowed = ", ".join(sorted(TRANSITIONS[job.state])) or "nothing: it is terminal"
+        raise JobError(
+            f"job {job.id} cannot go from {job.state} to {to}; allowed from there: {allowed}",
+            job=job.id,
+            state=job.state.value,
+            to=to.value,
+        )
+    return replace(job, state=to, seq=job.seq + 1, **changes)
+
+
+def note(job: Job, **changes: Any) -> Job:
+    """``job`` in its state, with ``changes`` and the next ``seq``. Raises ``JobError`` when the job has ended."""
+    if job.terminal:
+        raise JobError(f"job {job.id} has ended as {job.state}; nothing can be added to it", job=job.id, state=job.state.value)
+    return replace(job, seq=job.seq + 1, **changes)
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram, in a stable order."""
+    lines = ["stateDiagram-v2", "    [*] --> queued"]
+    for state, targets in TRANSITIONS.items():
+        lines += [f"    {state} --> {to}" for to in sorted(targets)]
+    lines += [f"    {state} --> [*]" for state in sorted(TERMINAL)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,529 @@
+"""The journal: jobs, their log, proven sectors, hazards and what is known of each target, in one SQLite file.
+
+One thread writes (WAL, synchronous=FULL); whatever waits in its queue is committed together, since an SD card pays for each
+commit and not for each row. A write returns a ``Future`` that is done when the bytes are on the medium. A ``Change`` is applied
+whole or not at all: the kept bytes, the hazard and the state of the ``erasing`` barrier are one ``Change``. Reads use a second
+connection and see what is committed.
+
+What is written when is the business of ``service``; this module knows nothing of queues, targets or clients. It does hold
+three promises by itself, in the file, whatever its caller does (design, P5):
+
+- a terminal state never changes (a trigger),
+- an idempotency id names one job for as long as that job is remembered,
+- a file of a newer version, of somebody else, or a damaged one is refused and left as it is.
+
+Disk full, read-only or failing is ``StorageFull``; everything else is ``JournalError``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bridged.errors import BridgedError, IdempotencyConflict, JournalError, StorageFull, UnknownJob
+from bridged.events import SectorProven
+from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Update
+
+T = TypeVar("T")
+
+APPLICATION_ID = 0x42524447  # "BRDG": `file` and a curious person can tell what this is.
+LIMIT_BYTES = 256 << 20  # 1000 jobs take some 4 MiB; the limit keeps a defect from filling the card.
+GROUP_LIMIT = 64  # Most changes of one commit, so that the first of them does not wait for ever.
+BUSY_S = 5.0
+_FULL = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+)
+_ENDED = ", ".join(f"'{state}'" for state in sorted(TERMINAL))
+
+# Each entry brings a file from the version of its index to the next; an entry that was released never changes.
+MIGRATIONS: tuple[str, ...] = (
+    f"""
+    CREATE TABLE jobs (
+        n INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, target TEXT NOT NULL, state TEXT NOT NULL, seq INTEGER NOT NULL,
+        image TEXT NOT NULL, content TEXT NOT NULL, params TEXT NOT NULL, principal TEXT NOT NULL,
+        created REAL NOT NULL, started REAL NOT NULL, ended REAL NOT NULL, phase TEXT NOT NULL, reason TEXT NOT NULL,
+        done INTEGER NOT NULL, total INTEGER NOT NULL, attempts INTEGER NOT NULL, touched INTEGER NOT NULL,
+        error TEXT, result TEXT
+    ) STRICT;
+    CREATE INDEX jobs_by_target ON jobs (target, n);
+    CREATE INDEX jobs_by_state ON jobs (state, n);
+    CREATE TRIGGER terminal_is_final BEFORE UPDATE ON jobs WHEN OLD.state IN ({_ENDED})
+        BEGIN SELECT RAISE(ABORT, 'a terminal state never changes'); END;
+    CREATE TABLE idempotency (
+        id TEXT PRIMARY KEY, job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, request TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX idempotency_by_job ON idempotency (job);
+    CREATE TABLE updates (
+        job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, seq INTEGER NOT NULL, target TEXT NOT NULL, at REAL NOT NULL,
+        state TEXT NOT NULL, phase TEXT NOT NULL, done INTEGER NOT NULL, total INTEGER NOT NULL, rate REAL NOT NULL,
+        code TEXT NOT NULL, event TEXT NOT NULL, PRIMARY KEY (job, seq)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE proven (
+        job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, address INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
+        digest TEXT NOT NULL, PRIMARY KEY (job, address)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE backups (
+        job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE, uid TEXT NOT NULL, kept BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE sessions (
+        target TEXT PRIMARY KEY, job TEXT NOT NULL, hazard_s REAL NOT NULL, since_boot_s REAL NOT NULL, boot_id TEXT NOT NULL,
+        at REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE targets (
+        name TEXT PRIMARY KEY, pid INTEGER NOT NULL, family TEXT NOT NULL, names TEXT NOT NULL, uid TEXT NOT NULL,
+        flash_bytes INTEGER NOT NULL, layout TEXT NOT NULL, loader TEXT NOT NULL, identified REAL NOT NULL,
+        content TEXT NOT NULL, image TEXT NOT NULL, image_name TEXT NOT NULL, evidence TEXT NOT NULL, proven REAL NOT NULL,
+        good_image TEXT NOT NULL
+    ) STRICT;
+    """,
+)
+VERSION = len(MIGRATIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """A target in the hands of a session: it is released at the next start if nobody closes this entry before (P4).
+
+    ``hazard_s``: the longest that any one command of the running stage may need (P9), 0 where nothing is at risk.
+    ``since_boot_s``: CLOCK_BOOTTIME of this boot, ``boot_id``, when the entry was written; ``at`` the same in UTC seconds.
+    """
+
+    target: str
+    job: str
+    hazard_s: float
+    since_boot_s: float
+    boot_id: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRecord:
+    """What was last seen in one target. ``content`` is empty while nobody knows what is in its flash.
+
+    ``content``, ``image``, ``image_name``, ``evidence``, ``proven`` (UTC seconds) describe the last proof and are voided when
+    an erase begins or another chip answers. ``good_image`` outlives that: the file that would bring the target back.
+    """
+
+    name: str
+    pid: int = 0
+    family: str = ""
+    names: str = ""
+    uid: str = ""
+    flash_bytes: int = 0
+    layout: str = ""
+    loader: str = ""
+    identified: float = 0.0
+    content: str = ""
+    image: str = ""
+    image_name: str = ""
+    evidence: str = ""
+    proven: float = 0.0
+    good_image: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What an interrupted job needs to go on: the bytes it keeps (P6), and from which chip they were read."""
+
+    uid: str = ""
+    kept: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One transaction. ``updates``, ``proven`` and ``backup`` belong to ``job``; a job that ends loses its proofs and backup.
+
+    ``session`` opens or rewrites the entry of its target; ``close`` names the target whose entry goes.
+    """
+
+    job: Job | None = None
+    updates: tuple[Update, ...] = ()
+    proven: tuple[SectorProven, ...] = ()
+    backup: Backup | None = None
+    session: OpenSession | None = None
+    close: str = ""
+    target: TargetRecord | None = None
+
+
+_JOB_FIELDS = tuple(Job.__dataclass_fields__)
+_JOB_COLUMNS = ", ".join(_JOB_FIELDS)
+_UPDATE_FIELDS = tuple(Update.__dataclass_fields__)
+_TARGET_FIELDS = tuple(TargetRecord.__dataclass_fields__)
+_SESSION_FIELDS = tuple(OpenSession.__dataclass_fields__)
+
+
+def _marks(fields: tuple[str, ...]) -> str:
+    return ", ".join(f":{f}" for f in fields)
+
+
+_INSERT_JOB = f"INSERT INTO jobs ({_JOB_COLUMNS}) VALUES ({_marks(_JOB_FIELDS)})"
+_UPDATE_JOB = (
+    "UPDATE jobs SET " + ", ".join(f"{f} = :{f}" for f in _JOB_FIELDS if f != "id") + " WHERE id = :id AND seq <= :seq"
+)
+_INSERT_UPDATE = f"INSERT OR IGNORE INTO updates ({', '.join(_UPDATE_FIELDS)}) VALUES ({_marks(_UPDATE_FIELDS)})"
+_PUT_SESSION = f"INSERT OR REPLACE INTO sessions ({', '.join(_SESSION_FIELDS)}) VALUES ({_marks(_SESSION_FIELDS)})"
+_PUT_TARGET = f"INSERT OR REPLACE INTO targets ({', '.join(_TARGET_FIELDS)}) VALUES ({_marks(_TARGET_FIELDS)})"
+
+_Operation = Callable[[sqlite3.Connection], Any]
+
+
+class Journal:
+    """See the module docstring. ``open`` one, ``close`` it; blocking methods say so, the others never wait for the disk."""
+
+    def __init__(self, path: Path, writer: sqlite3.Connection, reader: sqlite3.Connection, lock_fd: int) -> None:
+        self.path = path
+        self._writer = writer
+        self._reader = reader
+        self._reading = threading.Lock()
+        self._lock_fd = lock_fd
+        self._todo: queue.SimpleQueue[tuple[_Operation, Future[Any]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self.on_commit: Callable[[], None] = lambda: None  # in the writer thread, after each commit: tests copy the file there
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, path: Path, *, limit_bytes: int = LIMIT_BYTES) -> Journal:
+        """Blocking. Makes the file where there is none, brings an older one up to date.
+
+        Raises ``JournalError`` (newer version, damaged, not ours, used by another process) and ``StorageFull``.
+        """
+        if sqlite3.sqlite_version_info < (3, 37):
+            raise JournalError(f"SQLite {sqlite3.sqlite_version} is too old: STRICT tables need 3.37")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock_fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StorageFull(f"opening the journal {path}: {error}", path=str(path)) from error
+        opened: list[sqlite3.Connection] = []
+        try:
+            _take(lock_fd, path)
+            _inspect(path)
+            writer = _connect(path, opened)
+            _set_up(writer, limit_bytes)
+            _migrate(writer, path)
+            reader = _connect(path, opened)
+            reader.execute("PRAGMA query_only = ON")
+            _check(reader, path)
+            return cls(path, writer, reader, lock_fd)
+        except BaseException as error:
+            for connection in opened:
+                connection.close()
+            os.close(lock_fd)
+            if isinstance(error, sqlite3.Error):
+                raise _translated(error, f"opening the journal {path}") from error
+            raise
+
+    def close(self) -> None:
+        """Blocking: what was handed in is written first. A second close does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._todo.put(None)
+        self._thread.join()
+        with self._reading:
+            self._reader.close()
+        self._writer.close()
+        os.close(self._lock_fd)
+
+    # --- writing: at once queued, done when the future is ---------------------------------------------------------
+
+    def admit(self, job: Job, idempotency_id: str, request: str) -> Future[str]:
+        """Remember a new job. The future gives its id, or that of the job which the same id and request made before.
+
+        ``request``: canonical text of what was asked. Fails with ``IdempotencyConflict`` when it differs from the first one.
+        """
+
+        def operation(connection: sqlite3.Connection) -> str:
+            if idempotency_id:
+                row = connection.execute("SELECT job, request FROM idempotency WHERE id = ?", (idempotency_id,)).fetchone()
+                if row is not None:
+                    return _same_request(idempotency_id, str(row["job"]), str(row["request"]), request)
+            connection.execute(_INSERT_JOB, _job_row(job))
+            connection.execute(_INSERT_UPDATE, _update_row(update_of(job, job.created)))
+            if idempotency_id:
+                connection.execute("INSERT INTO idempotency VALUES (?, ?, ?)", (idempotency_id, job.id, request))
+            return job.id
+
+        return self._enqueue(operation)
+
+    def apply(self, change: Change) -> Future[None]:
+        """All of ``change`` or nothing. Fails with ``JournalError`` where it would alter an ended job or go back in ``seq``."""
+        return self._enqueue(lambda connection: _apply(connection, change))
+
+    def prune(self, keep: int) -> Future[list[str]]:
+        """Forget the oldest ended jobs beyond ``keep``, with their ids for idempotency; gives the ids that went."""
+
+        def operation(connection: sqlite3.Connection) -> list[str]:
+            rows = connection.execute(
+                f"SELECT n, id FROM jobs WHERE state IN ({_ENDED}) ORDER BY n DESC LIMIT -1 OFFSET ?", (keep,)
+            ).fetchall()
+            connection.executemany("DELETE FROM jobs WHERE n = ?", [(row["n"],) for row in rows])
+            return [str(row["id"]) for row in rows]
+
+        return self._enqueue(operation)
+
+    def ping(self) -> Future[None]:
+        """Done when the writer thread has come round: the watchdog asks so whether it still lives."""
+        return self._enqueue(lambda _connection: None)
+
+    # --- reading: at once, a few hundred microseconds for a row by its key ----------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        rows = self._read(f"SELECT {_JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,))
+        if not rows:
+            raise UnknownJob(f"there is no job {job_id!r}", job=job_id[:64])
+        return _job(rows[0])
+
+    def active(self) -> list[Job]:
+        """All jobs that have not ended, oldest first."""
+        return [_job(r) for r in self._read(f"SELECT {_JOB_COLUMNS} FROM jobs WHERE state NOT IN ({_ENDED}) ORDER BY n")]
+
+    def jobs(self, target: str | None = None, state: JobState | None = None, limit: int = 50) -> list[Job]:
+        """Newest first."""
+        where = [f"{column} = ?" for column, value in (("target", target), ("state", state)) if value is not None]
+        values = [value for value in (target, state) if value is not None]
+        clause = f"WHERE {' AND '.join(where)}" if where else ""
+        return [
+            _job(r) for r in self._read(f"SELECT {_JOB_COLUMNS} FROM jobs {clause} ORDER BY n DESC LIMIT ?", (*values, limit))
+        ]
+
+    def log(self, job_id: str, from_seq: int = 0) -> list[Update]:
+        rows = self._read("SELECT * FROM updates WHERE job = ? AND seq >= ? ORDER BY seq", (job_id, from_seq))
+        return [Update(**{**row, "state": JobState(row["state"]), "event": json.loads(row["event"])}) for row in rows]
+
+    def proven(self, job_id: str) -> tuple[SectorProven, ...]:
+        rows = self._read("SELECT address, size_bytes, digest FROM proven WHERE job = ? ORDER BY address", (job_id,))
+        return tuple(SectorProven(**row) for row in rows)
+
+    def backup(self, job_id: str) -> Backup:
+        rows = self._read("SELECT uid, kept FROM backups WHERE job = ?", (job_id,))
+        return Backup(**rows[0]) if rows else Backup()
+
+    def sessions(self) -> list[OpenSession]:
+        """Targets that nobody has released yet."""
+        return [OpenSession(**row) for row in self._read("SELECT * FROM sessions ORDER BY at")]
+
+    def targets(self) -> list[TargetRecord]:
+        return [TargetRecord(**row) for row in self._read("SELECT * FROM targets ORDER BY name")]
+
+    def submitted(self, idempotency_id: str, request: str) -> str:
+        """The job that this id made before, empty for none. Raises ``IdempotencyConflict`` for another request."""
+        rows = self._read("SELECT job, request FROM idempotency WHERE id = ?", (idempotency_id,))
+        return _same_request(idempotency_id, str(rows[0]["job"]), str(rows[0]["request"]), request) if rows else ""
+
+    # --- the inside -----------------------------------------------------------------------------------------------
+
+    def _read(self, sql: str, values: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
+        with self._reading:
+            try:
+                return [dict(row) for row in self._reader.execute(sql, values)]
+            except sqlite3.Error as error:
+                raise _translated(error, f"reading the journal {self.path}") from error
+
+    def _enqueue(self, operation: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        future: Future[T] = Future()
+        if self._closed:
+            future.set_exception(JournalError(f"the journal {self.path} is closed"))
+        else:
+            self._todo.put((operation, future))
+        return future
+
+    def _write(self) -> None:
+        """The writer thread: take what waits, commit it together, then tell each who asked."""
+        ending = False
+        while not ending:
+            group: list[tuple[_Operation, Future[Any]]] = []
+            item = self._todo.get()
+            while item is not None:
+                group.append(item)
+                if len(group) == GROUP_LIMIT or self._todo.empty():
+                    break
+                item = self._todo.get()
+            ending = item is None
+            if group:
+                self._commit(group)
+
+    def _commit(self, group: list[tuple[_Operation, Future[Any]]]) -> None:
+        answers: list[tuple[Future[Any], Any, BaseException | None]] = []
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for operation, future in group:
+                answers.append((future, *self._one(operation)))
+            self._writer.execute("COMMIT")
+            self.on_commit()
+        except Exception as error:
+            # Nothing of the group is on disk; who asked may ask again.
+            with contextlib.suppress(sqlite3.Error):
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+            failure = _translated(error, f"writing the journal {self.path}")
+            answers = [(future, None, failure) for _, future in group]
+        for future, value, problem in answers:
+            if not future.set_running_or_notify_cancel():
+                continue  # Nobody waits any more; it is written all the same.
+            if problem is None:
+                future.set_result(value)
+            else:
+                future.set_exception(problem)
+
+    def _one(self, operation: _Operation) -> tuple[Any, BaseException | None]:
+        """One operation within the group. Only a failing disk takes the others with it."""
+        self._writer.execute("SAVEPOINT one")
+        try:
+            value = operation(self._writer)
+        except (BridgedError, sqlite3.IntegrityError, sqlite3.ProgrammingError, TypeError, ValueError) as error:
+            self._writer.execute("ROLLBACK TO one")
+            self._writer.execute("RELEASE one")
+            return None, _translated(error, f"writing the journal {self.path}")
+        self._writer.execute("RELEASE one")
+        return value, None
+
+
+def update_of(job: Job, at: float, *, rate: float = 0.0, event: dict[str, Any] | None = None) -> Update:
+    """The ``Update`` that shows ``job`` as it is."""
+    code = str((job.error or {}).get("code", ""))
+    return Update(job.id, job.target, job.seq, at, job.state, job.phase, job.done, job.total, rate, code, event or {})
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def _take(lock_fd: int, path: Path) -> None:
+    """Two daemons on one journal would run each job twice."""
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise JournalError(f"the journal {path} is in use by another process", path=str(path)) from error
+
+
+def _inspect(path: Path) -> None:
+    """Refuse what is not ours to write, before anything that could change the file."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
+    if owner not in (APPLICATION_ID, 0) or (owner == 0 and version):
+        raise JournalError(f"{path} is a database of another program (application id {owner:#x})", path=str(path))
+    if version > VERSION:
+        raise JournalError(
+            f"the journal {path} has version {version}, this bridged knows up to {VERSION}; it was left as it is",
+            path=str(path),
+            version=version,
+            known=VERSION,
+        )
+
+
+def _connect(path: Path, opened: list[sqlite3.Connection]) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    opened.append(connection)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def _set_up(connection: sqlite3.Connection, limit_bytes: int) -> None:
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise JournalError(f"SQLite refuses write-ahead logging here (it says {mode!r}); is this a network file system?")
+    connection.execute("PRAGMA synchronous = FULL")
+    page_bytes = int(connection.execute("PRAGMA page_size").fetchone()[0])
+    connection.execute(f"PRAGMA max_page_count = {max(limit_bytes // page_bytes, 1)}")
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Each step is one transaction together with its version number, so a crash in between repeats it whole."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    for number in range(version, VERSION):
+        script = f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA application_id = {APPLICATION_ID};"
+        connection.executescript(f"{script} PRAGMA user_version = {number + 1}; COMMIT;")
+    os.chmod(path, 0o600)
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(5)")]
+    orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
+    if found != ["ok"] or orphans:
+        what = "; ".join(found) if found != ["ok"] else f"{len(orphans)} rows belong to no job"
+        raise JournalError(f"the journal {path} is damaged: {what}", path=str(path))
+
+
+def _translated(error: BaseException, attempted: str) -> BaseException:
+    if isinstance(error, BridgedError):
+        return error
+    code = getattr(error, "sqlite_errorcode", 0) or 0
+    if code & 0xFF in _FULL or isinstance(error, OSError):
+        found: BridgedError = StorageFull(f"{attempted}: {error}")
+    else:
+        found = JournalError(f"{attempted}: {error}")
+    found.__cause__ = error
+    return found
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def _same_request(idempotency_id: str, job_id: str, first: str, request: str) -> str:
+    if first != request:
+        raise IdempotencyConflict(
+            f"id {idempotency_id!r} was used before, for job {job_id} and another request: {first}", job=job_id
+        )
+    return job_id
+
+
+def _apply(connection: sqlite3.Connection, change: Change) -> None:
+    job = change.job
+    if job is not None:
+        if connection.execute(_UPDATE_JOB, _job_row(job)).rowcount != 1:
+            raise JournalError(f"job {job.id} is not in the journal, or it is ahead of seq {job.seq}", job=job.id)
+        connection.executemany(_INSERT_UPDATE, [_update_row(u) for u in change.updates])
+        connection.executemany(
+            "INSERT OR REPLACE INTO proven VALUES (?, ?, ?, ?)",
+            [(job.id, p.address, p.size_bytes, p.digest) for p in change.proven],
+        )
+        if change.backup is not None:
+            connection.execute(
+                "INSERT OR REPLACE INTO backups VALUES (?, ?, ?)", (job.id, change.backup.uid, change.backup.kept)
+            )
+        if job.terminal:
+            connection.execute("DELETE FROM proven WHERE job = ?", (job.id,))
+            connection.execute("DELETE FROM backups WHERE job = ?", (job.id,))
+    if change.close:
+        connection.execute("DELETE FROM sessions WHERE target = ?", (change.close,))
+    if change.session is not None:
+        connection.execute(_PUT_SESSION, {f: getattr(change.session, f) for f in _SESSION_FIELDS})
+    if change.target is not None:
+        connection.execute(_PUT_TARGET, {f: getattr(change.target, f) for f in _TARGET_FIELDS})
+
+
+def _job_row(job: Job) -> dict[str, Any]:
+    row = {f: getattr(job, f) for f in _JOB_FIELDS}
+    for name in ("params", "error", "result"):
+        row[name] = None if row[name] is None else json.dumps(row[name], separators=(",", ":"))
+    row["kind"], row["state"], row["touched"] = job.kind.value, job.state.value, int(job.touched)
+    return row
+
+
+def _job(row: dict[str, Any]) -> Job:
+    for name in ("params", "error", "result"):
+        row[name] = None if row[name] is None else json.loads(row[name])
+    row["kind"], row["state"], row["touched"] = JobKind(row["kind"]), JobState(row["state"]), bool(row["touched"])
+    return Job(**row)
+
+
+def _update_row(update: Update) -> dict[str, Any]:
+    row = {f: getattr(update, f) for f in _UPDATE_FIELDS}
+    row["state"], row["event"] = update.state.value, json.dumps(update.event, separators=(",", ":"))
+    return row
