@@ -313,6 +313,13 @@ class StorageFull(JobError):
     retryable = True
 
 
+class StorageFailed(JobError):
+    """The disk itself fails (I/O error, read-only file system)."""
+
+    code = "STORAGE_FAILED"
+    retryable = True
+
+
 class JournalError(JobError):
     code = "JOURNAL"
 
@@ -543,6 +550,10 @@ HINTS: dict[str, Hint] = {
     "STORAGE_FULL": Hint(
         "The disk or a quota is full.",
         "Make room: remove old images, or raise `store.limit_mib`. No destructive step is started meanwhile.",
+    ),
+    "STORAGE_FAILED": Hint(
+        "The disk failed or became read-only; an SD card at its end does this.",
+        "Look at the kernel log, replace the card. No destructive step is started meanwhile.",
     ),
     "JOURNAL": Hint(
         "The journal cannot be used.",
