@@ -1,0 +1,785 @@
+"""The store of staged images on disk, and what else of a job must survive a power cut (design, section 3).
+
+Layout below ``root``::
+
+    images/<sha256>                      a whole file, re-hashed before it got this name
+    images/<sha256>.json                 its name, size, type hint and the digests of its content by base address
+    images/<sha256>.<content digest>.img the encoded content, a cache that may vanish at any time
+    uploads/<principal>/<sha256>.part    a file on its way, and beside it a .json: announced size, synced offset
+    names.json                           the last image of each name
+    backups/<job>                        bytes that a job keeps of a sector, until they are back in flash
+    traces/<job>.txt                     flight recordings, the last few
+
+Promises, each with a test that tries to break it:
+
+- A file appears under its final name only when its content is synced and hashes to that name: write to a temporary name,
+  fsync, rename, fsync the directory. Whatever a power cut leaves half done is found and removed at the next start.
+- An offset that was reported was on disk before. Uploads are synced every 256 KiB; after a crash only bytes that a completed
+  sync covers count.
+- The sum of images and uploads, counted with the sizes that were announced, stays within the limit.
+- ``collect`` removes nothing that is pinned, in use, or so new that its job may still be on its way.
+
+All methods block and may be called from any thread; the caller keeps them off the event loop. One ``Store`` a directory.
+It knows nothing of jobs, targets or chips, and runs no parser itself: ``load`` has the parser process do that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from bridged.errors import (
+    BadRequest,
+    BridgedError,
+    CorruptImage,
+    DigestMismatch,
+    EmptyImage,
+    ImageTooLarge,
+    StorageFailed,
+    StorageFull,
+    TooMany,
+    UnknownImage,
+)
+from bridged.images import parser
+from bridged.images.memfd import write_all
+from bridged.images.model import Image
+
+SYNC_BYTES = 256 * 1024  # Each sync costs an SD card an erase block or so; a client on a bad link loses at most this much.
+CHUNK_BYTES = 1 << 20
+STALE_S = 24 * 3600.0  # An upload that nobody went on with for so long is given up.
+GRACE_S = 600.0  # A new image is not collected for so long: its job may still be on its way.
+MAX_IMAGES = 4096  # Bounds the directory and the index, which a stream of tiny images would otherwise fill.
+MAX_PARTS = 256
+MAX_NAMES = 4096
+NAME_CHARS = 128
+PREFIX_CHARS = 8
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HEX = re.compile(r"[0-9a-f]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+_CACHED = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{64})\.img")
+_HASHED = "hash-"
+_TMP = ".tmp"
+
+
+class Parse(Protocol):
+    """``parser.parse_file``, or what a test puts in its place."""
+
+    def __call__(self, fd: int, size_bytes: int, type_hint: str = ..., base_address: int | None = ..., /) -> Image: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StagedImage:
+    """One whole file in the store. ``contents``: digest of the content by ``content_key(type hint, base address)``."""
+
+    sha256: str
+    name: str
+    size_bytes: int
+    type_hint: str
+    path: Path
+    contents: dict[str, str] = field(default_factory=dict)
+
+    def content(self, base_address: int | None, type_hint: str = "auto") -> str | None:
+        """Digest of the content if it was parsed this way before."""
+        return self.contents.get(content_key(self.type_hint if type_hint == "auto" else type_hint, base_address))
+
+
+def content_key(type_hint: str, base_address: int | None) -> str:
+    return type_hint if base_address is None else f"{type_hint}@{base_address:#010x}"
+
+
+@contextlib.contextmanager
+def _disk(doing: str) -> Iterator[None]:
+    """Translate what the disk says."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise StorageFull(f"{doing}: the disk is full ({error.strerror})") from error
+        raise StorageFailed(f"{doing}: {error.strerror or error}", errno=error.errno) from error
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    """The whole file or none of it, also across a power cut."""
+    tmp = path.with_name(path.name + _TMP)
+    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(tmp, path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a sidecar; empty when there is none or it cannot be understood: all of it can be made again."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _hash_start(path: Path, count: int | None = None) -> hashlib._Hash:
+    """SHA-256 over the first ``count`` bytes of a file (all of it without), in pieces."""
+    digest = hashlib.sha256()
+    left = count if count is not None else 1 << 62
+    with path.open("rb", buffering=0) as file:
+        while left and (chunk := file.read(min(CHUNK_BYTES, left))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest
+
+
+def plain_name(text: str) -> str:
+    """``text`` as a file name: itself where it is harmless, else its hash. Different texts stay different."""
+    if _PLAIN.fullmatch(text) and not text.startswith(_HASHED) and not text.endswith((_TMP, ".json", ".part")):
+        return text
+    return _HASHED + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def checked_sha256(text: str) -> str:
+    sha256 = text.lower().removeprefix("sha256:")
+    if not _SHA256.fullmatch(sha256):
+        raise BadRequest(f"expected a SHA-256 of 64 hexadecimal digits, found {text[:80]!r}")
+    return sha256
+
+
+def checked_name(name: str) -> str:
+    if len(name) > NAME_CHARS or not name.isprintable():
+        raise BadRequest(f"an image name has at most {NAME_CHARS} printable characters, found {name[:NAME_CHARS]!r}")
+    return name
+
+
+@dataclass(slots=True)
+class _Part:
+    """An upload that is not complete. ``offset``: bytes that are surely on disk."""
+
+    principal: str
+    sha256: str
+    size_bytes: int
+    offset: int
+    active: bool = False
+
+
+class Store:
+    """See the module docstring. ``traces``: how many flight recordings are kept."""
+
+    def __init__(
+        self,
+        root: Path,
+        limit_bytes: int,
+        image_limit_bytes: int,
+        *,
+        traces: int = 20,
+        parse: Parse | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.root = root
+        self.limit_bytes = limit_bytes
+        self.image_limit_bytes = image_limit_bytes
+        self._traces_kept = traces
+        self._parse = parse or parser.parse_file
+        self._now = now
+        self._lock = threading.RLock()
+        self._images: dict[str, StagedImage] = {}
+        self._parts: dict[tuple[str, str], _Part] = {}
+        self._names: dict[str, str] = {}
+        self._in_use: dict[str, int] = {}
+        with _disk(f"open the image store {root}"):
+            for name in ("images", "uploads", "backups", "traces"):
+                (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._recover()
+
+    # --- looking ----------------------------------------------------------------------------------------------
+
+    @property
+    def usage_bytes(self) -> int:
+        """What images and uploads take on disk, cached content included."""
+        with self._lock, _disk("measure the image store"):
+            cached = sum(p.stat().st_size for p in (self.root / "images").glob("*.img"))
+            return cached + self._staged_bytes() + sum(p.offset for p in self._parts.values())
+
+    def have(self, sha256: str, principal: str | None = None) -> tuple[int, int | None, bool]:
+        """(offset, size, complete): how much of this file is here, and thus where an upload goes on.
+
+        ``principal``: whose upload; None: the one that got furthest. The size is None where nothing is known.
+        """
+        sha256 = checked_sha256(sha256)
+        with self._lock:
+            if staged := self._images.get(sha256):
+                return staged.size_bytes, staged.size_bytes, True
+            parts = [p for p in self._parts.values() if p.sha256 == sha256]
+            if principal is not None:
+                parts = [p for p in parts if p.principal == plain_name(principal)]
+            best = max(parts, key=lambda p: p.offset, default=None)
+            return (best.offset, best.size_bytes, False) if best else (0, None, False)
+
+    def get(self, ref: str) -> StagedImage:
+        """The image that ``ref`` means: SHA-256 (also ``sha256:…``), the last image of that name, or a unique prefix."""
+        with self._lock:
+            digits = ref.lower().removeprefix("sha256:")
+            if staged := self._images.get(digits):
+                return staged
+            if ref in self._names:
+                return self._images[self._names[ref]]
+            if len(digits) >= PREFIX_CHARS and _HEX.fullmatch(digits):
+                found = [s for sha, s in self._images.items() if sha.startswith(digits)]
+                if len(found) == 1:
+                    return found[0]
+                if found:
+                    raise UnknownImage(f"{len(found)} staged images start with {digits}; give more digits", image=ref)
+        raise UnknownImage(f"no staged image has the name or SHA-256 {ref[:NAME_CHARS]!r}", image=ref[:NAME_CHARS])
+
+    def list(self) -> list[StagedImage]:
+        """All staged images, the last used one first."""
+        with self._lock:
+            return sorted(self._images.values(), key=lambda s: self._used(s.path), reverse=True)
+
+    # --- upload -----------------------------------------------------------------------------------------------
+
+    def open_upload(
+        self, principal: str, size: int, sha256: str, offset: int = 0, name: str = "", type_hint: str = "auto"
+    ) -> Upload:
+        """Take a file of ``size`` bytes from ``offset`` on. The caller ends it with ``finish`` or ``abandon``.
+
+        Where the image is here already, the bytes are only compared. Raises ``EmptyImage``, ``ImageTooLarge``, ``StorageFull``,
+        ``BadRequest`` (the offset is not where the upload ended; the facts say where), ``TooMany`` (it is being uploaded now).
+        """
+        sha256, name = checked_sha256(sha256), checked_name(name)
+        if type_hint not in parser.TYPE_HINTS:
+            raise BadRequest(f"unknown image type {type_hint[:40]!r}, expected one of {', '.join(parser.TYPE_HINTS)}")
+        if size <= 0:
+            raise EmptyImage("the announced file has no bytes")
+        if size > self.image_limit_bytes:
+            raise ImageTooLarge(
+                f"the announced file has {size} bytes, at most {self.image_limit_bytes} are accepted",
+                size_bytes=size,
+                limit_bytes=self.image_limit_bytes,
+            )
+        with self._lock:
+            staged = self._images.get(sha256)
+            if staged:
+                return self._open_known(staged, size, offset, name, type_hint)
+            return self._open_part(plain_name(principal), size, sha256, offset, name, type_hint)
+
+    def _open_known(self, staged: StagedImage, size: int, offset: int, name: str, type_hint: str) -> Upload:
+        """The image is complete: the bytes that come are hashed after those we have and thrown away."""
+        if size != staged.size_bytes or not 0 <= offset <= size:
+            raise BadRequest(
+                f"image {staged.sha256[:12]} is complete with {staged.size_bytes} bytes; a file of {size} bytes from offset "
+                f"{offset} cannot be the same",
+                offset=staged.size_bytes,
+                size_bytes=staged.size_bytes,
+            )
+        with _disk("read a staged image"):
+            digest = _hash_start(staged.path, offset)
+        self._hold(staged.sha256)
+        return Upload(self, staged.sha256, size, offset, name, type_hint, fd=-1, part=None, digest=digest)
+
+    def _open_part(self, principal: str, size: int, sha256: str, offset: int, name: str, type_hint: str) -> Upload:
+        part = self._parts.get((principal, sha256))
+        if part and part.active:
+            raise TooMany(f"image {sha256[:12]} is being uploaded by another connection; wait for its end", offset=part.offset)
+        if part and offset == 0:
+            part.offset = 0  # A client that starts again is right, whatever we have: plain PUT knows no resuming.
+        at = part.offset if part else 0
+        if offset != at or (part and offset and size != part.size_bytes):
+            announced = f" of {part.size_bytes}" if part else ""
+            raise BadRequest(
+                f"the upload of {sha256[:12]} goes on at offset {at}{announced}, the request says {offset} of {size}", offset=at
+            )
+        self._check_room(size - (part.size_bytes if part else 0), new=part is None)
+        path = self._part_path(principal, sha256)
+        with _disk("start an upload"):
+            if not path.parent.exists():
+                path.parent.mkdir(mode=0o700)
+                _sync_directory(path.parent.parent)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.ftruncate(fd, offset)
+                os.lseek(fd, offset, os.SEEK_SET)
+                _write_file(path.with_suffix(".json"), json.dumps({"size_bytes": size, "synced": offset}).encode())
+            except BaseException:
+                os.close(fd)
+                raise
+        part = _Part(principal, sha256, size, offset, active=True)
+        self._parts[(principal, sha256)] = part
+        return Upload(self, sha256, size, offset, name, type_hint, fd=fd, part=part, digest=None)
+
+    def _check_room(self, more_bytes: int, new: bool) -> None:
+        """Room for an upload. Cached content gives way; images do not, only ``collect`` knows what is still needed."""
+        promised = self._staged_bytes() + sum(p.size_bytes for p in self._parts.values())
+        if promised + more_bytes > self.limit_bytes:
+            raise StorageFull(
+                f"{more_bytes} more bytes do not fit: images and uploads have {promised} of {self.limit_bytes} bytes",
+                used_bytes=promised,
+                limit_bytes=self.limit_bytes,
+            )
+        if new and len(self._images) >= MAX_IMAGES:
+            raise StorageFull(f"there are {MAX_IMAGES} staged images already", limit=MAX_IMAGES)
+        if new and len(self._parts) >= MAX_PARTS:
+            raise TooMany(f"there are {MAX_PARTS} unfinished uploads already", limit=MAX_PARTS)
+        if self.usage_bytes + more_bytes > self.limit_bytes:
+            self._drop_cached()
+
+    def _part_path(self, principal: str, sha256: str) -> Path:
+        return self.root / "uploads" / principal / f"{sha256}.part"
+
+    def _close_part(self, part: _Part, synced: int) -> None:
+        """An upload paused with ``synced`` bytes on disk."""
+        path = self._part_path(part.principal, part.sha256)
+        with self._lock:
+            part.active = False
+            part.offset = synced
+            if not synced:
+                self._forget_part(part)
+                return
+            with _disk("pause an upload"):
+                _write_file(path.with_suffix(".json"), json.dumps({"size_bytes": part.size_bytes, "synced": synced}).encode())
+
+    def _forget_part(self, part: _Part) -> None:
+        path = self._part_path(part.principal, part.sha256)
+        with self._lock:
+            self._parts.pop((part.principal, part.sha256), None)
+            with contextlib.suppress(OSError):  # What cannot be removed now is removed as stale later.
+                path.unlink(missing_ok=True)
+                path.with_suffix(".json").unlink(missing_ok=True)
+                path.parent.rmdir()
+
+    def _adopt(self, part: _Part, name: str, type_hint: str) -> StagedImage:
+        """A proven, synced part becomes an image. The sidecar comes first: an image on disk is a complete one."""
+        with self._lock:
+            if part.sha256 in self._images:  # somebody else sent the same file meanwhile
+                self._forget_part(part)
+                return self._renamed(part.sha256, name, type_hint)
+            path = self.root / "images" / part.sha256
+            staged = StagedImage(part.sha256, name, part.size_bytes, type_hint, path)
+            with _disk("stage an image"):
+                self._write_sidecar(staged)
+                source = self._part_path(part.principal, part.sha256)
+                os.utime(source, (self._now(), self._now()))
+                os.rename(source, path)
+                _sync_directory(path.parent)
+                _sync_directory(source.parent)
+            self._images[part.sha256] = staged
+            self._forget_part(part)
+            self._set_name(name, part.sha256)
+            return staged
+
+    def _renamed(self, sha256: str, name: str, type_hint: str) -> StagedImage:
+        """The same file came again; what was said about it last holds."""
+        with self._lock:
+            staged = self._images.get(sha256)
+            if staged is None:
+                raise UnknownImage(f"image {sha256[:12]} was removed while it was sent again", image=sha256)
+            wanted = replace(staged, name=name or staged.name, type_hint=type_hint if type_hint != "auto" else staged.type_hint)
+            with _disk("stage an image"):
+                os.utime(staged.path, (self._now(), self._now()))
+                if wanted != staged:
+                    self._write_sidecar(wanted)
+            self._images[sha256] = wanted
+            self._set_name(name, sha256)
+            return wanted
+
+    def _write_sidecar(self, staged: StagedImage) -> None:
+        data = {
+            "name": staged.name,
+            "size_bytes": staged.size_bytes,
+            "type": staged.type_hint,
+            "contents": staged.contents,
+        }
+        _write_file(staged.path.with_name(f"{staged.sha256}.json"), json.dumps(data, sort_keys=True).encode())
+
+    def _set_name(self, name: str, sha256: str) -> None:
+        if not name or self._names.get(name) == sha256:
+            return
+        self._names.pop(name, None)
+        self._names[name] = sha256
+        while len(self._names) > MAX_NAMES:
+            del self._names[next(iter(self._names))]
+        self._write_names()
+
+    def _write_names(self) -> None:
+        with _disk("write the index of names"):
+            _write_file(self.root / "names.json", json.dumps(self._names).encode())
+
+    # --- content ----------------------------------------------------------------------------------------------
+
+    def load(self, staged: StagedImage, base_address: int | None = None, type_hint: str = "auto") -> Image:
+        """The content of a staged image, digest-checked. ``type_hint`` auto: what was said when it was sent.
+
+        Raises what the parser says, ``DigestMismatch`` when the disk does not give back what was staged, ``UnknownImage``.
+        """
+        hint = staged.type_hint if type_hint == "auto" else type_hint
+        key = content_key(hint, base_address)
+        with self._lock:
+            known = self._images.get(staged.sha256)
+            if known is None:
+                raise UnknownImage(f"image {staged.sha256[:12]} has been removed", image=staged.sha256)
+            self._hold(staged.sha256)
+        try:
+            with contextlib.suppress(OSError):
+                os.utime(known.path, (self._now(), self._now()))
+            cached = self._read_cached(known, known.contents.get(key))
+            if cached is not None:
+                return cached
+            image = self._parse_staged(known, hint, base_address)
+            self._remember(known.sha256, key, image)
+            return image
+        finally:
+            self._release(staged.sha256)
+
+    def _parse_staged(self, staged: StagedImage, hint: str, base_address: int | None) -> Image:
+        with _disk("read a staged image"):
+            found = _hash_start(staged.path).hexdigest()
+            if found != staged.sha256:
+                raise DigestMismatch(
+                    f"the staged file {staged.sha256[:12]} reads back as {found[:12]}: the disk changed it; send it again",
+                    expected=staged.sha256,
+                    found=found,
+                )
+            fd = os.open(staged.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return self._parse(fd, staged.size_bytes, hint, base_address)
+        finally:
+            os.close(fd)
+
+    def _cache_path(self, sha256: str, content: str) -> Path:
+        return self.root / "images" / f"{sha256}.{content}.img"
+
+    def _read_cached(self, staged: StagedImage, content: str | None) -> Image | None:
+        if content is None:
+            return None
+        path = self._cache_path(staged.sha256, content)
+        try:
+            encoded = path.read_bytes()
+            if hashlib.sha256(encoded).hexdigest() == content:
+                return Image.decode(encoded)
+        except (OSError, BridgedError):
+            pass
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)  # A cache that is damaged is no cache; the file itself is parsed again.
+        return None
+
+    def _remember(self, sha256: str, key: str, image: Image) -> None:
+        """Note the digest and cache the content where there is room. Failing to do so fails nothing."""
+        with self._lock, contextlib.suppress(OSError, BridgedError):
+            staged = self._images.get(sha256)
+            if staged is None:
+                return
+            staged = replace(staged, contents={**staged.contents, key: image.digest})
+            self._images[sha256] = staged
+            self._write_sidecar(staged)
+            encoded = image.encode()
+            if self.usage_bytes + len(encoded) <= self.limit_bytes:
+                _write_file(self._cache_path(sha256, image.digest), encoded)
+
+    def _drop_cached(self, sha256: str = "") -> None:
+        with contextlib.suppress(OSError):
+            for path in (self.root / "images").glob(f"{sha256}*.img"):
+                path.unlink(missing_ok=True)
+
+    # --- making room ------------------------------------------------------------------------------------------
+
+    def collect(self, pinned: set[str], room_bytes: int | None = None) -> tuple[str, ...]:
+        """Make room: give up stale uploads, then remove the longest unused images until ``room_bytes`` are free.
+
+        ``pinned``: SHA-256 of files or digests of contents that jobs or a last-known-good need. ``room_bytes`` None: a quarter
+        of the limit. Returns the SHA-256 of what was removed.
+        """
+        wanted = self.limit_bytes // 4 if room_bytes is None else room_bytes
+        removed: list[str] = []
+        with self._lock, _disk("collect old images"):
+            self._give_up_stale()
+            promised = self._staged_bytes() + sum(p.size_bytes for p in self._parts.values())
+            for staged in reversed(self.list()):
+                if self.limit_bytes - promised >= wanted and len(self._images) < MAX_IMAGES:
+                    break
+                needed = staged.sha256 in pinned or not pinned.isdisjoint(staged.contents.values())
+                fresh = self._now() - self._used(staged.path) < GRACE_S
+                if needed or fresh or self._in_use.get(staged.sha256):
+                    continue
+                self._remove(staged)
+                promised -= staged.size_bytes
+                removed.append(staged.sha256)
+            if removed:
+                self._names = {name: sha for name, sha in self._names.items() if sha in self._images}
+                self._write_names()
+        return tuple(removed)
+
+    def _remove(self, staged: StagedImage) -> None:
+        del self._images[staged.sha256]
+        staged.path.unlink(missing_ok=True)  # first: a sidecar alone is no image
+        staged.path.with_name(f"{staged.sha256}.json").unlink(missing_ok=True)
+        self._drop_cached(staged.sha256)
+
+    def _give_up_stale(self) -> None:
+        for part in [p for p in self._parts.values() if not p.active]:
+            path = self._part_path(part.principal, part.sha256)
+            if not path.exists() or self._now() - path.stat().st_mtime > STALE_S:
+                self._forget_part(part)
+
+    def _staged_bytes(self) -> int:
+        return sum(s.size_bytes for s in self._images.values())
+
+    def _used(self, path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def _hold(self, sha256: str) -> None:
+        with self._lock:
+            self._in_use[sha256] = self._in_use.get(sha256, 0) + 1
+
+    def _release(self, sha256: str) -> None:
+        with self._lock:
+            left = self._in_use.pop(sha256, 1) - 1
+            if left > 0:
+                self._in_use[sha256] = left
+
+    # --- after a start ----------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Read what is on disk and remove what a crash left half done."""
+        for path in [*self.root.glob(f"*{_TMP}"), *self.root.glob(f"*/*{_TMP}"), *self.root.glob(f"*/*/*{_TMP}")]:
+            path.unlink(missing_ok=True)
+        images = self.root / "images"
+        for path in images.iterdir():
+            if _SHA256.fullmatch(path.name):
+                self._images[path.name] = self._recovered_image(path)
+        for path in images.iterdir():
+            owner = path.name.partition(".")[0]
+            if owner not in self._images or (path.suffix == ".img" and not _CACHED.fullmatch(path.name)):
+                path.unlink(missing_ok=True)
+        for path in (self.root / "uploads").glob("*/*.part"):
+            self._recover_part(path)
+        for path in (self.root / "uploads").glob("*/*.json"):
+            if not path.with_suffix(".part").exists():
+                path.unlink(missing_ok=True)
+        self._give_up_stale()
+        names = _read_json(self.root / "names.json")
+        self._names = {n: s for n, s in names.items() if isinstance(s, str) and s in self._images}
+
+    def _recovered_image(self, path: Path) -> StagedImage:
+        side = _read_json(path.with_name(f"{path.name}.json"))
+        hint, contents = side.get("type"), side.get("contents")
+        return StagedImage(
+            path.name,
+            str(side.get("name", "")),
+            path.stat().st_size,
+            hint if hint in parser.TYPE_HINTS else "auto",
+            path,
+            {str(k): str(v) for k, v in contents.items()} if isinstance(contents, dict) else {},
+        )
+
+    def _recover_part(self, path: Path) -> None:
+        """How far an upload of an earlier life surely got.
+
+        The length of the file proves nothing: a file system may have made it longer before the data was on disk. But the
+        writer never went past a multiple of SYNC_BYTES before the sync of that multiple had returned, so all bytes before the
+        last multiple below the length are there; and so is what the sidecar of an orderly pause says.
+        """
+        side = _read_json(path.with_suffix(".json"))
+        length = path.stat().st_size
+        size, synced = side.get("size_bytes"), side.get("synced")
+        offset = max(0, length - 1) // SYNC_BYTES * SYNC_BYTES
+        if isinstance(synced, int):
+            offset = max(offset, min(synced, length))
+        if not _SHA256.fullmatch(path.stem) or not isinstance(size, int) or not 0 < offset <= size:
+            path.unlink(missing_ok=True)
+            return
+        self._parts[(path.parent.name, path.stem)] = _Part(path.parent.name, path.stem, size, offset)
+
+    # --- backups and traces of jobs ---------------------------------------------------------------------------
+
+    def save_backup(self, job_id: str, data: bytes) -> None:
+        """Keep the bytes that a job read to put them back. On disk when this returns."""
+        with _disk(f"keep the backup of job {job_id}"):
+            _write_file(self.root / "backups" / plain_name(job_id), hashlib.sha256(data).digest() + data)
+
+    def load_backup(self, job_id: str) -> bytes | None:
+        """What ``save_backup`` kept, or None. Raises ``CorruptImage`` when the disk changed it: it would go into flash."""
+        try:
+            with _disk(f"read the backup of job {job_id}"):
+                stored = (self.root / "backups" / plain_name(job_id)).read_bytes()
+        except StorageFailed as error:
+            if error.facts.get("errno") == errno.ENOENT:
+                return None
+            raise
+        digest, data = stored[:32], stored[32:]
+        if hashlib.sha256(data).digest() != digest:
+            raise CorruptImage(f"the backup of job {job_id} ({len(data)} bytes) does not match its digest", job=job_id)
+        return data
+
+    def drop_backup(self, job_id: str) -> None:
+        """The bytes are back in flash, or nobody wants them any more. Nothing happens where there are none."""
+        with _disk(f"remove the backup of job {job_id}"):
+            (self.root / "backups" / plain_name(job_id)).unlink(missing_ok=True)
+            _sync_directory(self.root / "backups")
+
+    def save_trace(self, job_id: str, text: str) -> Path | None:
+        """Keep a flight recording and only the last few of them. None where none are kept."""
+        if self._traces_kept <= 0:
+            return None
+        path = self.root / "traces" / f"{plain_name(job_id)}.txt"
+        with self._lock, _disk(f"keep the trace of job {job_id}"):
+            _write_file(path, text.encode("utf-8", "backslashreplace"))
+            kept = sorted((self.root / "traces").glob("*.txt"), key=lambda p: (p.stat().st_mtime_ns, p.name))
+            for old in [p for p in kept if p != path][: max(0, len(kept) - self._traces_kept)]:
+                old.unlink(missing_ok=True)
+        return path
+
+    def load_trace(self, job_id: str) -> str | None:
+        path = self.root / "traces" / f"{plain_name(job_id)}.txt"
+        try:
+            return path.read_text("utf-8", "backslashreplace")
+        except FileNotFoundError:
+            return None
+
+
+class Upload:
+    """One file on its way into the store; made by ``Store.open_upload``, used by one thread at a time.
+
+    ``offset``: bytes of the file that were taken so far; ``synced``: how many of them are on disk. After an error of ``write``
+    only ``abandon`` is left; what was synced can be resumed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sha256: str,
+        size: int,
+        offset: int,
+        name: str,
+        type_hint: str,
+        *,
+        fd: int,
+        part: _Part | None,
+        digest: hashlib._Hash | None,
+    ) -> None:
+        self.sha256 = sha256
+        self.size_bytes = size
+        self.offset = offset
+        self.synced = offset
+        self._store = store
+        self._name = name
+        self._type_hint = type_hint
+        self._fd = fd
+        self._part = part
+        self._digest = digest
+        self._open = True
+
+    @property
+    def known(self) -> bool:
+        """Whether the image was here before, so that the bytes are only compared."""
+        return self._part is None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes. Raises ``StorageFull`` or ``StorageFailed``; more bytes than announced are a ``BadRequest``."""
+        self._check_open()
+        view = memoryview(data)
+        if self.offset + len(view) > self.size_bytes:
+            raise BadRequest(f"the upload of {self.sha256[:12]} was announced with {self.size_bytes} bytes, more came")
+        if self._digest is not None:
+            self._digest.update(view)
+            self.offset += len(view)
+            return
+        with _disk(f"write byte {self.offset} of an upload"):
+            while view:  # never past a multiple of SYNC_BYTES without a sync; _recover_part builds on it
+                room = SYNC_BYTES - self.offset % SYNC_BYTES
+                count = os.write(self._fd, view[:room])
+                self.offset += count
+                view = view[count:]
+                if self.offset % SYNC_BYTES == 0:
+                    self._sync()
+
+    def finish(self) -> StagedImage:
+        """Prove the whole file and stage it. Raises ``DigestMismatch`` (nothing is kept) or what the disk says.
+
+        With bytes missing it is a ``BadRequest``; like every failure but the first it leaves what is synced for resuming.
+        """
+        self._check_open()
+        try:
+            if self.offset != self.size_bytes:
+                raise BadRequest(
+                    f"the upload of {self.sha256[:12]} ends at {self.offset} of {self.size_bytes} bytes", offset=self.offset
+                )
+            if self._part is None:
+                assert self._digest is not None
+                self._compare(self._digest.hexdigest())
+                return self._store._renamed(self.sha256, self._name, self._type_hint)
+            with _disk("prove an upload"):
+                self._sync()
+                found = _hash_start(self._store._part_path(self._part.principal, self.sha256)).hexdigest()
+            try:
+                self._compare(found)
+            except DigestMismatch:
+                self._store._forget_part(self._part)
+                self._part.active = False
+                raise
+            staged = self._store._adopt(self._part, self._name, self._type_hint)
+            self._part.active = False
+            return staged
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End without staging: the client is gone. What is on disk can be resumed. May be called more than once."""
+        if not self._open:
+            return
+        self._open = False
+        if self._part is None:
+            self._store._release(self.sha256)
+            return
+        try:
+            if self._part.active:
+                with contextlib.suppress(OSError):
+                    self._sync()
+                self._store._close_part(self._part, self.synced)
+        except BridgedError:
+            pass  # The offset of the last orderly sidecar or the last whole step counts then; see _recover_part.
+        finally:
+            os.close(self._fd)
+
+    def _compare(self, found: str) -> None:
+        if found != self.sha256:
+            raise DigestMismatch(
+                f"the {self.size_bytes} bytes that came have SHA-256 {found[:16]}…, announced was {self.sha256[:16]}…",
+                expected=self.sha256,
+                found=found,
+            )
+
+    def _sync(self) -> None:
+        os.fdatasync(self._fd)
+        self.synced = self.offset
+        if self._part is not None:
+            self._part.offset = self.synced
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise BadRequest(f"the upload of {self.sha256[:12]} was ended before")
