@@ -1,0 +1,500 @@
+"""The owner of one target in the daemon: its UART and lines for as long as they exist, its lease, and its sessions.
+
+``Target`` opens the device when it is there, notices when it vanishes, starts a session process for each job, hands it the open
+descriptors, and watches it: it answers its barriers, ends it at its deadline, and when it dies without a result waits out the
+hazard (P9) and brings the target back to its application itself (P4). It knows nothing of clients, queues and journals: events,
+progress and barriers go to the callables of the caller.
+
+States: ``absent`` (no device, or somebody else has it; tried again by itself), ``idle``, ``busy``, ``broken`` (lines could not
+be brought back to idle; only ``clear`` or a restart gets out of it). Opening moves the lines to idle and resets nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bridged import chips, config
+from bridged.errors import (
+    BadRequest,
+    BridgedError,
+    DeadlineExceeded,
+    LineUnavailable,
+    LinkError,
+    PortGone,
+    SessionDied,
+    TargetBroken,
+    TargetBusy,
+    from_dict,
+)
+from bridged.events import Event, Phase, PhaseStarted, Planned, SectorProven, decode
+from bridged.images import memfd
+from bridged.images.model import Image
+from bridged.protocol.flow import Pause, SetLines
+from bridged.target import lines as wires
+from bridged.target.board import Board
+from bridged.target.lines_open import open_lines
+from bridged.target.request import Request, Wiring
+from bridged.target.uart import Counters, Uart
+
+RETRY_S = 1.0  # How often an absent device is looked for, and a present one is looked after.
+PROGRESS_S = 0.2
+ENTER_LIMIT_S = 120.0  # Until the plan states its own limit: all attempts at all rates need about 20 s.
+EXIT_LIMIT_S = 5.0
+
+Barrier = Callable[[str, float, bytes], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who holds the target. ``kind``: job, lock or console."""
+
+    holder: str
+    kind: str
+    since: float
+
+
+class Target:
+    """See the module docstring. Create it in the event loop's thread; ``open`` starts the keeper."""
+
+    def __init__(self, name: str, settings: config.Target, *, on_change: Callable[[], None] = lambda: None) -> None:
+        self.name = name
+        self.config = settings
+        self.state = "absent"
+        self.reason = "not opened yet"
+        self.lease: Lease | None = None
+        self.last_trace = ""
+        self.uart_errors: Counters | None = None
+        self._on_change = on_change
+        self._uart: Uart | None = None
+        self._lines: wires.Lines | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._changed = asyncio.Condition()
+        self._not_before = 0.0
+        self._session: _Session | None = None
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def hold_off(self, hazard_s: float) -> None:
+        """Touch neither port nor lines for ``hazard_s`` from now: a killed session left a hazard. Call it before ``open``."""
+        self._not_before = max(self._not_before, time.monotonic() + hazard_s)
+
+    async def open(self) -> None:
+        """Start looking after the device. Returns at once; a missing device is no error."""
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.name}")
+
+    async def close(self) -> None:
+        """Give port and lines back. A running session is not waited for: stop it first."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+            self._keeper = None
+        await asyncio.to_thread(self._let_go)
+        await self._set("absent", "closed")
+
+    def clear(self) -> None:
+        """A person has looked at a broken target: try it again."""
+        if self.state == "broken":
+            self.state, self.reason = "absent", "cleared, opening again"
+            self._let_go()
+            self._on_change()
+
+    async def _keep(self) -> None:
+        while True:
+            if self.state == "absent":
+                wait_s = self._not_before - time.monotonic()
+                if wait_s > 0:
+                    self.reason = f"waiting {wait_s:.0f} s for the end of a hazard"
+                    await asyncio.sleep(wait_s)
+                try:
+                    await asyncio.to_thread(self._take)
+                except BridgedError as error:
+                    if error.message != self.reason:
+                        await self._set("absent", error.message)
+                else:
+                    await self._set("idle", "")
+            elif self.state == "idle" and self._vanished():
+                await asyncio.to_thread(self._let_go)
+                await self._set("absent", f"{self.config.port} vanished")
+            await asyncio.sleep(RETRY_S)
+
+    def _take(self) -> None:
+        """Open port and lines, both idle. Blocking. Nothing stays open on failure."""
+        uart = Uart.open(self.config.port)
+        try:
+            uart.set_format(self.config.application.baud, self.config.application.parity)
+            self._lines = open_lines(self.config.lines, uart, f"bridged:{self.name}")
+        except BaseException:
+            uart.close()
+            raise
+        self._uart = uart
+
+    def _let_go(self) -> None:
+        for part in (self._lines, self._uart):
+            if part is not None:
+                with contextlib.suppress(OSError, LinkError):
+                    part.close()
+        self._lines = self._uart = None
+
+    def _vanished(self) -> bool:
+        """Whether the open port no longer is what its name means. What an idle target says is dropped: there is no console."""
+        assert self._uart is not None
+        try:
+            if os.stat(self.config.port).st_rdev != os.fstat(self._uart.fd).st_rdev:
+                return True
+            self._uart.read(4096)
+        except (OSError, PortGone):
+            return True
+        return False
+
+    async def _set(self, state: str, reason: str) -> None:
+        async with self._changed:
+            self.state, self.reason = state, reason
+            self._changed.notify_all()
+        self._on_change()
+
+    async def wait_present(self) -> None:
+        """Until the device is there (or the target broken)."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.state != "absent")
+
+    async def wait_idle_hardware(self, timeout_s: float) -> bool:
+        """After a restart: until port and lines could be taken, which an old session process may still hold."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.wait_present()
+        except TimeoutError:
+            return False
+        return self.state == "idle"
+
+    async def release_after(self, hazard_s: float) -> None:
+        """Bring a target that an interrupted session left back to its application, after ``hazard_s``.
+
+        Raises ``LineUnavailable`` or ``PortGone``; the target is marked broken then.
+        """
+        await asyncio.sleep(hazard_s)
+        if self._lines is None or self._uart is None:
+            raise PortGone(f"target {self.name}: {self.reason}")
+        try:
+            await self._back_to_application()
+        except LinkError as error:
+            await self._set("broken", f"after an interrupted session: {error.message}")
+            raise
+
+    async def _back_to_application(self) -> None:
+        assert self._lines is not None
+        assert self._uart is not None
+        with contextlib.suppress(LinkError):
+            self._uart.set_format(self.config.application.baud, self.config.application.parity)
+        for step in self._wiring().leave:
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+            else:
+                await asyncio.to_thread(self._move, step)
+
+    def _move(self, step: SetLines) -> None:
+        assert self._lines is not None
+        self._lines.set(reset=step.reset, boot0=step.boot0, power=step.power)
+
+    # --- sessions -------------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Ask the running session to end at its next checkpoint: ``run`` raises ``Canceled``."""
+        if self._session is not None:
+            self._session.ask("cancel")
+
+    def stop(self) -> None:
+        """The same for a stop of the daemon: ``run`` raises ``Stopped``."""
+        if self._session is not None:
+            self._session.ask("stop")
+
+    @property
+    def session_pid(self) -> int | None:
+        return self._session.pid if self._session is not None else None
+
+    def _wiring(self) -> Wiring:
+        assert self._lines is not None
+        settings = self.config.lines
+        enter = wires.parse_sequence(settings.enter, settings) if settings.enter else wires.default_enter(settings)
+        leave = wires.parse_sequence(settings.leave, settings) if settings.leave else wires.default_leave(settings)
+        return Wiring(
+            has_reset=self._lines.has_reset,
+            has_boot0=self._lines.has_boot0 and not self._lines.boot0_by_hand,
+            has_power=self._lines.has_power,
+            boot0_by_hand=self._lines.boot0_by_hand,
+            enter=enter,
+            leave=leave,
+        )
+
+    def _request(self, kind: str, params: dict[str, Any], proven: tuple[SectorProven, ...]) -> Request:
+        settings = self.config
+        if settings.chip:
+            chips.find(settings.chip)  # A wrong name fails here, before anything moves.
+        return Request(
+            kind=kind,
+            wiring=self._wiring(),
+            chip=settings.chip,
+            baud=settings.baud,
+            flash_bytes=settings.flash_kib * 1024,
+            layout=settings.layout,
+            startup_s=settings.startup_s,
+            application_baud=settings.application.baud,
+            application_parity=settings.application.parity,
+            listen_s=settings.application.listen_s,
+            discard_outside=params.get("outside") == "discard",
+            one_shot=params.get("entry") == "one-shot",
+            stay_in_loader=params.get("mode") == "boot",
+            force=frozenset(str(params.get("force") or "").split(",")) - {""},
+            address=int(params.get("address") or 0),
+            length=int(params.get("length") or 0),
+            proven=proven,
+        )
+
+    async def run(
+        self,
+        kind: str,
+        params: dict[str, Any],
+        image: Image | None,
+        *,
+        job_id: str,
+        kept: bytes = b"",
+        proven: tuple[SectorProven, ...] = (),
+        on_event: Callable[[Event], None] = lambda _event: None,
+        on_progress: Callable[[int], None] = lambda _done: None,
+        on_barrier: Barrier | None = None,
+    ) -> dict[str, Any]:
+        """Run one session and return ``Result.to_dict()`` (with ``data``, bytes, for kind read).
+
+        ``on_barrier(state, hazard_s, kept)`` must not return before the state is on disk; what it raises ends the session.
+        Raises what the session raised; ``SessionDied`` or ``DeadlineExceeded`` after the target was released.
+        """
+        if self.state == "broken":
+            raise TargetBroken(f"target {self.name} is marked broken: {self.reason}", target=self.name)
+        if self.lease is not None or self.state == "busy":
+            holder = self.lease.holder if self.lease else "another session"
+            raise TargetBusy(f"target {self.name} is held by {holder}", target=self.name, holder=holder)
+        if self._uart is None or self._lines is None:
+            raise PortGone(f"target {self.name}: {self.reason}", target=self.name, port=self.config.port)
+        self.lease = Lease(job_id, "job", time.time())
+        await self._set("busy", f"job {job_id}")
+        on_event(PhaseStarted(Phase.LOCK))
+        try:
+            request = self._request(kind, params, proven)
+            return await self._run(request, image, kept, on_event, on_progress, on_barrier)
+        finally:
+            self._session = None
+            self.lease = None
+            if self.state == "busy":
+                if self._vanished():
+                    await asyncio.to_thread(self._let_go)
+                    await self._set("absent", f"{self.config.port} vanished")
+                else:
+                    await self._set("idle", "")
+
+    async def _run(
+        self,
+        request: Request,
+        image: Image | None,
+        kept: bytes,
+        on_event: Callable[[Event], None],
+        on_progress: Callable[[int], None],
+        on_barrier: Barrier | None,
+    ) -> dict[str, Any]:
+        assert self._uart is not None
+        assert self._lines is not None
+        self._uart.discard_output()
+        before = self._uart.counters()
+        session = _Session(self._uart, self._lines, request, on_event, on_progress, on_barrier)
+        self._session = session
+        try:
+            await session.run(image, kept)
+            # Between here and the next statement nothing may be awaited that can be cancelled: the target must be released.
+            outcome = session.board.result()
+            self.last_trace = session.board.trace()
+            if outcome is None:
+                await self._after_death(session)
+                if session.past_deadline:
+                    raise DeadlineExceeded(f"the session was ended after {session.limit_s:.0f} s", limit_s=session.limit_s)
+                raise SessionDied(f"the session process ended with {session.ending} and left no result", ending=session.ending)
+            if session.board.lines_failed:
+                await self._after_death(session)
+            if before is not None and (after := self._counters()) is not None:
+                self.uart_errors = after - before
+            if "error" in outcome:
+                raise from_dict(outcome["error"])
+            result: dict[str, Any] = outcome["result"]
+            if outcome["data_bytes"]:
+                result["data"] = os.pread(session.out, int(outcome["data_bytes"]), 0)
+            return result
+        finally:
+            session.close()
+
+    def _counters(self) -> Counters | None:
+        assert self._uart is not None
+        with contextlib.suppress(LinkError):
+            return self._uart.counters()
+        return None
+
+    async def _after_death(self, session: _Session) -> None:
+        """P9, then P4, by the daemon, which has the same descriptors."""
+        await asyncio.sleep(session.board.hazard_left_s)
+        try:
+            await self._back_to_application()
+        except LineUnavailable as error:
+            await self._set("broken", f"the lines could not be brought back to idle: {error.message}")
+        except PortGone:
+            pass  # The keeper finds out; modem lines went with the port.
+
+
+class _Session:
+    """One session process: starting it, its messages, its end."""
+
+    def __init__(
+        self,
+        uart: Uart,
+        lines: wires.Lines,
+        request: Request,
+        on_event: Callable[[Event], None],
+        on_progress: Callable[[int], None],
+        on_barrier: Barrier | None,
+    ) -> None:
+        self.board = Board.create()
+        self.out = os.memfd_create("bridged-out", os.MFD_CLOEXEC)
+        self.pid: int | None = None
+        self.ending = "nothing"
+        self.past_deadline = False
+        self.limit_s = ENTER_LIMIT_S
+        self._uart, self._lines, self._request = uart, lines, request
+        self._on_event, self._on_progress, self._on_barrier = on_event, on_progress, on_barrier
+        self._mine, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._mine.setblocking(False)
+        self._deadline = time.monotonic() + self.limit_s
+        self._asked = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def close(self) -> None:
+        self._mine.close()
+        self._theirs.close()
+        self.board.close()
+        os.close(self.out)
+
+    def ask(self, what: str) -> None:
+        """``cancel`` or ``stop``. Sent once; the socket has room for it, the session reads it at its next checkpoint."""
+        self._asked = what
+        with contextlib.suppress(OSError):
+            self._mine.send(json.dumps({"do": what}).encode())
+
+    async def run(self, image: Image | None, kept: bytes) -> None:
+        """Start the process and stay until it has ended, whatever happens to it."""
+        loop = asyncio.get_running_loop()
+        image_fd = await asyncio.to_thread(memfd.seal, image) if image is not None else -1
+        kept_fd = _filled("bridged-kept", kept) if kept else -1
+        spec = {
+            "control": self._theirs.fileno(),
+            "board": self.board.fd,
+            "out": self.out,
+            "uart": self._uart.fd,
+            "uart_path": self._uart.path,
+            "uart_is_pty": self._uart.is_pty,
+            "lines": self._lines.describe(),
+            "line_fds": self._lines.fds(),
+            "image": image_fd,
+            "kept": kept_fd,
+            "request": self._request.to_dict(),
+        }
+        spec_fd = _filled("bridged-spec", json.dumps(spec).encode())
+        fds = {spec_fd, self._theirs.fileno(), self.board.fd, self.out, self._uart.fd, *self._lines.fds(), image_fd, kept_fd}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-s", "-m", "bridged.target.worker", str(spec_fd)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                pass_fds=sorted(fds - {-1}),
+                start_new_session=True,
+            )
+        finally:
+            for fd in (image_fd, kept_fd, spec_fd):
+                if fd >= 0:
+                    os.close(fd)
+        self.pid = process.pid
+        self._theirs.close()
+        loop.add_reader(self._mine.fileno(), self._read)
+        ended = asyncio.ensure_future(process.wait())
+        try:
+            await self._watch(process, ended)
+        finally:
+            self._read()
+            loop.remove_reader(self._mine.fileno())
+            for task in self._tasks:
+                task.cancel()
+        status = process.returncode
+        self.ending = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
+
+    async def _watch(self, process: asyncio.subprocess.Process, ended: asyncio.Future[int]) -> None:
+        """Report progress; past the deadline kill the process, but never during a hazard. Cancelling us stops the session."""
+        done = -1
+        while not ended.done():
+            try:
+                await asyncio.wait({ended}, timeout=PROGRESS_S)
+            except asyncio.CancelledError:
+                # The daemon is going down in a hurry. The session hears it from the closing socket, finishes its command and
+                # releases the target by itself.
+                self._mine.shutdown(socket.SHUT_RDWR)
+                raise
+            if self.board.done != done:
+                done = self.board.done
+                self._on_progress(done)
+            if time.monotonic() > self._deadline and not self.board.hazard_left_s and not self.past_deadline:
+                self.past_deadline = True
+                process.kill()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = self._mine.recv(1 << 18)
+            except (BlockingIOError, OSError):
+                return
+            if not data:
+                with contextlib.suppress(ValueError, OSError):
+                    asyncio.get_running_loop().remove_reader(self._mine.fileno())
+                return
+            message = json.loads(data)
+            if "barrier" in message:
+                task = asyncio.ensure_future(self._barrier(message))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                continue
+            event = decode(message)
+            if isinstance(event, Planned):
+                self.limit_s = event.limit_s
+                self._deadline = time.monotonic() + event.limit_s
+            self._on_event(event)
+
+    async def _barrier(self, message: dict[str, Any]) -> None:
+        kept = os.pread(self.out, int(message["kept_bytes"]), 0)
+        answer: dict[str, Any] = {"ok": True}
+        try:
+            if self._on_barrier is None:
+                raise BadRequest("this session was started without a journal and may change nothing")
+            await self._on_barrier(str(message["barrier"]), float(message["hazard_s"]), kept)
+        except BridgedError as error:
+            answer = {"error": error.as_dict()}
+        with contextlib.suppress(OSError):
+            self._mine.send(json.dumps(answer).encode())
+
+
+def _filled(name: str, data: bytes) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    memfd.write_all(fd, data)
+    return fd
