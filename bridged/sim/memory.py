@@ -1,0 +1,437 @@
+"""The memories of a simulated STM32: flash with its programming rules, option bytes, RAM, system memory, unique id.
+
+It knows addresses and silicon rules, and nothing of commands, time or wires. Sources: the families' reference manuals as
+far as remembered, AN2606 table 7 for the alignment that each loader demands, and the rows of ``bridged.chips``.
+
+Invariants: flash changes only through ``program``, ``erase`` and the ``interrupt_*`` pair; nothing here ever makes a wrong
+host look right (a write that silicon would not do leaves the cells as they are, without telling).
+"""
+
+from __future__ import annotations
+
+import bisect
+import random
+from enum import Enum
+
+from bridged.chips.model import Chip, FlashMap, Layout, OptionField, Range, Sector
+
+
+class BusFault(Exception):
+    """The loader touched memory that is not there: it hangs in its fault handler."""
+
+
+class Rule(Enum):
+    """What happens to a word that was programmed before."""
+
+    CLEARS_BITS = 1  # F2, F4, F7: the result is old AND new
+    NEEDS_BLANK = 2  # F0, F1, F3, L0, L1, L4, G0, G4 ...: refused unless the word is erased (or, with 0xFF erased, new is 0)
+    ONCE = 3  # H5, H7, U5 ...: ECC is written with the word, also with a word of 0xFF; a second write breaks it
+
+
+_CLEARS_BITS = {"F2", "F4", "F7"}
+_ONCE = {"H5", "H7", "U3", "U5", "C5", "WBA"}
+
+# AN2606 table 7: address and length of a Write Memory must be multiples of this, or it and all later ones fail.
+_ALIGN_BYTES = {
+    **dict.fromkeys(("F0", "F1", "F2", "F3", "F4", "G0", "WB0", "WL3"), 4),
+    **dict.fromkeys(("C0", "F7", "G4", "H7", "L0", "L1", "L4", "U0", "U3", "WB", "WL"), 8),
+    **dict.fromkeys(("C5", "H5", "H7R", "H7RS", "H7R/S", "L5", "U5", "WBA"), 16),
+}
+
+# Where the level of readout protection sits in the option bytes, from their base, and the value of level 0.
+_RDP = {
+    **dict.fromkeys(("F0", "F1", "F3"), (0, 0xA5)),
+    **dict.fromkeys(("F2", "F4", "F7"), (1, 0xAA)),
+    **dict.fromkeys(("L0", "L1", "L4", "L5", "G0", "G4", "C0", "U0", "WB", "WL"), (0, 0xAA)),
+}
+_RDP_LEVEL_2 = 0xCC
+
+# Factory values of the bits that decide what starts (AN2606; the reference manuals as remembered). G0 ignores the pin!
+_FACTORY = {
+    "nboot0": 1,
+    "nboot1": 1,
+    "nbootsel": 1,
+    "nswboot0": 1,
+    "bootlock": 0,
+    "tzen": 0,
+    "bootsel": 1,
+    "boot0": 0,
+    "ndbank": 1,
+    "ndboot": 1,
+    "bfb2": 0,
+    "productstate": 0xED,
+}
+_FACTORY_PATTERN = {
+    8: {"bootadd0": 0x0080, "bootadd1": 0x0040},
+    9: {"bootadd0": 0x0080, "bootadd1": 0x0040},
+    10: {"bootadd0": 0x0800, "bootadd1": 0x1FF0},
+}
+
+
+def option_key(name: str) -> str:
+    """One spelling for ``nBOOT0_SEL``, ``nBOOT_SEL``, ``BOOT_CM7_ADD0``, ``NSBOOTADD0`` and the like."""
+    key = name.lower().replace("_", "").replace("-", "").replace("cm7", "")
+    return {"nboot0sel": "nbootsel"}.get(key, key)
+
+
+def _single(option: OptionField) -> list[OptionField]:
+    """The fields of a combined one such as ``nBOOT0:nBOOT1``: one bit each, most significant first."""
+    names = option.name.split(":")
+    if len(names) == 1:
+        return [option]
+    bits = [bit for bit in reversed(range(32)) if option.mask >> bit & 1]
+    return [
+        OptionField(name, option.address, option.shift + bit, 1, option.confidence)
+        for name, bit in zip(names, bits, strict=True)
+    ]
+
+
+def pattern_number(chip: Chip) -> int:
+    """The first number of the row's activation pattern; 0 where there is none."""
+    digits = ""
+    for char in chip.activation_pattern:
+        if char.isdigit():
+            digits += char
+        elif digits:
+            break
+    return int(digits or 0)
+
+
+class Memory:
+    """All that can be read or written of one part. Made once for each simulated device; survives resets."""
+
+    def __init__(self, chip: Chip, flash_map: FlashMap, loader_id: int | None, rng: random.Random) -> None:
+        self.chip = chip
+        self.map = flash_map
+        self.base = flash_map.base
+        self.end = max(s.end for s in flash_map.sectors)
+        self.erased = chip.erased_value
+        self.flash = bytearray([self.erased]) * (self.end - self.base)
+        self.word_bytes = chip.flash_word_bytes
+        self.align_bytes = _ALIGN_BYTES.get(chip.family, chip.write_align_bytes)
+        if chip.family in _CLEARS_BITS:
+            self.rule = Rule.CLEARS_BITS
+        elif chip.family in _ONCE:
+            self.rule = Rule.ONCE
+        else:
+            self.rule = Rule.NEEDS_BLANK
+        self.sectors = {s.code: s for s in flash_map.sectors}
+        self._order = sorted(flash_map.sectors, key=lambda s: s.address)
+        self._starts = [s.address for s in self._order]
+        self._contiguous = all(a.end == b.address for a, b in zip(self._order, self._order[1:], strict=False))
+        self.protected: set[int] = set()
+        self.marginal: set[int] = set()  # sectors whose last erase was cut short: whatever they read, they are not erased
+        self.used = bytearray((self.end - self.base) // self.word_bytes) if self.rule is Rule.ONCE else bytearray()
+        self.program_error = False  # sticky until reset: after one bad write nothing is programmed any more
+        self.rdp = 0
+        self._rng = rng
+        self.uid = bytes(rng.randrange(256) for _ in range(12))
+        ram = chip.ram or chip.stub_ram
+        self._ram = [(r, bytearray(r.size)) for r in ram]
+        self._options = [(r, bytearray(b"\xff") * r.size) for r in chip.option_bytes]
+        self._fields: dict[str, OptionField] = {}
+        self._values: dict[str, int] = {}
+        self._rom: dict[int, int] = {}
+        self._readable = [r for r in (chip.system_memory, chip.otp) if r is not None]
+        self._place_identity(loader_id)
+        self._place_options()
+
+    # --- identity and option bytes --------------------------------------------------------------------------------
+
+    def _place_identity(self, loader_id: int | None) -> None:
+        if loader_id is not None and self.chip.loader_id_address is not None:
+            self._rom[self.chip.loader_id_address] = loader_id
+            self._also_readable(self.chip.loader_id_address)
+        if self.chip.uid_address is not None:
+            self._rom.update((self.chip.uid_address + i, b) for i, b in enumerate(self.uid))
+            self._also_readable(self.chip.uid_address)
+        if self.chip.flash_size_register is not None:
+            size = (self.map.size_bytes // 1024).to_bytes(2, "little")
+            self._rom.update((self.chip.flash_size_register + i, b) for i, b in enumerate(size))
+            self._also_readable(self.chip.flash_size_register)
+
+    def _also_readable(self, address: int) -> None:
+        if not any(address in r for r in self._readable):
+            start = address & ~0xFF
+            self._readable.append(Range(start, start + 0x100))
+
+    def _place_options(self) -> None:
+        self._values = {**_FACTORY, **_FACTORY_PATTERN.get(pattern_number(self.chip), {})}
+        for check in self.chip.entry_checks:
+            values = (self._part(check.option, bit, min(check.values)) for bit in range(check.option.name.count(":") + 1))
+            for spot, value in zip(_single(check.option), values, strict=True):
+                self._place_option(spot, value)
+        for check_app in self.chip.app_checks:
+            for spot in _single(check_app.option):
+                self._place_option(spot, None)
+        for layout in self.chip.layouts:
+            if layout.when is not None and layout.name == self.map.layout and layout in self._possible():
+                self._place_option(*layout.when, always=True)
+        self._store_rdp()
+
+    def _possible(self) -> tuple[Layout, ...]:
+        return self.chip.layouts_for(self.map.size_bytes)
+
+    def _part(self, whole: OptionField, number: int, value: int) -> int:
+        """The ``number``-th single field of a combined one, most significant first, out of ``value``."""
+        single = _single(whole)[number]
+        return value >> (single.shift - whole.shift) & single.mask
+
+    def _place_option(self, spot: OptionField, value: int | None, always: bool = False) -> None:
+        """Give an option bit its place, with its factory value where that is known, else ``value``."""
+        key = self._key(spot.name)
+        if key not in self._fields and not any(spot.address in r for r, _ in self._options):
+            # A register rather than option bytes: the loader maps it where the row says.
+            self._rom.update((spot.address + i, 0xFF) for i in range(4) if spot.address + i not in self._rom)
+            self._also_readable(spot.address)
+        self._fields[key] = spot
+        wanted = value if always else self._values.get(key, value)
+        if wanted is not None:
+            self.set_option(key, wanted)
+
+    def _key(self, name: str) -> str:
+        key = option_key(name)
+        # F0 calls the bit BOOT_SEL that others call nSWBOOT0.
+        return "nswboot0" if key == "bootsel" and self.chip.family == "F0" else key
+
+    def _store_rdp(self) -> None:
+        place = _RDP.get(self.chip.family)
+        if place is None or not self._options:
+            return
+        offset, level_0 = place
+        value = {0: level_0, 1: 0x00, 2: _RDP_LEVEL_2}[self.rdp]
+        self._options[0][1][offset] = value
+        if self.chip.family in {"F0", "F1", "F3"}:
+            self._options[0][1][offset + 1] = value ^ 0xFF
+
+    def set_rdp(self, level: int) -> None:
+        self.rdp = level
+        self._store_rdp()
+
+    def option(self, name: str) -> int:
+        """Value of a named option bit or word; where no address is known for it, what was set or the factory value."""
+        key = self._key(name)
+        if key in self._fields:
+            spot = self._fields[key]
+            return spot.value(int.from_bytes(self._raw(spot.address, 4), "little"))
+        if key not in self._values:
+            raise KeyError(name)
+        return self._values[key]
+
+    def set_option(self, name: str, value: int) -> None:
+        key = self._key(name)
+        if key not in self._fields and key not in self._values:
+            raise KeyError(name)
+        self._values[key] = value
+        spot = self._fields.get(key)
+        if spot is not None:
+            word = int.from_bytes(self._raw(spot.address, 4), "little")
+            word = word & ~(spot.mask << spot.shift) | (value & spot.mask) << spot.shift
+            if spot.mask == 0xFFFF and spot.shift == 0 and self.chip.family == "F7":
+                word = value | (value ^ 0xFFFF) << 16  # F7 keeps value and complement side by side
+            self._poke(spot.address, word.to_bytes(4, "little"))
+
+    def option_names(self) -> list[str]:
+        return sorted({*self._fields, *self._values})
+
+    def write_options(self, data: bytes) -> None:
+        """All option bytes are erased, then ``data`` is written from their base. Readout protection follows the new value."""
+        for spot, content in self._options:
+            content[:] = b"\xff" * spot.size
+        spot, content = self._options[0]
+        content[: len(data)] = data[: spot.size]
+        place = _RDP.get(self.chip.family)
+        if place is not None:
+            now = content[place[0]]
+            self.rdp = 0 if now == place[1] else 2 if now == _RDP_LEVEL_2 else 1
+
+    def corrupt_options(self) -> None:
+        """A reset in the middle of an option-byte write: erased, and not written again."""
+        for _, content in self._options:
+            content[:] = b"\xff" * len(content)
+        for key in self._values:
+            if key.startswith("bootadd"):
+                self._values[key] = 0xFFFF
+        if self._options and self.chip.family in _RDP:
+            self.rdp = 1
+
+    @property
+    def option_base(self) -> int | None:
+        return self._options[0][0].start if self._options else None
+
+    # --- plain access ---------------------------------------------------------------------------------------------
+
+    def _raw(self, address: int, count: int) -> bytes:
+        for spot, content in (*self._options, *self._ram):
+            if spot.covers(address, address + count):
+                return bytes(content[address - spot.start : address - spot.start + count])
+        return bytes(self._rom.get(a, 0xFF) for a in range(address, address + count))
+
+    def _poke(self, address: int, data: bytes) -> None:
+        for spot, content in self._options:
+            if address in spot:
+                at = address - spot.start
+                content[at : at + len(data)] = data[: spot.end - address]
+                return
+        self._rom.update((address + i, b) for i, b in enumerate(data))
+
+    def in_flash(self, address: int) -> bool:
+        if self._contiguous:
+            return self.base <= address < self.end
+        return self.sector_at(address) is not None
+
+    def in_ram(self, address: int) -> bool:
+        """RAM that the loader gives to the host; its own part is not."""
+        return any(address in r for r in self.chip.stub_ram)
+
+    def in_options(self, address: int) -> bool:
+        return any(address in r for r, _ in self._options)
+
+    def readable(self, address: int) -> bool:
+        """Whether the loader accepts this start address for Read Memory. It checks the start only."""
+        return (
+            self.in_flash(address)
+            or self.in_ram(address)
+            or self.in_options(address)
+            or any(address in r for r in self._readable)
+        )
+
+    def read(self, address: int, count: int) -> bytes:
+        """Raises ``BusFault`` when flash or RAM ends within the range."""
+        if self.base <= address < self.end:
+            if address + count > self.end or not (self._contiguous or self.map.covers(address, address + count)):
+                raise BusFault(f"read beyond flash at {address:#010x}")
+            at = address - self.base
+            return bytes(self.flash[at : at + count])
+        for spot, content in self._ram:
+            if address in spot:
+                if address + count > spot.end:
+                    raise BusFault(f"read beyond RAM at {address:#010x}")
+                return bytes(content[address - spot.start : address - spot.start + count])
+        return self._raw(address, count)
+
+    def write_ram(self, address: int, data: bytes) -> None:
+        for spot, content in self._ram:
+            if address in spot:
+                if address + len(data) > spot.end:
+                    raise BusFault(f"write beyond RAM at {address:#010x}")
+                content[address - spot.start : address - spot.start + len(data)] = data
+                return
+        raise BusFault(f"no RAM at {address:#010x}")
+
+    def wipe_ram(self) -> None:
+        for spot, content in self._ram:
+            content[:] = bytes(spot.size)
+
+    # --- flash ----------------------------------------------------------------------------------------------------
+
+    def sector_at(self, address: int) -> Sector | None:
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index < 0:
+            return None
+        sector = self._order[index]
+        return sector if address < sector.end else None
+
+    def blank(self, start: int, end: int) -> bool:
+        part = self.flash[start - self.base : end - self.base]
+        return part.count(self.erased) == len(part)
+
+    def program(self, address: int, data: bytes) -> None:
+        """Program as the loader does: no error is told, the cells show what came of it."""
+        end = address + len(data)
+        if end > self.end or not (self._contiguous or self.map.covers(address, end)):
+            raise BusFault(f"write beyond flash at {address:#010x}")
+        if address % self.align_bytes or len(data) % self.align_bytes:
+            self.program_error = True
+        if self.program_error:
+            return
+        # Whole words: the loader fills up a partial one with the erased value.
+        before, after = address % self.word_bytes, -end % self.word_bytes
+        filler = bytes([self.erased])
+        data = filler * before + data + filler * after
+        address -= before
+        at, size = address - self.base, len(data)
+        first = self.sector_at(address)
+        if not self.protected and self.rule is not Rule.ONCE:
+            old = self.flash[at : at + size]
+            if old.count(self.erased) == size:
+                self.flash[at : at + size] = data
+                return
+        elif first is not None and first.code not in self.protected and address + size <= first.end:
+            words = slice(at // self.word_bytes, (at + size) // self.word_bytes)
+            if self.rule is Rule.ONCE and not any(self.used[words]) and self.blank(address, address + size):
+                self.flash[at : at + size] = data
+                self.used[words] = b"\x01" * (words.stop - words.start)
+                return
+        for offset in range(0, size, self.word_bytes):
+            self._program_word(at + offset, data[offset : offset + self.word_bytes])
+            if self.program_error:
+                return
+
+    def _program_word(self, at: int, new: bytes) -> None:
+        size = self.word_bytes
+        sector = self.sector_at(self.base + at)
+        if sector is None or sector.code in self.protected:
+            return
+        old = self.flash[at : at + size]
+        blank = old.count(self.erased) == size
+        if self.rule is Rule.CLEARS_BITS:
+            self.flash[at : at + size] = bytes(a & b for a, b in zip(old, new, strict=True))
+        elif self.rule is Rule.NEEDS_BLANK:
+            if blank:
+                self.flash[at : at + size] = new
+            elif self.erased and not any(new):
+                self.flash[at : at + size] = new  # all zeros may always be written
+            else:
+                self.program_error = self.chip.ecc  # L4, G0, G4: the error flag also stops all that follows
+        elif self.used[at // size]:
+            # Data and ECC become the AND of the old and the new code word. Only equal data survives that; anything else
+            # is "corrected" to something that was never written.
+            if bytes(old) != new:
+                self.flash[at : at + size] = bytes((a & b) ^ 0x01 for a, b in zip(old, new, strict=True))
+        else:
+            self.flash[at : at + size] = new
+            self.used[at // size] = 1
+
+    def interrupt_program(self, address: int, data: bytes, fraction: float) -> None:
+        """Reset while a block is programmed: the words before are done, the one in work is undefined."""
+        count = len(data) // self.word_bytes
+        done = min(int(count * fraction), max(0, count - 1))
+        size = self.word_bytes
+        if self.program_error or done * size >= len(data):
+            return
+        if done:
+            self.program(address, data[: done * size])
+        word = data[done * size : (done + 1) * size]
+        torn = bytes(b | self._rng.randrange(256) if self.erased else b & self._rng.randrange(256) for b in word)
+        self.program(address + done * size, torn)
+
+    def erase(self, sector: Sector) -> None:
+        """Protected sectors are skipped in silence."""
+        if sector.code in self.protected:
+            return
+        self.flash[sector.address - self.base : sector.end - self.base] = bytes([self.erased]) * sector.size_bytes
+        self._forget(sector)
+        self.marginal.discard(sector.code)
+
+    def interrupt_erase(self, sector: Sector, fraction: float) -> None:
+        """Reset while a sector is erased: early on the old content is damaged, later it reads blank; it is neither."""
+        if sector.code in self.protected:
+            return
+        self.marginal.add(sector.code)
+        part = slice(sector.address - self.base, sector.end - self.base)
+        if fraction >= 0.7:
+            self.flash[part] = bytes([self.erased]) * sector.size_bytes
+        else:
+            noise = int.from_bytes(self._rng.randbytes(sector.size_bytes), "little")
+            old = int.from_bytes(self.flash[part], "little")
+            mixed = old | noise if self.erased else old & noise
+            self.flash[part] = mixed.to_bytes(sector.size_bytes, "little")
+        if self.rule is Rule.ONCE:
+            words = slice(part.start // self.word_bytes, part.stop // self.word_bytes)
+            self.used[words] = b"\x01" * (words.stop - words.start)
+
+    def _forget(self, sector: Sector) -> None:
+        if self.rule is Rule.ONCE:
+            start = (sector.address - self.base) // self.word_bytes
+            self.used[start : start + sector.size_bytes // self.word_bytes] = bytes(sector.size_bytes // self.word_bytes)
