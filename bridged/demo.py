@@ -294,11 +294,11 @@ class Outcome:
 
 
 def need(reply: Reply, key: str) -> str:
-    """The value of ``key``, or of the one nested name that ends in it."""
-    found = [str(value) for name, value in reply.data.items() if name == key or name.endswith("." + key)]
-    if not found:
-        raise DemoFailed(f"the answer has no {key}=: {reply.code} {reply.text} {dict(reply.data)}")
-    return found[0]
+    """The value of ``key``; in STATUS the result of a job is nested."""
+    for name in (key, f"result.{key}"):
+        if name in reply.data:
+            return str(reply.data[name])
+    raise DemoFailed(f"the answer has no {key}=: {reply.code} {reply.text} {dict(reply.data)}")
 
 
 def expect(reply: Reply, code: int, what: str) -> Reply:
