@@ -1,0 +1,177 @@
+"""What is shipped: the wheel, the locked packages, the units for systemd."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support import missing, require_tool
+
+ROOT = Path(__file__).resolve().parent.parent
+UNITS = ("bridged.service", "bridged.socket", "bridged-metrics.socket")
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+
+
+def tracked() -> list[Path]:
+    """Files of the repository. An unpacked source archive has no history, and then there is nothing to compare with."""
+    git = require_tool("git", "git")
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    out = subprocess.run([git, "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=True, text=True).stdout
+    return [ROOT / name for name in out.split("\0") if name and (ROOT / name).exists()]
+
+
+# --- the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_has_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    package = {str(path.relative_to(ROOT)) for path in tracked() if path.is_relative_to(ROOT / "bridged")}
+    assert "bridged/py.typed" in names, "our types are for users too"
+    assert package - names == set(), "tracked, but not in the wheel"
+    strangers = {name for name in names if not name.startswith("bridged/") and ".dist-info/" not in name}
+    assert strangers == set()
+    assert not {name for name in names if name.endswith(".pyc")}
+
+
+def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
+    info = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "Requires-Python: >=3.11" in metadata
+    scripts = configparser.ConfigParser()
+    scripts.read_string(wheel.read(f"{info}/entry_points.txt").decode())
+    assert scripts["console_scripts"]["bridged"] == "bridged.cli:main"
+    assert any(name.startswith(info) and name.endswith("LICENSE") for name in wheel.namelist())
+
+
+# --- locked packages
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_package_has_hashes_and_no_address(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    assert "://" not in text
+    assert not re.findall(r"^-", text, re.MULTILINE), "an option line would choose where packages come from"
+    entries = re.split(r"\n(?=[a-z0-9])", text.replace("\\\n", " "))
+    assert len(entries) > 15
+    for entry in entries:
+        assert re.match(r"[a-z0-9-]+==\S+ ", entry), entry
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
+
+
+def test_the_lock_covers_what_the_project_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = project["dependency-groups"]
+
+    def names(requirements: list[object]) -> set[str]:
+        return {normal(re.match(r"[\w.-]+", text)[0]) for text in requirements if isinstance(text, str)}  # type: ignore[index]
+
+    locked = {lock: set(re.findall(r"^([a-z0-9-]+)==", (ROOT / lock).read_text(), re.MULTILINE)) for lock in LOCKS}
+    run = names(project["project"]["dependencies"]) | names(groups["setup"])
+    assert run <= locked["requirements.lock"], 'run "make lock"'
+    assert run | names(groups["dev"]) | names(groups["firmware"]) <= locked["requirements-dev.lock"], 'run "make lock"'
+
+
+def test_both_locks_choose_the_same_versions() -> None:
+    run, dev = (dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE)) for lock in LOCKS)
+    assert {name: dev.get(name) for name in run} == run
+
+
+def test_no_file_names_a_registry() -> None:
+    """Where packages come from is the affair of the machine (its own mirror, for one), not of the project."""
+    hosts = ("pypi" + ".org", "pythonhosted" + ".org", "registry.npmjs" + ".org", "piwheels" + ".org", "proxy.golang" + ".org")
+    found = [f"{path.relative_to(ROOT)}: {host}" for path in tracked() for host in hosts if host.encode() in path.read_bytes()]
+    assert found == []
+
+
+# --- systemd
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units with a program that exists here, as ``systemd-analyze verify`` looks for it."""
+    for name in UNITS:
+        text = (ROOT / "systemd" / name).read_text()
+        (tmp_path / name).write_text(text.replace("/opt/bridged/bin/bridged", shutil.which("true") or "/bin/true"))
+    return tmp_path
+
+
+def analyze(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    tool = require_tool("systemd-analyze", "systemd")
+    ran = subprocess.run([tool, *args], capture_output=True, text=True, check=False)
+    if "offline" in ran.stderr and "unrecognized option" in ran.stderr:
+        missing("systemd-analyze of systemd 250 or newer", "use Debian 12 or newer")
+    return ran
+
+
+def test_systemd_accepts_the_units(units: Path) -> None:
+    ran = analyze("verify", "--man=no", *(units / name for name in UNITS))
+    # Complaints about other units of this machine are not ours.
+    assert [line for line in ran.stderr.splitlines() if "bridged" in line] == []
+    assert ran.returncode == 0
+
+
+def test_the_service_is_locked_down(units: Path) -> None:
+    ran = analyze("security", "--offline=true", "--threshold=20", "--no-pager", units / "bridged.service")
+    assert "Overall exposure level" in ran.stdout, ran.stderr
+    assert ran.returncode == 0, ran.stdout
+
+
+def service() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / "systemd" / "bridged.service").read_text().splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def test_stopping_waits_longer_than_any_erase() -> None:
+    """P9: until twice the worst case of the chip table nobody may reset a target, systemd's SIGKILL included."""
+    from bridged import chips
+
+    longest_s = max(
+        worst
+        for chip in chips.ALL
+        for layout in chip.layouts
+        for size in (layout.sizes or (chip.flash_max_bytes,))
+        for worst in (chip.mass_erase_max_s, *(s.erase_max_s for s in chip.flash_map(size, layout.name).sectors))
+    )
+    assert longest_s > 10
+    for key in ("TimeoutStopSec", "TimeoutStartSec"):
+        assert int(service()[key][0]) > 2 * longest_s
+
+
+def test_the_service_does_what_the_design_says() -> None:
+    unit = service()
+    assert unit["Type"] == ["notify"]
+    assert unit["WatchdogSec"] == ["30"]
+    assert unit["KillMode"] == ["control-group"], "mixed would kill a session in the middle of an erase"
+    assert unit["DevicePolicy"] == ["closed"]
+    assert {"char-ttyAMA rw", "char-ttyUSB rw", "char-gpiochip rw"} <= set(unit["DeviceAllow"])
+    assert "PrivateDevices" not in unit
+    assert "BindsTo" not in unit
+    assert unit["ExecStopPost"][0].endswith("--release-only")
+    assert unit["RuntimeDirectoryPreserve"] == ["yes"], "or a stop removes the socket that bridged.socket holds"
