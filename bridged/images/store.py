@@ -185,6 +185,17 @@ class _Part:
     active: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """What a client says about the file that it is about to send."""
+
+    sha256: str
+    size_bytes: int
+    offset: int
+    name: str
+    type_hint: str
+
+
 class Store:
     """See the module docstring. ``traces``: how many flight recordings are kept."""
 
@@ -220,8 +231,15 @@ class Store:
     def usage_bytes(self) -> int:
         """What images and uploads take on disk, cached content included."""
         with self._lock, _disk("measure the image store"):
-            cached = sum(p.stat().st_size for p in (self.root / "images").glob("*.img"))
-            return cached + self._staged_bytes() + sum(p.offset for p in self._parts.values())
+            staged = sum(s.size_bytes for s in self._images.values())
+            return self._cached_bytes() + staged + sum(p.offset for p in self._parts.values())
+
+    @property
+    def free_bytes(self) -> int:
+        """What the file system has left for us, whatever our own limit says."""
+        with _disk("ask for free space"):
+            found = os.statvfs(self.root)
+            return found.f_bavail * found.f_frsize
 
     def have(self, sha256: str, principal: str | None = None) -> tuple[int, int | None, bool]:
         """(offset, size, complete): how much of this file is here, and thus where an upload goes on.
@@ -254,22 +272,23 @@ class Store:
                     raise UnknownImage(f"{len(found)} staged images start with {digits}; give more digits", image=ref)
         raise UnknownImage(f"no staged image has the name or SHA-256 {ref[:NAME_CHARS]!r}", image=ref[:NAME_CHARS])
 
-    def list(self) -> list[StagedImage]:
+    def images(self) -> list[StagedImage]:
         """All staged images, the last used one first."""
         with self._lock:
             return sorted(self._images.values(), key=lambda s: self._used(s.path), reverse=True)
 
     # --- upload -----------------------------------------------------------------------------------------------
 
-    def open_upload(
+    def open_upload(  # noqa: PLR0917 (one argument for each word of the PUT line)
         self, principal: str, size: int, sha256: str, offset: int = 0, name: str = "", type_hint: str = "auto"
     ) -> Upload:
         """Take a file of ``size`` bytes from ``offset`` on. The caller ends it with ``finish`` or ``abandon``.
 
-        Where the image is here already, the bytes are only compared. Raises ``EmptyImage``, ``ImageTooLarge``, ``StorageFull``,
+        Offset 0 always starts afresh; any other must be the one that ``have`` tells. Where the image is here already, the bytes
+        are only compared. Raises ``EmptyImage``, ``ImageTooLarge``, ``StorageFull``,
         ``BadRequest`` (the offset is not where the upload ended; the facts say where), ``TooMany`` (it is being uploaded now).
         """
-        sha256, name = checked_sha256(sha256), checked_name(name)
+        wanted = _Announced(checked_sha256(sha256), size, offset, checked_name(name), type_hint)
         if type_hint not in parser.TYPE_HINTS:
             raise BadRequest(f"unknown image type {type_hint[:40]!r}, expected one of {', '.join(parser.TYPE_HINTS)}")
         if size <= 0:
@@ -281,39 +300,41 @@ class Store:
                 limit_bytes=self.image_limit_bytes,
             )
         with self._lock:
-            staged = self._images.get(sha256)
+            staged = self._images.get(wanted.sha256)
             if staged:
-                return self._open_known(staged, size, offset, name, type_hint)
-            return self._open_part(plain_name(principal), size, sha256, offset, name, type_hint)
+                return self._open_known(staged, wanted)
+            return self._open_part(plain_name(principal), wanted)
 
-    def _open_known(self, staged: StagedImage, size: int, offset: int, name: str, type_hint: str) -> Upload:
+    def _open_known(self, staged: StagedImage, wanted: _Announced) -> Upload:
         """The image is complete: the bytes that come are hashed after those we have and thrown away."""
-        if size != staged.size_bytes or not 0 <= offset <= size:
+        if wanted.size_bytes != staged.size_bytes or not 0 <= wanted.offset <= staged.size_bytes:
             raise BadRequest(
-                f"image {staged.sha256[:12]} is complete with {staged.size_bytes} bytes; a file of {size} bytes from offset "
-                f"{offset} cannot be the same",
+                f"image {staged.sha256[:12]} is complete with {staged.size_bytes} bytes; a file of {wanted.size_bytes} bytes "
+                f"from offset {wanted.offset} cannot be the same",
                 offset=staged.size_bytes,
                 size_bytes=staged.size_bytes,
             )
         with _disk("read a staged image"):
-            digest = _hash_start(staged.path, offset)
+            digest = _hash_start(staged.path, wanted.offset)
         self._hold(staged.sha256)
-        return Upload(self, staged.sha256, size, offset, name, type_hint, fd=-1, part=None, digest=digest)
+        return Upload(self, wanted, digest=digest)
 
-    def _open_part(self, principal: str, size: int, sha256: str, offset: int, name: str, type_hint: str) -> Upload:
+    def _open_part(self, principal: str, wanted: _Announced) -> Upload:
+        sha256, size, offset = wanted.sha256, wanted.size_bytes, wanted.offset
+        path = self._part_path(principal, sha256)
         part = self._parts.get((principal, sha256))
         if part and part.active:
             raise TooMany(f"image {sha256[:12]} is being uploaded by another connection; wait for its end", offset=part.offset)
-        if part and offset == 0:
-            part.offset = 0  # A client that starts again is right, whatever we have: plain PUT knows no resuming.
+        if part and (not path.exists() or path.stat().st_size < part.offset):
+            self._forget_part(part)  # Somebody tidied up by hand, or the disk failed in the middle of a rename.
+            part = None
         at = part.offset if part else 0
-        if offset != at or (part and offset and size != part.size_bytes):
+        if offset and (part is None or offset != at or size != part.size_bytes):
             announced = f" of {part.size_bytes}" if part else ""
             raise BadRequest(
                 f"the upload of {sha256[:12]} goes on at offset {at}{announced}, the request says {offset} of {size}", offset=at
             )
-        self._check_room(size - (part.size_bytes if part else 0), new=part is None)
-        path = self._part_path(principal, sha256)
+        self._check_room(size - (part.size_bytes if part else 0), size - offset, new=part is None)
         with _disk("start an upload"):
             if not path.parent.exists():
                 path.parent.mkdir(mode=0o700)
@@ -322,17 +343,20 @@ class Store:
             try:
                 os.ftruncate(fd, offset)
                 os.lseek(fd, offset, os.SEEK_SET)
-                _write_file(path.with_suffix(".json"), json.dumps({"size_bytes": size, "synced": offset}).encode())
+                self._write_part_sidecar(path, size, offset)  # syncs the directory, and with it the name of the part
             except BaseException:
                 os.close(fd)
                 raise
         part = _Part(principal, sha256, size, offset, active=True)
         self._parts[(principal, sha256)] = part
-        return Upload(self, sha256, size, offset, name, type_hint, fd=fd, part=part, digest=None)
+        return Upload(self, wanted, fd=fd, part=part)
 
-    def _check_room(self, more_bytes: int, new: bool) -> None:
+    def _write_part_sidecar(self, path: Path, size: int, synced: int) -> None:
+        _write_file(path.with_suffix(".json"), json.dumps({"size_bytes": size, "synced": synced}).encode())
+
+    def _check_room(self, more_bytes: int, to_come_bytes: int, new: bool) -> None:
         """Room for an upload. Cached content gives way; images do not, only ``collect`` knows what is still needed."""
-        promised = self._staged_bytes() + sum(p.size_bytes for p in self._parts.values())
+        promised = self._promised_bytes()
         if promised + more_bytes > self.limit_bytes:
             raise StorageFull(
                 f"{more_bytes} more bytes do not fit: images and uploads have {promised} of {self.limit_bytes} bytes",
@@ -343,8 +367,10 @@ class Store:
             raise StorageFull(f"there are {MAX_IMAGES} staged images already", limit=MAX_IMAGES)
         if new and len(self._parts) >= MAX_PARTS:
             raise TooMany(f"there are {MAX_PARTS} unfinished uploads already", limit=MAX_PARTS)
-        if self.usage_bytes + more_bytes > self.limit_bytes:
+        if promised + more_bytes + self._cached_bytes() > self.limit_bytes or to_come_bytes > self.free_bytes:
             self._drop_cached()
+        if to_come_bytes > (free := self.free_bytes):
+            raise StorageFull(f"{to_come_bytes} bytes do not fit: the disk has {free} left", free_bytes=free)
 
     def _part_path(self, principal: str, sha256: str) -> Path:
         return self.root / "uploads" / principal / f"{sha256}.part"
@@ -359,7 +385,7 @@ class Store:
                 self._forget_part(part)
                 return
             with _disk("pause an upload"):
-                _write_file(path.with_suffix(".json"), json.dumps({"size_bytes": part.size_bytes, "synced": synced}).encode())
+                self._write_part_sidecar(path, part.size_bytes, synced)
 
     def _forget_part(self, part: _Part) -> None:
         path = self._part_path(part.principal, part.sha256)
@@ -370,14 +396,14 @@ class Store:
                 path.with_suffix(".json").unlink(missing_ok=True)
                 path.parent.rmdir()
 
-    def _adopt(self, part: _Part, name: str, type_hint: str) -> StagedImage:
+    def _adopt(self, part: _Part, announced: _Announced) -> StagedImage:
         """A proven, synced part becomes an image. The sidecar comes first: an image on disk is a complete one."""
         with self._lock:
             if part.sha256 in self._images:  # somebody else sent the same file meanwhile
                 self._forget_part(part)
-                return self._renamed(part.sha256, name, type_hint)
+                return self._renamed(announced)
             path = self.root / "images" / part.sha256
-            staged = StagedImage(part.sha256, name, part.size_bytes, type_hint, path)
+            staged = StagedImage(part.sha256, announced.name, part.size_bytes, announced.type_hint, path)
             with _disk("stage an image"):
                 self._write_sidecar(staged)
                 source = self._part_path(part.principal, part.sha256)
@@ -387,22 +413,23 @@ class Store:
                 _sync_directory(source.parent)
             self._images[part.sha256] = staged
             self._forget_part(part)
-            self._set_name(name, part.sha256)
+            self._set_name(announced.name, part.sha256)
             return staged
 
-    def _renamed(self, sha256: str, name: str, type_hint: str) -> StagedImage:
+    def _renamed(self, announced: _Announced) -> StagedImage:
         """The same file came again; what was said about it last holds."""
+        sha256, hint = announced.sha256, announced.type_hint
         with self._lock:
             staged = self._images.get(sha256)
             if staged is None:
                 raise UnknownImage(f"image {sha256[:12]} was removed while it was sent again", image=sha256)
-            wanted = replace(staged, name=name or staged.name, type_hint=type_hint if type_hint != "auto" else staged.type_hint)
+            wanted = replace(staged, name=announced.name or staged.name, type_hint=hint if hint != "auto" else staged.type_hint)
             with _disk("stage an image"):
                 os.utime(staged.path, (self._now(), self._now()))
                 if wanted != staged:
                     self._write_sidecar(wanted)
             self._images[sha256] = wanted
-            self._set_name(name, sha256)
+            self._set_name(announced.name, sha256)
             return wanted
 
     def _write_sidecar(self, staged: StagedImage) -> None:
@@ -457,6 +484,9 @@ class Store:
         with _disk("read a staged image"):
             found = _hash_start(staged.path).hexdigest()
             if found != staged.sha256:
+                with self._lock:  # It is no use to anybody, and while it is here nobody can send it again.
+                    if staged.sha256 in self._images:
+                        self._remove(staged)
                 raise DigestMismatch(
                     f"the staged file {staged.sha256[:12]} reads back as {found[:12]}: the disk changed it; send it again",
                     expected=staged.sha256,
@@ -495,7 +525,7 @@ class Store:
             self._images[sha256] = staged
             self._write_sidecar(staged)
             encoded = image.encode()
-            if self.usage_bytes + len(encoded) <= self.limit_bytes:
+            if self._promised_bytes() + self._cached_bytes() + len(encoded) <= self.limit_bytes:
                 _write_file(self._cache_path(sha256, image.digest), encoded)
 
     def _drop_cached(self, sha256: str = "") -> None:
@@ -515,8 +545,8 @@ class Store:
         removed: list[str] = []
         with self._lock, _disk("collect old images"):
             self._give_up_stale()
-            promised = self._staged_bytes() + sum(p.size_bytes for p in self._parts.values())
-            for staged in reversed(self.list()):
+            promised = self._promised_bytes()
+            for staged in reversed(self.images()):
                 if self.limit_bytes - promised >= wanted and len(self._images) < MAX_IMAGES:
                     break
                 needed = staged.sha256 in pinned or not pinned.isdisjoint(staged.contents.values())
@@ -526,9 +556,6 @@ class Store:
                 self._remove(staged)
                 promised -= staged.size_bytes
                 removed.append(staged.sha256)
-            if removed:
-                self._names = {name: sha for name, sha in self._names.items() if sha in self._images}
-                self._write_names()
         return tuple(removed)
 
     def _remove(self, staged: StagedImage) -> None:
@@ -536,6 +563,9 @@ class Store:
         staged.path.unlink(missing_ok=True)  # first: a sidecar alone is no image
         staged.path.with_name(f"{staged.sha256}.json").unlink(missing_ok=True)
         self._drop_cached(staged.sha256)
+        if staged.sha256 in self._names.values():
+            self._names = {name: sha for name, sha in self._names.items() if sha != staged.sha256}
+            self._write_names()
 
     def _give_up_stale(self) -> None:
         for part in [p for p in self._parts.values() if not p.active]:
@@ -543,8 +573,12 @@ class Store:
             if not path.exists() or self._now() - path.stat().st_mtime > STALE_S:
                 self._forget_part(part)
 
-    def _staged_bytes(self) -> int:
-        return sum(s.size_bytes for s in self._images.values())
+    def _promised_bytes(self) -> int:
+        """Images and uploads, these with the size that they will have: what the limit is compared with."""
+        return sum(s.size_bytes for s in self._images.values()) + sum(p.size_bytes for p in self._parts.values())
+
+    def _cached_bytes(self) -> int:
+        return sum(p.stat().st_size for p in (self.root / "images").glob("*.img"))
 
     def _used(self, path: Path) -> float:
         try:
@@ -569,10 +603,10 @@ class Store:
         for path in [*self.root.glob(f"*{_TMP}"), *self.root.glob(f"*/*{_TMP}"), *self.root.glob(f"*/*/*{_TMP}")]:
             path.unlink(missing_ok=True)
         images = self.root / "images"
-        for path in images.iterdir():
+        for path in list(images.iterdir()):
             if _SHA256.fullmatch(path.name):
                 self._images[path.name] = self._recovered_image(path)
-        for path in images.iterdir():
+        for path in list(images.iterdir()):
             owner = path.name.partition(".")[0]
             if owner not in self._images or (path.suffix == ".img" and not _CACHED.fullmatch(path.name)):
                 path.unlink(missing_ok=True)
@@ -672,27 +706,23 @@ class Upload:
     def __init__(
         self,
         store: Store,
-        sha256: str,
-        size: int,
-        offset: int,
-        name: str,
-        type_hint: str,
+        announced: _Announced,
         *,
-        fd: int,
-        part: _Part | None,
-        digest: hashlib._Hash | None,
+        fd: int = -1,
+        part: _Part | None = None,
+        digest: hashlib._Hash | None = None,
     ) -> None:
-        self.sha256 = sha256
-        self.size_bytes = size
-        self.offset = offset
-        self.synced = offset
+        self.sha256 = announced.sha256
+        self.size_bytes = announced.size_bytes
+        self.offset = announced.offset
+        self.synced = announced.offset
+        self._announced = announced
         self._store = store
-        self._name = name
-        self._type_hint = type_hint
         self._fd = fd
         self._part = part
         self._digest = digest
         self._open = True
+        self._failed = False
 
     @property
     def known(self) -> bool:
@@ -709,7 +739,9 @@ class Upload:
             self._digest.update(view)
             self.offset += len(view)
             return
-        with _disk(f"write byte {self.offset} of an upload"):
+        if self._failed:
+            raise StorageFailed(f"the upload of {self.sha256[:12]} failed before; only abandon is left")
+        with self._failing(), _disk(f"write byte {self.offset} of an upload"):
             while view:  # never past a multiple of SYNC_BYTES without a sync; _recover_part builds on it
                 room = SYNC_BYTES - self.offset % SYNC_BYTES
                 count = os.write(self._fd, view[:room])
@@ -732,8 +764,8 @@ class Upload:
             if self._part is None:
                 assert self._digest is not None
                 self._compare(self._digest.hexdigest())
-                return self._store._renamed(self.sha256, self._name, self._type_hint)
-            with _disk("prove an upload"):
+                return self._store._renamed(self._announced)
+            with self._failing(), _disk("prove an upload"):
                 self._sync()
                 found = _hash_start(self._store._part_path(self._part.principal, self.sha256)).hexdigest()
             try:
@@ -742,7 +774,7 @@ class Upload:
                 self._store._forget_part(self._part)
                 self._part.active = False
                 raise
-            staged = self._store._adopt(self._part, self._name, self._type_hint)
+            staged = self._store._adopt(self._part, self._announced)
             self._part.active = False
             return staged
         finally:
@@ -758,13 +790,23 @@ class Upload:
             return
         try:
             if self._part.active:
-                with contextlib.suppress(OSError):
-                    self._sync()
+                if not self._failed:
+                    with contextlib.suppress(OSError):
+                        self._sync()
                 self._store._close_part(self._part, self.synced)
         except BridgedError:
             pass  # The offset of the last orderly sidecar or the last whole step counts then; see _recover_part.
         finally:
             os.close(self._fd)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """After a failed sync the kernel may call the next one a success without the lost data: never sync again then."""
+        try:
+            yield
+        except BaseException:
+            self._failed = True
+            raise
 
     def _compare(self, found: str) -> None:
         if found != self.sha256:
