@@ -165,12 +165,8 @@ class Uart:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise _busy(self.path, find_holder(rdev, at_least=2), "locked") from error
-        # 2. Who opened it before us and locks nothing? A simulator rightly keeps its pty open, so not there.
-        if not self.is_pty:
-            holder = find_holder(rdev, at_least=2)
-            if holder is not None:
-                raise _busy(self.path, holder, "open")
         try:
+            # 2. Is it a serial port at all, and one that nothing in the kernel sits on?
             discipline = array("i", [0])
             _ioctl(self.fd, termios.TIOCGETD, discipline)
             if discipline[0] != 0:
@@ -180,7 +176,12 @@ class Uart:
                     path=self.path,
                     discipline=discipline[0],
                 )
-            # 3. Ours: exclusive, raw, at once.
+            # 3. Who opened it before us and locks nothing? A simulator rightly keeps its pty open, so not there.
+            if not self.is_pty:
+                holder = find_holder(rdev, at_least=2)
+                if holder is not None:
+                    raise _busy(self.path, holder, "open")
+            # 4. Ours: exclusive, raw, at once.
             _ioctl(self.fd, termios.TIOCEXCL, 0)
             self._put(_raw(self._get()))
         except OSError as error:
