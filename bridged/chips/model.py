@@ -115,13 +115,16 @@ class Layout:
     """How a flash of a given size is cut into sectors.
 
     ``sizes``: flash sizes in bytes to which it applies, empty for all. ``when``: the option field and value that select it;
-    None where it is the only one for that size or the default when no option selects.
+    None where it is the only one for that size, or an alternative that only a configuration can name. ``confirmed`` False:
+    where the second bank lies, or which numbers the loader's erase command takes in it, is not known well enough; like
+    ``Chip.layout_confirmed`` False, but for this layout alone.
     """
 
     name: str
     banks: tuple[BankSpec, ...]
     sizes: tuple[int, ...] = ()
     when: tuple[OptionField, int] | None = None
+    confirmed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,28 @@ class EntryCheck:
     values: frozenset[int]
     otherwise: str
 
+    def holds(self, word: int) -> bool:
+        """Whether the loader stays reachable, given the 32-bit word read at ``option.address``."""
+        return self.option.value(word) in self.values
+
+
+@dataclass(frozen=True, slots=True)
+class AppCheck:
+    """When the application can never start, although BOOT0 is low.
+
+    The mirror of ``EntryCheck``: here the few values that do harm are known (``bad_values``: both pin levels lead to the
+    loader or to RAM), and any other value may be a boot address that somebody chose. Not a reason to refuse an update, but to
+    warn before one: afterwards everything is proven, and yet the application does not run.
+    """
+
+    option: OptionField
+    bad_values: frozenset[int]
+    otherwise: str
+
+    def holds(self, word: int) -> bool:
+        """Whether BOOT0 low can lead to the application, given the 32-bit word read at ``option.address``."""
+        return self.option.value(word) not in self.bad_values
+
 
 class Quirk(StrEnum):
     """Deviations of loader versions that change what a host must do. Rows in ``Chip.quirks`` say which versions."""
@@ -202,7 +227,13 @@ class QuirkRow:
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """One product id. See the module docstring for units; ``provenance`` has an entry for each public data field."""
+    """One product id. See the module docstring for units.
+
+    ``provenance`` has an entry for each other field, and one for ``layouts.erase_s``, the times inside ``layouts``.
+    ``ram`` is for judging an initial stack pointer (which may equal the ``end`` of a range) and errs on the large side;
+    ``stub_ram`` is what the loader lets a host write and run. ``startup_s``: delays after reset to try, the usual one first,
+    without any safety added. ``boot0_pin_obeyed``: with the option bytes as they leave the factory.
+    """
 
     pid: int
     family: str
@@ -249,13 +280,14 @@ class Chip:
     # --- deviations and where all this comes from
     quirks: tuple[QuirkRow, ...]
     provenance: Mapping[str, Provenance] = field(repr=False)
-    foreign: str = ""
+    foreign: str = ""  # why it can be identified and read only; empty for an STM32 that speaks AN3155
+    app_checks: tuple[AppCheck, ...] = ()
 
     @property
     def title(self) -> str:
-        """For people: ``STM32F7 F745/746/750/756 (product id 0x449)``."""
+        """For people: ``STM32F7 F745, F746, F750, F756 (product id 0x449)``."""
         prefix = "" if self.foreign else "STM32"
-        return f"{prefix}{self.family} {'/'.join(self.names)} (product id {self.pid:#05x})"
+        return f"{prefix}{self.family} {', '.join(self.names)} (product id {self.pid:#05x})"
 
     def has(self, quirk: Quirk, loader_id: int | None) -> bool:
         """Whether this loader version deviates so. An unknown version (None) is taken to have every quirk of the row."""
@@ -270,7 +302,8 @@ class Chip:
     def flash_map(self, flash_bytes: int, layout: str | None = None) -> FlashMap:
         """The sectors of a part with ``flash_bytes`` of flash. ``layout``: a name, None for the default of that size.
 
-        Raises ``LayoutUnknown`` when there is no such layout, or the flash size is 0 or beyond ``flash_max_bytes``.
+        Raises ``LayoutUnknown`` when there is no such layout, the flash size is 0 or beyond ``flash_max_bytes``, or the
+        sectors of the layout do not add up to it (a size that no part of this chip has).
         """
         found = [lay for lay in self.layouts_for(flash_bytes) if layout is None or lay.name == layout]
         if not found or not 0 < flash_bytes <= self.flash_max_bytes:
@@ -281,11 +314,20 @@ class Chip:
                 flash_bytes=flash_bytes,
                 layout=layout,
             )
-        return build_map(self.flash_base, flash_bytes, found[0])
+        made = build_map(self.flash_base, flash_bytes, found[0])
+        if sum(sector.size_bytes for sector in made.sectors) != flash_bytes:
+            raise LayoutUnknown(
+                f"{self.title}: the sectors of layout {found[0].name} do not add up to {flash_bytes} bytes of flash; "
+                "is that size right?",
+                pid=self.pid,
+                flash_bytes=flash_bytes,
+                layout=found[0].name,
+            )
+        return made
 
 
 def build_map(base: int, flash_bytes: int, layout: Layout) -> FlashMap:
-    """Cut ``flash_bytes`` from ``base`` into sectors as ``layout`` says. The last bank ends with the flash."""
+    """Cut ``flash_bytes`` from ``base`` into sectors as ``layout`` says; a remainder smaller than a sector is left out."""
     share = flash_bytes // len(layout.banks)
     sectors: list[Sector] = []
     at, code = base, 0

@@ -1,0 +1,108 @@
+"""What we know of each STM32, by product id (Get ID, 0x02): ``by_pid`` for a session, ``find`` for a configuration.
+
+``model`` has the shape and the few computations, ``rows`` the vocabulary of the tables, ``table_*`` the facts. The tables are
+loaded at the first look-up, so that importing this package costs a session process next to nothing.
+
+This room knows nothing of images, targets or files, does no I/O, and imports nothing but errors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+
+from bridged.chips.model import Chip
+from bridged.errors import UnknownChip
+
+TABLES = ("f2_f4_f7", "l", "g_c", "f0_f1_f3", "h", "u_w", "foreign")
+
+
+class _Chips(Mapping[int, Chip]):
+    """All rows by product id. Read-only; loads the tables when first asked for anything."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Chip] = {}
+
+    def _loaded(self) -> dict[int, Chip]:
+        if not self._rows:
+            rows: dict[int, Chip] = {}
+            for table in TABLES:
+                chip: Chip
+                for chip in importlib.import_module(f"bridged.chips.table_{table}").CHIPS:
+                    if chip.pid in rows:
+                        raise ValueError(f"product id {chip.pid:#x} has two rows: {rows[chip.pid].title}, {chip.title}")
+                    rows[chip.pid] = chip
+            self._rows = rows
+        return self._rows
+
+    def __getitem__(self, pid: int) -> Chip:
+        return self._loaded()[pid]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._loaded())
+
+    def __len__(self) -> int:
+        return len(self._loaded())
+
+
+CHIPS: Mapping[int, Chip] = _Chips()
+
+
+def by_pid(pid: int) -> Chip:
+    """The chip that answered Get ID with ``pid``. Raises ``UnknownChip``."""
+    chip = CHIPS.get(pid)
+    if chip is None:
+        raise UnknownChip(f"no table has the product id {pid:#05x}", pid=pid)
+    return chip
+
+
+def find(text: str) -> Chip:
+    """The chip that a person means: ``0x449``, ``F756``, ``STM32F756ZG``, ``stm32l476rgt6``.
+
+    A part number may be cut short as long as one product id is left. Raises ``UnknownChip``, which names the candidates where
+    there are several and like names where there is none.
+    """
+    wanted = text.strip().upper()
+    if re.fullmatch(r"0X[0-9A-F]{1,8}", wanted):
+        return by_pid(int(wanted, 16))
+    wanted = wanted.removeprefix("STM32") or wanted
+    whole: dict[int, list[Chip]] = {}  # by length of the name: the longest name that fits is the most particular
+    partly: list[Chip] = []
+    for chip in CHIPS.values():
+        for pattern in {p for name in chip.names for p in _patterns(name)}:
+            compared = min(len(pattern), len(wanted))
+            if not compared or not _fits(pattern[:compared], wanted[:compared]):
+                continue
+            if compared == len(pattern):
+                whole.setdefault(len(pattern), []).append(chip)
+            else:
+                partly.append(chip)
+    found = {chip.pid: chip for chip in (whole[max(whole)] if whole else partly)}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        listed = "; ".join(chip.title for chip in found.values())
+        raise UnknownChip(f"chip {text!r} may be any of: {listed}", chip=text, candidates=len(found))
+    like = _like(wanted)
+    raise UnknownChip(f"no chip is called {text!r}" + (f"; did you mean {like}?" if like else ""), chip=text)
+
+
+def _patterns(name: str) -> list[str]:
+    """``F103x8/B`` stands for ``F103x8`` and ``F103xB``; what follows the alternatives (``-A``) belongs to each."""
+    match = re.fullmatch(r"([^/]*)(\w(?:/\w)+)(.*)", name)
+    if match is None:
+        return [name]
+    return [match[1] + letter + match[3] for letter in match[2].split("/")]
+
+
+def _fits(pattern: str, text: str) -> bool:
+    """``x`` in a pattern is any character, as in ST's names."""
+    return all(p == "x" or p.upper() == t for p, t in zip(pattern, text, strict=True))
+
+
+def _like(wanted: str) -> str:
+    import difflib  # late: only a mistaken name needs it
+
+    names = {name.upper(): name for chip in CHIPS.values() for name in chip.names}
+    return ", ".join(names[near] for near in difflib.get_close_matches(wanted, names, n=3, cutoff=0.6))
