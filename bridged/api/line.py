@@ -1,0 +1,900 @@
+"""The line protocol's server: TCP on loopback and a Unix socket, for ``nc``, scripts and our own command line.
+
+One task serves one connection and answers its commands in order; what a client pipelines is answered in the order it was
+sent, also after it has closed its sending side (``nc -N``). The grammar and the table of verbs are ``protocol.line``; what
+is done is ``jobs`` and the image store. Document: the line-protocol chapter of the docs.
+
+Invariants:
+
+- Nothing beyond loopback can be bound (P7). The Unix socket is 0660 from the moment it can be found.
+- Every input has a bound: line length, size of an upload, connections, time without a word, mistakes in a row. Every output
+  has one too: a client that does not read is closed after ``drain_timeout_s``; nobody else waits for it.
+- The bytes of a PUT are consumed exactly, also where they are refused, so that a piped script never loses step; where their
+  number cannot be known or is above the limit the connection is closed instead.
+- An upload is never held in memory, and the store is only called in threads: the loop is never blocked by a disk.
+- A client that goes away changes nothing: its job runs on (P1), the synced part of its upload stays for the next PUT.
+- A line that was cut off (no line end before the end of the connection) is never carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import logging
+import os
+import socket
+import struct
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from bridged import __version__
+from bridged.errors import (
+    BadRequest,
+    BridgedError,
+    Canceled,
+    ConfigError,
+    DeadlineExceeded,
+    ForeignProtocol,
+    ImageTooLarge,
+    NotAllowed,
+    Stopped,
+    TooLarge,
+    TooMany,
+    UnknownImage,
+    UnknownVerb,
+)
+from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
+from bridged.protocol import line as codec
+from bridged.protocol.line import Reply, Request
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Updates = list[Update]  # Aliases, because ``JobsApi`` has a method named ``list``.
+Rows = list[dict[str, Any]]
+
+CHUNK_BYTES = 64 * 1024
+
+
+class StagedFile(Protocol):
+    """What the server needs to know of a staged image."""
+
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def path(self) -> Path: ...
+
+
+class Upload(Protocol):
+    """One file on its way into the store. ``offset``: how much is there, synced, from which ``write`` goes on."""
+
+    @property
+    def offset(self) -> int: ...
+    def write(self, data: bytes) -> Any: ...
+    def finish(self) -> StagedFile: ...
+    def abandon(self) -> None: ...
+
+
+class StoreApi(Protocol):
+    """The image store, as ``images.store.Store`` provides it; every call may block on a disk."""
+
+    def have(self, sha256: str) -> tuple[int, int | None, bool]: ...
+    def open_upload(  # noqa: PLR0917
+        self, principal: str, size: int, sha256: str, offset: int, name: str, type_hint: str
+    ) -> Upload: ...
+    def get(self, ref: str) -> StagedFile: ...
+
+
+class JobsApi(Protocol):
+    """The job functions, as ``jobs.service.Jobs`` provides them."""
+
+    async def submit(self, sub: Submission) -> Job: ...
+    def get(self, job_id: str) -> Job: ...
+    def list(self, target: str | None = None, state: JobState | None = None, limit: int = 50) -> list[Job]: ...
+    async def cancel(self, job_id: str, force: bool = False) -> Job: ...
+    def watch(self, job_id: str | None = None, target: str | None = None) -> AsyncIterator[Update]: ...
+    def log(self, job_id: str, from_seq: int = 0) -> Updates: ...
+    def targets(self) -> Rows: ...
+    def info(self, name: str) -> dict[str, Any]: ...
+    async def plan(self, target: str, image_ref: str, params: dict[str, Any]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of the server; the first three come from the configuration."""
+
+    image_bytes: int = 32 << 20
+    connections: int = 1000
+    idle_timeout_s: float = 300.0
+    drain_timeout_s: float = 30.0  # A phone on a bad link can stall for 20 s; TCP itself would hold on for 15 minutes.
+    heartbeat_s: float = 15.0  # A line in every stream at least so often: finds dead peers, keeps NAT entries alive.
+    linger_s: float = 2.0
+    write_buffer_bytes: int = 256 * 1024
+    mistakes: int = 50
+
+
+class _Gone(Exception):
+    """The client cannot be reached any more; there is nobody to tell."""
+
+
+class _Bye(Exception):
+    """The connection ends now; ``reply`` is the last line."""
+
+    def __init__(self, reply: Reply | None = None) -> None:
+        super().__init__()
+        self.reply = reply
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on ``host``. Names other than localhost are not looked up."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_loopback(host: str, what: str) -> None:
+    """Raises ``NotAllowed`` for anything but loopback (P7)."""
+    if not is_loopback(host):
+        raise NotAllowed(
+            f"{what} may not listen on {host or 'every address'}: without authentication, which this version does not have, "
+            "only 127.0.0.1, ::1 and the Unix socket are allowed; from another machine use `ssh -L 7100:127.0.0.1:7100`",
+            host=host,
+        )
+
+
+class LineServer:
+    """All listeners of the line protocol. ``on_upload(bytes, resumed)`` is told about every upload that came to an end."""
+
+    def __init__(
+        self,
+        jobs: JobsApi,
+        store: StoreApi,
+        gateway: str = "",
+        limits: Limits | None = None,
+        on_upload: Callable[[int, bool], None] | None = None,
+    ) -> None:
+        self.jobs, self.store, self.limits = jobs, store, limits or Limits()
+        self.gateway = gateway or socket.gethostname()
+        self.on_upload = on_upload or (lambda _bytes, _resumed: None)
+        self.stopping = False
+        self._servers: list[asyncio.Server] = []
+        self._connections: dict[asyncio.Task[None], _Connection] = {}
+        self._socket_path: Path | None = None
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    async def listen_tcp(self, host: str, port: int) -> int:
+        """Returns the port (useful where 0 was asked for). Raises ``NotAllowed`` (P7) or ``ConfigError``."""
+        check_loopback(host, "The line protocol")
+        try:
+            server = await asyncio.start_server(self._accept, host.strip("[]"), port, limit=CHUNK_BYTES)
+        except OSError as error:
+            raise ConfigError(f"listening on {host}:{port} failed: {error.strerror or error}", host=host, port=port) from error
+        self._servers.append(server)
+        bound: int = server.sockets[0].getsockname()[1]
+        return bound
+
+    async def listen_unix(self, path: Path, mode: int = 0o660) -> None:
+        """Takes the place of a socket that a dead daemon left, never of one that answers. Raises ``ConfigError``."""
+        sock = await asyncio.to_thread(_bind_unix, path, mode)
+        self._servers.append(await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES))
+        self._socket_path = path
+
+    async def listen_socket(self, sock: socket.socket) -> None:
+        """A listening socket that was passed in (socket activation); the same rule holds for it."""
+        if sock.family == socket.AF_UNIX:
+            server = await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES)
+        else:
+            check_loopback(sock.getsockname()[0], "The line protocol")
+            server = await asyncio.start_server(self._accept, sock=sock, limit=CHUNK_BYTES)
+        self._servers.append(server)
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """No new connection; every client is told 421 after the command that it is in, or within ``grace_s``."""
+        self.stopping = True
+        for server in self._servers:
+            server.close()
+        if self._socket_path is not None:
+            with contextlib.suppress(OSError):
+                self._socket_path.unlink()
+        for task, connection in list(self._connections.items()):
+            if connection.interruptible:
+                task.cancel()
+        if self._connections:
+            _, late = await asyncio.wait(list(self._connections), timeout=grace_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=grace_s)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connection = _Connection(self, reader, writer)
+        if len(self._connections) >= self.limits.connections:
+            error = TooMany(f"{len(self._connections)} connections are open, which is the limit", limit=self.limits.connections)
+            await connection.refuse(codec.error_reply(error))
+            return
+        self._connections[task] = connection
+        try:
+            await connection.serve()
+        finally:
+            del self._connections[task]
+
+
+def _bind_unix(path: Path, mode: int) -> socket.socket:
+    """Bound under a temporary name, given its mode, then renamed: it never answers to the wrong people, and never not."""
+    if path.exists():
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                pass  # Left by a daemon that died.
+            except OSError as error:
+                raise ConfigError(f"{path} is in the way: {error.strerror or error}", path=str(path)) from error
+            else:
+                raise ConfigError(f"another daemon answers on {path}", path=str(path))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        sock.bind(str(temporary))
+        temporary.chmod(mode)
+        sock.listen(128)
+        temporary.rename(path)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"listening on {path} failed: {error.strerror or error}", path=str(path)) from error
+    return sock
+
+
+class _Incoming:
+    """What a client sent and nobody has consumed yet: at most one chunk and one line."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._buffer = bytearray()
+        self.eof = False
+
+    async def line(self) -> bytes | None:
+        """The next line with its end, ``None`` at the end of input. Raises ``BadRequest`` (too long), ``ForeignProtocol``."""
+        searched = 0
+        while (at := self._buffer.find(b"\n", searched, codec.MAX_LINE_BYTES)) < 0:
+            searched = len(self._buffer)
+            if name := codec.foreign(bytes(self._buffer[:4])):
+                raise codec.foreign_error(name)  # TLS and SSH do not wait for a line end, nor shall we.
+            if searched >= codec.MAX_LINE_BYTES:
+                raise BadRequest(
+                    f"a line may have {codec.MAX_LINE_BYTES} bytes and this one has more", limit=codec.MAX_LINE_BYTES
+                )
+            if not await self._more():
+                if not self._buffer:
+                    return None
+                raise BadRequest("the last line has no line end; it may have been cut off and was not carried out")
+        found = bytes(self._buffer[: at + 1])
+        del self._buffer[: at + 1]
+        return found
+
+    async def raw(self, limit: int) -> bytes:
+        """Between 1 and ``limit`` raw bytes; empty at the end of input."""
+        if not self._buffer and not await self._more():
+            return b""
+        found = bytes(self._buffer[:limit])
+        del self._buffer[:limit]
+        return found
+
+    async def _more(self) -> bool:
+        if not self.eof:
+            chunk = await self._reader.read(CHUNK_BYTES)
+            self._buffer += chunk
+            self.eof = not chunk
+        return not self.eof
+
+
+async def _in_thread(call: Callable[..., T], *args: Any) -> T:
+    """As ``asyncio.to_thread``, but a cancelled caller waits for the thread: nothing may use the object after us."""
+    task = asyncio.ensure_future(asyncio.to_thread(call, *args))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # Somebody has to look at it, or asyncio complains.
+        raise
+
+
+class _Connection:
+    """One client. ``interruptible``: it only waits, so that a stopping server may cancel it at once."""
+
+    def __init__(self, server: LineServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.server, self.limits = server, server.limits
+        self.incoming, self.writer = _Incoming(reader), writer
+        self.json = False
+        self.interruptible = False
+        self.principal = _principal(writer)
+        writer.transport.set_write_buffer_limits(high=self.limits.write_buffer_bytes)
+        self._commands: dict[str, Callable[[dict[str, Any]], Awaitable[None]]] = {
+            "HELP": self._help,
+            "PING": self._ping,
+            "QUIT": self._quit,
+            "HELLO": self._hello,
+            "TARGETS": self._targets,
+            "INFO": self._info,
+            "HAVE": self._have,
+            "GET": self._get,
+            "FLASH": self._flash,
+            "ENSURE": self._ensure,
+            "VERIFY": self._verify,
+            "READ": self._read,
+            "ERASE": self._erase,
+            "RESET": self._reset,
+            "ID": self._id,
+            "PLAN": self._plan,
+            "JOBS": self._jobs,
+            "STATUS": self._status,
+            "WAIT": self._wait,
+            "WATCH": self._watch,
+            "CANCEL": self._cancel,
+            "LOG": self._log,
+        }
+
+    # --- life of a connection -------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        self._gone = asyncio.ensure_future(self._lost())
+        last: Reply | None = None
+        try:
+            await self._loop()
+        except _Gone:
+            pass
+        except _Bye as bye:
+            last = bye.reply
+        except asyncio.CancelledError:  # Only ``LineServer.stop`` cancels us.
+            last = codec.error_reply(Stopped("the daemon is stopping; jobs go on after its next start"))
+        except ConnectionError:
+            pass
+        except Exception:
+            log.exception("line protocol: a connection ended by a defect")
+            last = codec.error_reply(BridgedError("a defect ended this connection; the daemon's log has it"))
+        finally:
+            with contextlib.suppress(Exception):
+                await self._close(last)
+            self._gone.cancel()
+
+    async def refuse(self, reply: Reply) -> None:
+        """One line instead of a conversation."""
+        with contextlib.suppress(Exception):
+            await self._close(reply)
+
+    async def _loop(self) -> None:
+        greeting = f"bridged {__version__}"
+        await self._send(Reply(220, greeting, {"gw": self.server.gateway, "proto": codec.VERSION, "auth": "none"}))
+        mistakes = 0
+        while True:
+            try:
+                request = await self._next()
+                if request is None:
+                    return
+                if request.verb == "PUT":
+                    await self._put(request)
+                else:
+                    await self._dispatch(request)
+                mistakes = 0
+            except BridgedError as error:
+                if isinstance(error, Stopped):
+                    raise _Bye(codec.error_reply(error)) from error
+                mistakes = mistakes + 1 if isinstance(error, BadRequest | UnknownVerb) else 0
+                await self._send(codec.error_reply(error))
+                if mistakes >= self.limits.mistakes:
+                    too_many = TooMany(f"{mistakes} mistakes in a row; this does not look like a client", limit=mistakes)
+                    raise _Bye(codec.error_reply(too_many)) from error
+
+    async def _next(self) -> Request | None:
+        """The next request, ``None`` at the end. Blank lines are skipped: people press return to see whether we live."""
+        while True:
+            if self.server.stopping:
+                raise Stopped("the daemon is stopping; jobs go on after its next start")
+            try:
+                self.interruptible = True
+                async with asyncio.timeout(self.limits.idle_timeout_s):
+                    found = await self.incoming.line()
+            except TimeoutError:
+                seconds = f"{self.limits.idle_timeout_s:g}"
+                raise _Bye(Reply(421, "IDLE", {"message": f"nothing was said for {seconds} s; good-bye"})) from None
+            except BadRequest as error:
+                # What follows an endless or a cut-off line cannot be understood either.
+                raise _Bye(Reply(500, error.code, codec.error_reply(error).data)) from error
+            except ForeignProtocol as error:
+                raise _Bye(codec.error_reply(error)) from error
+            finally:
+                self.interruptible = False
+            if found is None:
+                return None
+            if found.strip():
+                try:
+                    return codec.parse(found)
+                except ForeignProtocol as error:
+                    raise _Bye(codec.error_reply(error)) from error
+
+    async def _dispatch(self, request: Request) -> None:
+        command = self._commands.get(request.verb)
+        if command is None or not codec.VERBS[request.verb].available:
+            await self._send(Reply(502, "NOT_IN_THIS_VERSION", {"message": f"{request.verb} is not in this version"}))
+            return
+        await command(codec.bind(request))
+
+    async def _send(self, *replies: Reply) -> None:
+        await self._send_bytes(b"".join(codec.format_reply(reply, self.json) for reply in replies))
+
+    async def _send_bytes(self, data: bytes) -> None:
+        """Waits only where the client does not keep up, and not for ever."""
+        if self._gone.done():
+            raise _Gone
+        self.writer.write(data)
+        try:
+            async with asyncio.timeout(self.limits.drain_timeout_s):
+                await self.writer.drain()
+        except TimeoutError:
+            log.info("line protocol: a client did not read for %g s and was closed", self.limits.drain_timeout_s)
+            self.writer.transport.abort()
+            raise _Gone from None
+        except ConnectionError as error:
+            raise _Gone from error
+
+    async def _lost(self) -> None:
+        with contextlib.suppress(Exception):
+            await self.writer.wait_closed()
+
+    async def _close(self, last: Reply | None) -> None:
+        """Says the last line so that it arrives: closing a socket with unread input resets it, and a reset eats our words."""
+        writer = self.writer
+        try:
+            if writer.transport.is_closing():
+                return
+            if last is not None:
+                writer.write(codec.format_reply(last, self.json))
+            if writer.can_write_eof():
+                writer.write_eof()
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(self.limits.linger_s):
+                    while not self.incoming.eof and await self.incoming.raw(CHUNK_BYTES):
+                        pass
+                    await writer.drain()
+        finally:
+            writer.close()
+            if writer.transport.get_write_buffer_size():
+                # Half a conversation is still to be sent; a client that does not fetch it must not keep us.
+                loop = asyncio.get_running_loop()
+                loop.call_later(self.limits.drain_timeout_s, writer.transport.abort)
+
+    # --- talk -----------------------------------------------------------------------------------------------------
+
+    async def _help(self, values: dict[str, Any]) -> None:
+        lines = codec.help_lines(values.get("verb", ""))
+        await self._send(*(Reply(214, text, more=i < len(lines)) for i, text in enumerate(lines, 1)))
+
+    async def _ping(self, _values: dict[str, Any]) -> None:
+        await self._send(Reply(250, "PONG"))
+
+    async def _quit(self, _values: dict[str, Any]) -> None:
+        raise _Bye(Reply(221, "good-bye"))
+
+    async def _hello(self, values: dict[str, Any]) -> None:
+        if "proto" not in values:
+            raise BadRequest(f"HELLO: proto= is missing; expected: {codec.VERBS['HELLO'].synopsis}", verb="HELLO")
+        self.json = values.get("format", "json" if self.json else "text") == "json"
+        data = {"proto": codec.VERSION, "format": "json" if self.json else "text", "version": __version__}
+        await self._send(Reply(250, "", data))
+
+    # --- images ---------------------------------------------------------------------------------------------------
+
+    async def _have(self, values: dict[str, Any]) -> None:
+        offset, size, complete = await _in_thread(self.server.store.have, values["sha256"])
+        if not offset and not complete:
+            raise UnknownImage(f"nothing of {values['sha256']} is staged", sha256=values["sha256"])
+        await self._send(Reply(250, "", {"offset": offset, "size": size, "complete": complete}))
+
+    async def _put(self, request: Request) -> None:
+        """354, the bytes, the answer. From 354 on the bytes are consumed, whatever the answer will be."""
+        try:
+            size, offset = codec.put_extent(request)
+        except BadRequest as error:
+            raise _Bye(codec.error_reply(error)) from error  # How many bytes would follow?
+        if size > self.limits.image_bytes:
+            too_large = ImageTooLarge(
+                f"PUT of {size} bytes: at most {self.limits.image_bytes} are accepted", limit=self.limits.image_bytes
+            )
+            raise _Bye(codec.error_reply(too_large))
+        upload: Upload | None = None
+        failure: BridgedError | None = None
+        try:
+            values = codec.bind(request)
+            name, type_hint = values.get("name", ""), values.get("type", "auto")
+            upload = await _in_thread(
+                self.server.store.open_upload, self.principal, size, values["sha256"], offset, name, type_hint
+            )
+        except BridgedError as error:
+            failure = error
+        if isinstance(failure, ImageTooLarge | TooLarge):
+            raise _Bye(codec.error_reply(failure))
+        finished = False
+        received = 0
+        try:
+            await self._send(Reply(354, "SEND", {"bytes": size - offset}))
+            while received < size - offset:
+                data = await self._raw(size - offset - received)
+                if not data:
+                    cut = BadRequest(
+                        f"PUT announced {size - offset} bytes and the connection ended after {received}", received=received
+                    )
+                    raise _Bye(codec.error_reply(failure or cut))
+                at = offset + received
+                received += len(data)
+                if upload is not None and failure is None and at + len(data) > upload.offset:
+                    try:
+                        await _in_thread(upload.write, data[max(0, upload.offset - at) :])
+                    except BridgedError as error:
+                        failure = error
+            if failure is not None:
+                raise failure
+            assert upload is not None
+            staged = await _in_thread(upload.finish)
+            finished = True
+        finally:
+            if upload is not None and not finished:
+                await _in_thread(upload.abandon)
+            self.server.on_upload(received, offset > 0)
+        answer = {"image": f"sha256:{staged.sha256}", "size": staged.size_bytes, "complete": True}
+        await self._send(Reply(250, "", answer | ({"name": name} if name else {})))
+
+    async def _raw(self, limit: int) -> bytes:
+        try:
+            async with asyncio.timeout(self.limits.idle_timeout_s):
+                return await self.incoming.raw(min(limit, CHUNK_BYTES))
+        except TimeoutError:
+            text = f"no byte of the announced data came for {self.limits.idle_timeout_s:g} s; what was synced is kept"
+            raise _Bye(Reply(421, "IDLE", {"message": text})) from None
+        except ConnectionError as error:
+            raise _Gone from error
+
+    async def _get(self, values: dict[str, Any]) -> None:
+        ref = values["image|job"]
+        try:
+            staged = await _in_thread(self.server.store.get, ref)
+        except UnknownImage:
+            result = await self._result_of(ref)
+            staged = await _in_thread(self.server.store.get, result)
+        file = await asyncio.to_thread(staged.path.open, "rb")
+        try:
+            await self._send(Reply(250, "", {"size": staged.size_bytes, "sha256": staged.sha256}))
+            left = staged.size_bytes
+            while left:
+                data = await _in_thread(file.read, min(left, CHUNK_BYTES))
+                if not data:
+                    # The number of bytes was promised; a short answer must not look like a whole one.
+                    raise _Bye
+                await self._send_bytes(data)
+                left -= len(data)
+        finally:
+            file.close()
+
+    async def _result_of(self, ref: str) -> str:
+        """Digest of what the READ job ``ref`` has read. Raises ``UnknownImage``, ``UnknownJob``."""
+        job = self.server.jobs.get(ref)
+        digest = (job.result or {}).get("data_sha256")
+        if job.kind is not JobKind.READ or not digest:
+            raise UnknownImage(f"job {ref} ({job.kind}, {job.state}) has read nothing that could be fetched", job=ref)
+        return str(digest)
+
+    # --- jobs -----------------------------------------------------------------------------------------------------
+
+    async def _flash(self, values: dict[str, Any]) -> None:
+        await self._submit(JobKind.FLASH, values)
+
+    async def _ensure(self, values: dict[str, Any]) -> None:
+        await self._submit(JobKind.ENSURE, values)
+
+    async def _verify(self, values: dict[str, Any]) -> None:
+        await self._submit(JobKind.VERIFY, values)
+
+    async def _read(self, values: dict[str, Any]) -> None:
+        values["address"], values["length"] = values.pop("addr"), values.pop("len")
+        await self._submit(JobKind.READ, values)
+
+    async def _erase(self, values: dict[str, Any]) -> None:
+        # Length 0 is the session's word for everything; the grammar has no other way to say it than "all".
+        values["address"], values["length"] = values.pop("range") or (0, 0)
+        await self._submit(JobKind.ERASE, values)
+
+    async def _reset(self, values: dict[str, Any]) -> None:
+        await self._submit(JobKind.RESET, values)
+
+    async def _id(self, values: dict[str, Any]) -> None:
+        await self._submit(JobKind.IDENTIFY, values)
+
+    async def _submit(self, kind: JobKind, values: dict[str, Any]) -> None:
+        target, wait, own_id = values.pop("target"), values.pop("wait", False), values.pop("id", "")
+        image = ""
+        if "image" in values:
+            image = (await _in_thread(self.server.store.get, values.pop("image"))).sha256
+        values.pop("verify", None)  # "full" is the only value, and the only behaviour.
+        job = await self.server.jobs.submit(Submission(kind, target, image, values, own_id, self.principal))
+        if wait:
+            await self._send(final_reply(await self._follow(job, None)))
+        elif kind is JobKind.ENSURE and job.state is JobState.SUCCEEDED and _unchanged(job):
+            await self._send(final_reply(job))
+        else:
+            await self._send(Reply(250, "", {"job": job.id, "state": job.state, "target": job.target, "kind": job.kind}))
+
+    async def _follow(self, job: Job, timeout_s: float | None) -> Job:
+        """Streams 150 lines until ``job`` has ended or the time is over; the job as it is then."""
+        async with contextlib.aclosing(self._updates(job.id, None, timeout_s)) as updates:
+            async for update in updates:
+                if update is None:
+                    job = self.server.jobs.get(job.id)
+                    if job.terminal:
+                        break
+                    await self._send(_progress_of(job))
+                else:
+                    await self._send(_progress(update))
+                    if update.state in TERMINAL:
+                        break
+        return self.server.jobs.get(job.id)
+
+    async def _updates(
+        self, job_id: str | None, target: str | None, timeout_s: float | None
+    ) -> AsyncGenerator[Update | None, None]:
+        """Updates as they come; ``None`` when it is time for a sign of life, and once before the first.
+
+        Raises ``_Gone`` when the client has left, ``Stopped`` when the daemon stops.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        source = self.server.jobs.watch(job_id=job_id, target=target)
+        pending = asyncio.ensure_future(_first(source))
+        await asyncio.sleep(0)  # The watcher is registered before the state is looked at: no change falls in between.
+        try:
+            yield None
+            while True:
+                patience = self.limits.heartbeat_s
+                if deadline is not None:
+                    patience = min(patience, max(0.0, deadline - loop.time()))
+                if self.server.stopping:
+                    raise Stopped("the daemon is stopping; jobs go on after its next start")
+                self.interruptible = True
+                try:
+                    done, _ = await asyncio.wait({pending, self._gone}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    self.interruptible = False
+                if self._gone in done:
+                    raise _Gone
+                if pending in done:
+                    update = pending.result()
+                    if update is None:
+                        return
+                    yield update
+                    pending = asyncio.ensure_future(_first(source))
+                elif deadline is not None and loop.time() >= deadline:
+                    return
+                else:
+                    yield None
+        finally:
+            pending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await pending
+            close = getattr(source, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _status(self, values: dict[str, Any]) -> None:
+        await self._send(Reply(250, "", job_data(self.server.jobs.get(values["job"]))))
+
+    async def _wait(self, values: dict[str, Any]) -> None:
+        job = self.server.jobs.get(values["job"])
+        if not job.terminal:
+            job = await self._follow(job, values.get("timeout"))
+        if job.terminal:
+            await self._send(final_reply(job))
+        else:
+            data = {"job": job.id, "state": job.state, "message": f"the job goes on: {job.state} {job.phase}".rstrip()}
+            await self._send(Reply(408, "WAIT_TIMEOUT", data))
+
+    async def _watch(self, values: dict[str, Any]) -> None:
+        what = values["job|target|*"]
+        names = [str(entry.get("name", "")) for entry in self.server.jobs.targets()]
+        if what != "*" and what not in names:
+            job = self.server.jobs.get(what)
+            await self._send(final_reply(job if job.terminal else await self._follow(job, None)))
+            return
+        async with contextlib.aclosing(self._updates(None, None if what == "*" else what, None)) as updates:
+            async for update in updates:
+                # Without a job there is no end: the sign of life says only that we are here.
+                await self._send(Reply(150, "WATCHING", {"watch": what}, more=True) if update is None else _progress(update))
+        raise Stopped("the stream of updates has ended")
+
+    async def _cancel(self, values: dict[str, Any]) -> None:
+        job = await self.server.jobs.cancel(values["job"], values.get("force", False))
+        await self._send(Reply(250, "", {"job": job.id, "state": job.state, "phase": job.phase or None}))
+
+    async def _log(self, values: dict[str, Any]) -> None:
+        updates = self.server.jobs.log(values["job"], values.get("from", 0))
+        await self._send_many([Reply(250, "", _update_data(update), more=True) for update in updates])
+        following = updates[-1].seq + 1 if updates else values.get("from", 0)
+        await self._send(Reply(250, "", {"job": values["job"], "entries": len(updates), "next": following}))
+
+    async def _jobs(self, values: dict[str, Any]) -> None:
+        state = None
+        if "state" in values:
+            try:
+                state = JobState(values["state"].lower())
+            except ValueError:
+                raise BadRequest(f"JOBS: there is no state {values['state']}; expected {' or '.join(JobState)}") from None
+        found = self.server.jobs.list(values.get("target"), state, min(values.get("limit", 50), 1000))
+        await self._send_many([Reply(250, "", job_summary(job), more=True) for job in found])
+        await self._send(Reply(250, "", {"jobs": len(found)}))
+
+    async def _targets(self, _values: dict[str, Any]) -> None:
+        found = self.server.jobs.targets()
+        await self._send_many([Reply(250, "", _named_first(entry), more=True) for entry in found])
+        await self._send(Reply(250, "", {"targets": len(found)}))
+
+    async def _info(self, values: dict[str, Any]) -> None:
+        info = self.server.jobs.info(values["target"])
+        await self._send_many([Reply(250, "", {key: value}, more=True) for key, value in info.items() if value is not None])
+        await self._send(Reply(250, "", {"target": values["target"]}))
+
+    async def _plan(self, values: dict[str, Any]) -> None:
+        target, image = values.pop("target"), values.pop("image")
+        sha256 = (await _in_thread(self.server.store.get, image)).sha256
+        plan = await self.server.jobs.plan(target, sha256, values)
+        lists = {
+            key: value for key, value in plan.items() if isinstance(value, list) and all(isinstance(v, dict) for v in value)
+        }
+        rows = [Reply(250, key, row, more=True) for key, value in lists.items() for row in value]
+        await self._send_many(rows)
+        await self._send(Reply(250, "", {key: value for key, value in plan.items() if key not in lists}))
+
+    async def _send_many(self, replies: list[Reply]) -> None:
+        """Long answers in pieces, so that a slow client holds a few lines and not all of them."""
+        for at in range(0, len(replies), 64):
+            await self._send(*replies[at : at + 64])
+
+
+async def _first(source: AsyncIterator[Update]) -> Update | None:
+    """The next update, ``None`` at the end. (A task must not raise ``StopAsyncIteration``.)"""
+    async for update in source:
+        return update
+    return None
+
+
+def _principal(writer: asyncio.StreamWriter) -> str:
+    """Who is at the other end: the user id on the Unix socket (the kernel says so), ``local`` on loopback."""
+    sock = writer.get_extra_info("socket")
+    if sock is not None and sock.family == socket.AF_UNIX:
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _pid, uid, _gid = struct.unpack("3i", raw)
+        return f"uid-{uid}"
+    return "local"
+
+
+# --- jobs as reply lines ------------------------------------------------------------------------------------------
+
+
+def utc(seconds: float) -> str | None:
+    """RFC 3339 in UTC with milliseconds; ``None`` for 0, which means "not yet"."""
+    if not seconds:
+        return None
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def job_summary(job: Job) -> dict[str, Any]:
+    """One line of JOBS."""
+    return {
+        "job": job.id,
+        "kind": job.kind,
+        "target": job.target,
+        "state": job.state,
+        "phase": job.phase or None,
+        "reason": job.reason or None,
+        "done": job.done,
+        "total": job.total,
+        "error": (job.error or {}).get("code"),
+        "image": f"sha256:{job.image}" if job.image else None,
+        "created": utc(job.created),
+        "ended": utc(job.ended),
+    }
+
+
+def job_data(job: Job) -> dict[str, Any]:
+    """Everything about one job."""
+    rest = {
+        "seq": job.seq,
+        "attempts": job.attempts,
+        "content": job.content or None,
+        "principal": job.principal or None,
+        "started": utc(job.started),
+        "params": job.params or None,
+        "message": (job.error or {}).get("message"),
+        "remedy": (job.error or {}).get("remedy"),
+        "result": job.result,
+    }
+    return job_summary(job) | rest
+
+
+def final_reply(job: Job) -> Reply:
+    """The line that says how a job ended: 250 done, 251 nothing was to be done, else the error with its evidence."""
+    context: dict[str, Any] = {"job": job.id, "kind": job.kind, "target": job.target, "state": job.state}
+    if job.state is JobState.SUCCEEDED:
+        return Reply(251 if _unchanged(job) else 250, "", context | dict(job.result or {}))
+    error = job.error or _error_of(job).as_dict()
+    reply = codec.failure_reply(error, context | {"phase": job.phase or None})
+    code = 550 if job.state is JobState.REJECTED else 400 if reply.code in (421, 423, 429) else reply.code
+    return Reply(code, reply.text, dict(reply.data) | ({"result": job.result} if job.result else {}))
+
+
+def _unchanged(job: Job) -> bool:
+    return job.kind in (JobKind.FLASH, JobKind.ENSURE) and (job.result or {}).get("changed") is False
+
+
+def _error_of(job: Job) -> BridgedError:
+    """For a job that ended badly without an error of its own."""
+    text = f"job {job.id} on {job.target} ended as {job.state}" + (f" ({job.reason})" if job.reason else "")
+    classes: dict[JobState, type[BridgedError]] = {
+        JobState.CANCELED: Canceled,
+        JobState.REJECTED: NotAllowed,
+        JobState.TIMED_OUT: DeadlineExceeded,
+    }
+    return classes.get(job.state, BridgedError)(text)
+
+
+def _update_data(update: Update) -> dict[str, Any]:
+    return {
+        "job": update.job,
+        "target": update.target,
+        "seq": update.seq,
+        "at": utc(update.at),
+        "state": update.state,
+        "phase": update.phase or None,
+        "done": update.done,
+        "total": update.total,
+        "rate": round(update.rate),
+        "code": update.code or None,
+        **update.event,
+    }
+
+
+def _progress(update: Update) -> Reply:
+    return Reply(150, "", _update_data(update), more=True)
+
+
+def _progress_of(job: Job) -> Reply:
+    data = {
+        "job": job.id,
+        "target": job.target,
+        "seq": job.seq,
+        "state": job.state,
+        "phase": job.phase or None,
+        "reason": job.reason or None,
+        "done": job.done,
+        "total": job.total,
+    }
+    return Reply(150, "", data, more=True)
+
+
+def _named_first(entry: dict[str, Any]) -> dict[str, Any]:
+    """``name`` of a target goes out as ``target``, the word that every other line uses."""
+    rest = {key: value for key, value in entry.items() if key != "name"}
+    return {"target": entry["name"], **rest} if "name" in entry else rest

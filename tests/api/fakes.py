@@ -1,0 +1,246 @@
+"""Strict stand-ins for the job service and the image store: they do what their script says and fail on anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bridged.errors import (
+    BridgedError,
+    DigestMismatch,
+    IdempotencyConflict,
+    NotCancellable,
+    UnknownImage,
+    UnknownJob,
+    UnknownTarget,
+)
+from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
+
+NOW = 1_700_000_000.0
+Step = tuple[str, int, int]  # phase, done, total
+
+
+@dataclass
+class Script:
+    """What one expected submission turns into. ``gate``: the job waits for it before its last change."""
+
+    kind: JobKind
+    target: str
+    image: str = ""
+    params: dict[str, Any] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    end: JobState = JobState.SUCCEEDED
+    result: dict[str, Any] | None = None
+    error: BridgedError | None = None
+    gate: asyncio.Event | None = None
+    at_once: bool = False
+
+
+class FakeJobs:
+    """Every submission must be the next of ``scripts``, field by field; a job without a script fails the test."""
+
+    def __init__(self) -> None:
+        self.scripts: list[Script] = []
+        self.jobs: dict[str, Job] = {}
+        self.submissions: list[Submission] = []
+        self.updates: dict[str, list[Update]] = {}
+        self.watchers: set[asyncio.Queue[Update]] = set()
+        self.refuse: BridgedError | None = None
+        self.surprises: list[str] = []
+        self._ids: dict[str, tuple[Submission, str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def expect(self, *scripts: Script) -> None:
+        self.scripts += scripts
+
+    async def submit(self, sub: Submission) -> Job:
+        if sub.id and sub.id in self._ids:
+            before, job_id = self._ids[sub.id]
+            if before != sub:
+                raise IdempotencyConflict(f"id {sub.id} was used for {before.kind} on {before.target}", id=sub.id)
+            return self.jobs[job_id]
+        if self.refuse is not None:
+            raise self.refuse
+        if sub.target not in ("motor1", "motor2"):
+            raise UnknownTarget(f"there is no target {sub.target}", target=sub.target)
+        self.submissions.append(sub)
+        script = self.scripts.pop(0) if self.scripts else None
+        wanted = script and (script.kind, script.target, script.image, script.params)
+        if script is None or wanted != (sub.kind, sub.target, sub.image, sub.params):
+            self.surprises.append(f"{sub} instead of {wanted}")
+            raise AssertionError(self.surprises[-1])
+        job_id = f"j{len(self.jobs) + 1}"
+        job = Job(job_id, sub.kind, sub.target, JobState.QUEUED, 1, sub.image, "", sub.params, sub.principal, NOW)
+        self.jobs[job_id], self.updates[job_id] = job, []
+        if sub.id:
+            self._ids[sub.id] = (sub, job_id)
+        self._change(job_id)
+        if script.at_once:
+            await self._run(job_id, script)
+        else:
+            task = asyncio.create_task(self._run(job_id, script))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return self.jobs[job_id]
+
+    async def _run(self, job_id: str, script: Script) -> None:
+        for phase, done, total in script.steps:
+            await asyncio.sleep(0)
+            self._change(job_id, state=JobState.RUNNING, phase=phase, done=done, total=total, started=NOW + 1)
+        if script.gate is not None:
+            await script.gate.wait()
+        error = script.error.as_dict() if script.error else None
+        self._change(job_id, state=script.end, result=script.result, error=error, ended=NOW + 9)
+
+    def _change(self, job_id: str, **changes: Any) -> None:
+        old = self.jobs[job_id]
+        if old.terminal:
+            return
+        job = replace(old, seq=old.seq + 1, **changes)
+        self.jobs[job_id] = job
+        update = Update(job.id, job.target, job.seq, NOW + job.seq, job.state, job.phase, job.done, job.total, 10500.0)
+        self.updates[job_id].append(update)
+        for queue in self.watchers:
+            queue.put_nowait(update)
+
+    def get(self, job_id: str) -> Job:
+        if job_id not in self.jobs:
+            raise UnknownJob(f"there is no job {job_id}", job=job_id)
+        return self.jobs[job_id]
+
+    def list(self, target: str | None = None, state: JobState | None = None, limit: int = 50) -> list[Job]:
+        found = [j for j in self.jobs.values() if target in (None, j.target) and state in (None, j.state)]
+        return found[::-1][:limit]
+
+    async def cancel(self, job_id: str, force: bool = False) -> Job:
+        job = self.get(job_id)
+        if job.phase in ("erase", "write") and not force:
+            raise NotCancellable(f"job {job_id} is in {job.phase}", job=job_id)
+        self._change(job_id, state=JobState.CANCELED)
+        return self.jobs[job_id]
+
+    async def watch(self, job_id: str | None = None, target: str | None = None) -> AsyncIterator[Update]:
+        queue: asyncio.Queue[Update] = asyncio.Queue()
+        self.watchers.add(queue)
+        try:
+            while True:
+                update = await queue.get()
+                if job_id in (None, update.job) and target in (None, update.target):
+                    yield update
+                    if job_id and update.state in TERMINAL:
+                        return
+        finally:
+            self.watchers.discard(queue)
+
+    def log(self, job_id: str, from_seq: int = 0) -> _Updates:
+        self.get(job_id)
+        return [u for u in self.updates[job_id] if u.seq >= from_seq]
+
+    def targets(self) -> _Rows:
+        return [self.info("motor1"), self.info("motor2")]
+
+    def info(self, name: str) -> dict[str, Any]:
+        if name not in ("motor1", "motor2"):
+            raise UnknownTarget(f"there is no target {name}", target=name)
+        return {"name": name, "state": "idle", "reason": None, "chip": "F756", "uid": "", "queue": 0}
+
+    async def plan(self, target: str, image_ref: str, params: dict[str, Any]) -> dict[str, Any]:
+        self.info(target)
+        return {
+            "image": f"sha256:{image_ref}",
+            "seconds": 3.25,
+            "params": params,
+            "sector": [{"address": 0x08000000, "size_bytes": 32768}, {"address": 0x08008000, "size_bytes": 32768}],
+        }
+
+
+_Updates = list[Update]
+_Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class FakeStaged:
+    sha256: str
+    size_bytes: int
+    path: Path
+
+
+class FakeStore:
+    """Keeps files in ``root``. ``synced`` bytes of an upload survive in steps of ``step``, as in the real store."""
+
+    def __init__(self, root: Path, step: int = 4096) -> None:
+        self.root, self.step = root, step
+        self.names: dict[str, str] = {}
+        self.refuse: BridgedError | None = None
+        self.open = 0
+        self.on_write: Callable[[int], None] = lambda _count: None
+
+    def have(self, sha256: str) -> tuple[int, int | None, bool]:
+        if (self.root / sha256).exists():
+            size = (self.root / sha256).stat().st_size
+            return size, size, True
+        part = self.root / f"{sha256}.part"
+        return (part.stat().st_size if part.exists() else 0), None, False
+
+    def open_upload(  # noqa: PLR0917
+        self, principal: str, size: int, sha256: str, offset: int, name: str, type_hint: str
+    ) -> FakeUpload:
+        assert principal.startswith(("local", "uid-"))
+        assert type_hint in ("auto", "bin", "hex", "elf")
+        if self.refuse is not None:
+            raise self.refuse
+        return FakeUpload(self, size, sha256, name)
+
+    def get(self, ref: str) -> FakeStaged:
+        sha256 = self.names.get(ref, ref.removeprefix("sha256:"))
+        path = self.root / sha256
+        if len(sha256) != 64 or not path.exists():
+            raise UnknownImage(f"no staged image {ref}", image=ref)
+        return FakeStaged(sha256, path.stat().st_size, path)
+
+    def add(self, data: bytes, name: str = "") -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        (self.root / sha256).write_bytes(data)
+        if name:
+            self.names[name] = sha256
+        return sha256
+
+
+class FakeUpload:
+    def __init__(self, store: FakeStore, size: int, sha256: str, name: str) -> None:
+        self.store, self.size, self.sha256, self.name = store, size, sha256, name
+        self.part = store.root / f"{sha256}.part"
+        complete = store.root / sha256
+        self.offset = complete.stat().st_size if complete.exists() else self.part.stat().st_size if self.part.exists() else 0
+        self.data = bytearray((complete if complete.exists() else self.part).read_bytes() if self.offset else b"")
+        self.closed = False
+        store.open += 1
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        assert len(data) <= 65536, "an upload goes to the store in chunks"
+        self.data += data
+        self.offset = len(self.data)
+        self.store.on_write(len(self.data))
+        assert len(self.data) <= self.size
+
+    def finish(self) -> FakeStaged:
+        assert not self.closed
+        self.closed = True
+        self.store.open -= 1
+        self.part.unlink(missing_ok=True)
+        found = hashlib.sha256(self.data).hexdigest()
+        if found != self.sha256:
+            raise DigestMismatch(f"{len(self.data)} bytes came with SHA-256 {found}", expected=self.sha256, found=found)
+        self.store.add(bytes(self.data), self.name)
+        return self.store.get(self.sha256)
+
+    def abandon(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.store.open -= 1
+            self.part.write_bytes(self.data[: len(self.data) // self.store.step * self.store.step])
