@@ -251,6 +251,21 @@ class Device:
             return self._output[-1].end_ns
         return event
 
+    def output_end_ns(self) -> int | None:
+        """When the last byte that is being sent will be complete; None when nothing is."""
+        return self._output[-1].end_ns if self._output else None
+
+    @property
+    def hazard(self) -> str:
+        """``erase`` or ``option bytes`` while a reset would do damage, else empty."""
+        works = [w for w, _ in self._background] + ([self._work[0]] if self._work else [])
+        return next((w.kind.value for w in works if w.kind in (Kind.ERASE, Kind.OPTION)), "")
+
+    @property
+    def lines(self) -> dict[str, bool]:
+        """Electrical levels of the pins."""
+        return {"nrst": self._nrst, "boot0": self._boot0, "boot1": self._boot1, "power": self._power}
+
     # --- time -----------------------------------------------------------------------------------------------------
 
     def advance(self, to_ns: int) -> None:

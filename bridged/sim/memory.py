@@ -323,6 +323,17 @@ class Memory:
         for spot, content in self._ram:
             content[:] = bytes(spot.size)
 
+    def load_flash(self, data: bytes) -> None:
+        """Put content into flash as a factory would; what is missing at the end stays erased."""
+        if len(data) > len(self.flash):
+            raise ValueError(f"{len(data)} bytes do not fit into {len(self.flash)}")
+        self.flash[:] = bytes([self.erased]) * len(self.flash)
+        self.flash[: len(data)] = data
+        if self.rule is Rule.ONCE:
+            blank = bytes([self.erased]) * self.word_bytes
+            words = (self.flash[at : at + self.word_bytes] != blank for at in range(0, len(self.flash), self.word_bytes))
+            self.used[:] = bytes(words)
+
     # --- flash ----------------------------------------------------------------------------------------------------
 
     def sector_at(self, address: int) -> Sector | None:

@@ -8,7 +8,8 @@ A ``PowerCut`` ends a run as SIGKILL or a power failure of the gateway would: th
 steps is carried out. Its ``finally`` blocks are Python and cannot be prevented from running when the generator is closed,
 but every step they yield is thrown away. The device stays as it is; what the lines do then is up to the caller.
 
-This module knows no loader command and no session; it judges one thing only, P9: whether lines moved during a hazard.
+As in the session process, ``SetLines`` waits for the end of a hazard (P9). Whether waiting was right is judged by the device:
+a line that moves while it really erases is a violation, whatever was declared. This module knows no loader command.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Account:
     """What a run cost, and what it did wrong.
 
     ``turnarounds``: how often the direction changed from host to device and back. ``host_ns``: time that the host added;
-    0 unless a turnaround latency is modelled. ``violations``: lines moved during a declared hazard.
+    0 unless a turnaround latency is modelled. ``hazard_waits``: how long (s) lines had to wait for the end
+    of a hazard, each time. ``violations``: lines that moved while the device was erasing or writing option bytes.
     """
 
     all: Counts = field(default_factory=Counts)
@@ -84,6 +86,7 @@ class Account:
     overruns: int = 0
     barriers: list[Barrier] = field(default_factory=list)
     hazards: list[tuple[int, float]] = field(default_factory=list)
+    hazard_waits: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     events: list[tuple[int, Event]] = field(default_factory=list)
     checkpoints: int = 0
@@ -328,7 +331,13 @@ class _Driver:
     def set_lines(self, step: SetLines) -> None:
         until = self._hazard_until_ns
         if until is not None and self.uart.now_ns < until:
-            self.account.violations.append(f"{step} at {self.uart.now_ns} ns, hazard until {until} ns")
+            left_s = (until - self.uart.now_ns) / 1e9
+            self.account.hazard_waits.append(left_s)
+            self.uart.pause(left_s)
+        self._hazard_until_ns = None
+        work = self.uart.device.hazard
+        if work:
+            self.account.violations.append(f"{step} at {self.uart.now_ns / 1e9:.6f} s during {work}")
         self.uart.set_lines(reset=step.reset, boot0=step.boot0, power=step.power)
 
     def hazard(self, step: Hazard) -> None:
