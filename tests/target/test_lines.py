@@ -548,6 +548,11 @@ def test_a_description_survives_the_way_to_the_session() -> None:
         assert again.fds() == lines.fds()
 
 
+def test_what_the_configuration_and_the_session_say_alike() -> None:
+    """The session process does not load ``config``, so this word is written twice."""
+    assert module.BY_HAND == config.BY_HAND
+
+
 def test_an_unknown_kind_is_a_mistake_of_the_program() -> None:
     with pytest.raises(ValueError, match="telepathy"):
         inherit({"kind": "telepathy", "boot0_by_hand": False}, [], NO_UART)
