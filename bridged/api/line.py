@@ -72,10 +72,8 @@ class StagedFile(Protocol):
 
 
 class Upload(Protocol):
-    """One file on its way into the store. ``offset``: how much is there, synced, from which ``write`` goes on."""
+    """One file on its way into the store, from the offset on that it was opened with."""
 
-    @property
-    def offset(self) -> int: ...
     def write(self, data: bytes) -> Any: ...
     def finish(self) -> StagedFile: ...
     def abandon(self) -> None: ...
@@ -84,10 +82,8 @@ class Upload(Protocol):
 class StoreApi(Protocol):
     """The image store, as ``images.store.Store`` provides it; every call may block on a disk."""
 
-    def have(self, sha256: str) -> tuple[int, int | None, bool]: ...
-    def open_upload(  # noqa: PLR0917
-        self, principal: str, size: int, sha256: str, offset: int, name: str, type_hint: str
-    ) -> Upload: ...
+    def have(self, sha256: str, principal: str | None = None) -> tuple[int, int | None, bool]: ...
+    def open_upload(self, principal: str, size: int, sha256: str, offset: int, name: str, type_hint: str) -> Upload: ...
     def get(self, ref: str) -> StagedFile: ...
 
 
@@ -502,7 +498,7 @@ class _Connection:
     # --- images ---------------------------------------------------------------------------------------------------
 
     async def _have(self, values: dict[str, Any]) -> None:
-        offset, size, complete = await _in_thread(self.server.store.have, values["sha256"])
+        offset, size, complete = await _in_thread(self.server.store.have, values["sha256"], self.principal)
         if not offset and not complete:
             raise UnknownImage(f"nothing of {values['sha256']} is staged", sha256=values["sha256"])
         await self._send(Reply(250, "", {"offset": offset, "size": size, "complete": complete}))
@@ -541,11 +537,10 @@ class _Connection:
                         f"PUT announced {size - offset} bytes and the connection ended after {received}", received=received
                     )
                     raise _Bye(codec.error_reply(failure or cut))
-                at = offset + received
                 received += len(data)
-                if upload is not None and failure is None and at + len(data) > upload.offset:
+                if upload is not None and failure is None:
                     try:
-                        await _in_thread(upload.write, data[max(0, upload.offset - at) :])
+                        await _in_thread(upload.write, data)
                     except BridgedError as error:
                         failure = error
             if failure is not None:

@@ -11,13 +11,12 @@ from typing import Any
 
 from bridged.errors import (
     BridgedError,
-    DigestMismatch,
     IdempotencyConflict,
     NotCancellable,
-    UnknownImage,
     UnknownJob,
     UnknownTarget,
 )
+from bridged.images.store import Store, Upload
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
 
 NOW = 1_700_000_000.0
@@ -162,85 +161,39 @@ _Updates = list[Update]
 _Rows = list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class FakeStaged:
-    sha256: str
-    size_bytes: int
-    path: Path
+class WatchedStore(Store):
+    """The real store with two handles: refuse uploads, and look at (or fail) each write."""
 
-
-class FakeStore:
-    """Keeps files in ``root``. ``synced`` bytes of an upload survive in steps of ``step``, as in the real store."""
-
-    def __init__(self, root: Path, step: int = 4096) -> None:
-        self.root, self.step = root, step
-        self.names: dict[str, str] = {}
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, 64 << 20, 16 << 20)
         self.refuse: BridgedError | None = None
-        self.open = 0
-        self.on_write: Callable[[int], None] = lambda _count: None
+        self.on_write: Callable[[int], object] = lambda _offset: None
+        self.uploads: list[Upload] = []
 
-    def have(self, sha256: str) -> tuple[int, int | None, bool]:
-        if (self.root / sha256).exists():
-            size = (self.root / sha256).stat().st_size
-            return size, size, True
-        part = self.root / f"{sha256}.part"
-        return (part.stat().st_size if part.exists() else 0), None, False
-
-    def open_upload(  # noqa: PLR0917
-        self, principal: str, size: int, sha256: str, offset: int, name: str, type_hint: str
-    ) -> FakeUpload:
-        assert principal.startswith(("local", "uid-"))
-        assert type_hint in ("auto", "bin", "hex", "elf")
+    def open_upload(
+        self, principal: str, size: int, sha256: str, offset: int = 0, name: str = "", type_hint: str = "auto"
+    ) -> Upload:
         if self.refuse is not None:
             raise self.refuse
-        return FakeUpload(self, size, sha256, name)
+        upload = super().open_upload(principal, size, sha256, offset, name, type_hint)
+        write = upload.write
 
-    def get(self, ref: str) -> FakeStaged:
-        sha256 = self.names.get(ref, ref.removeprefix("sha256:"))
-        path = self.root / sha256
-        if len(sha256) != 64 or not path.exists():
-            raise UnknownImage(f"no staged image {ref}", image=ref)
-        return FakeStaged(sha256, path.stat().st_size, path)
+        def watched(data: bytes | bytearray | memoryview) -> None:
+            assert len(data) <= 65536, "an upload goes to the store in chunks"
+            write(data)
+            self.on_write(upload.offset)
+
+        upload.write = watched  # type: ignore[method-assign]
+        self.uploads.append(upload)
+        return upload
+
+    @property
+    def open(self) -> int:
+        """Uploads that nobody has ended."""
+        return sum(upload._open for upload in self.uploads)
 
     def add(self, data: bytes, name: str = "") -> str:
         sha256 = hashlib.sha256(data).hexdigest()
-        (self.root / sha256).write_bytes(data)
-        if name:
-            self.names[name] = sha256
-        return sha256
-
-
-class FakeUpload:
-    def __init__(self, store: FakeStore, size: int, sha256: str, name: str) -> None:
-        self.store, self.size, self.sha256, self.name = store, size, sha256, name
-        self.part = store.root / f"{sha256}.part"
-        complete = store.root / sha256
-        self.offset = complete.stat().st_size if complete.exists() else self.part.stat().st_size if self.part.exists() else 0
-        self.data = bytearray((complete if complete.exists() else self.part).read_bytes() if self.offset else b"")
-        self.closed = False
-        store.open += 1
-
-    def write(self, data: bytes) -> None:
-        assert not self.closed
-        assert len(data) <= 65536, "an upload goes to the store in chunks"
-        self.data += data
-        self.offset = len(self.data)
-        self.store.on_write(len(self.data))
-        assert len(self.data) <= self.size
-
-    def finish(self) -> FakeStaged:
-        assert not self.closed
-        self.closed = True
-        self.store.open -= 1
-        self.part.unlink(missing_ok=True)
-        found = hashlib.sha256(self.data).hexdigest()
-        if found != self.sha256:
-            raise DigestMismatch(f"{len(self.data)} bytes came with SHA-256 {found}", expected=self.sha256, found=found)
-        self.store.add(bytes(self.data), self.name)
-        return self.store.get(self.sha256)
-
-    def abandon(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self.store.open -= 1
-            self.part.write_bytes(self.data[: len(self.data) // self.store.step * self.store.step])
+        upload = super().open_upload("test", len(data), sha256, 0, name)
+        upload.write(data)
+        return upload.finish().sha256

@@ -29,7 +29,7 @@ from bridged.errors import (
 )
 from bridged.jobs.model import JobKind, JobState
 from bridged.protocol.line import Reply, parse_reply
-from tests.api.fakes import FakeJobs, FakeStore, Script
+from tests.api.fakes import FakeJobs, Script, WatchedStore
 
 LIMITS = Limits(image_bytes=2 << 20, connections=250, idle_timeout_s=20, linger_s=1.0)
 
@@ -72,7 +72,7 @@ class Client:
 class World:
     server: LineServer
     jobs: FakeJobs
-    store: FakeStore
+    store: WatchedStore
     port: int
     uploads: list[tuple[int, bool]]
 
@@ -91,7 +91,7 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(root: Path, limits: Limits = LIMITS) -> AsyncIterator[World]:
-    jobs, store = FakeJobs(), FakeStore(root)
+    jobs, store = FakeJobs(), WatchedStore(root)
     uploads: list[tuple[int, bool]] = []
     server = LineServer(jobs, store, "gw1", limits, lambda count, resumed: uploads.append((count, resumed)))
     port = await server.listen_tcp("127.0.0.1", 0)
@@ -570,9 +570,13 @@ def test_a_client_that_vanishes_resumes_where_the_store_has_synced(tmp_path: Pat
         await w.settle()
         c = await w.connect()
         have = await c.ask(f"HAVE {sha(data)}")
-        assert (have.data["offset"], have.data["complete"]) == (str(100_000 // 4096 * 4096), "0")
-        # Resumed a little before what is there: what overlaps is skipped.
-        offset = int(have.data["offset"]) - 100
+        assert (have.data["offset"], have.data["complete"]) == ("100000", "0")
+        # At any other place it is refused, and the bytes are consumed nevertheless.
+        offset = int(have.data["offset"])
+        await c.say(f"PUT {len(data)} {sha(data)} offset={offset - 100}\n".encode() + data[offset - 100 :])
+        assert (await c.reply()).code == 354
+        wrong = await c.reply()
+        assert (wrong.code, wrong.data["fact.offset"]) == (501, str(offset))
         await c.say(f"PUT {len(data)} {sha(data)} offset={offset} name=app\n".encode() + data[offset:])
         assert [(await c.reply()).code for _ in range(2)] == [354, 250]
         assert w.uploads[-1] == (len(data) - offset, True)
