@@ -201,7 +201,7 @@ class Loader:
             self._handlers[SPECIAL] = self._special
         if extended_special:
             self._handlers[EXTENDED_SPECIAL] = self._extended_special
-        if not chip.foreign:
+        if chip.parity != "N":  # WB0, WL3, BlueNRG: another family of loaders
             self._handlers[WRITE_PROTECT] = self._write_protect
             self._handlers[WRITE_UNPROTECT] = self._write_unprotect
         if chip.family != "H5":  # its protection is the product state
@@ -309,7 +309,7 @@ class Loader:
     def _get_id(self) -> Run:
         pid = self.chip.pid.to_bytes(2, "big")
         # The loaders of WB0, WL3 and BlueNRG give three bytes, the product last.
-        body = bytes((1,)) + pid if not self.chip.foreign else bytes((2, 0)) + pid
+        body = bytes((1,)) + pid if self.chip.parity != "N" else bytes((2, 0)) + pid
         if (yield from self._open(body)):
             yield from self._answer("done")
 

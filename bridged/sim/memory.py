@@ -231,6 +231,11 @@ class Memory:
                 word = value | (value ^ 0xFFFF) << 16  # F7 keeps value and complement side by side
             self._poke(spot.address, word.to_bytes(4, "little"))
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an option of this name."""
+        key = self._key(str(name))
+        return key in self._fields or key in self._values
+
     def option_names(self) -> list[str]:
         return sorted({*self._fields, *self._values})
 

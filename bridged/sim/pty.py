@@ -43,7 +43,8 @@ _CONNECTION_LIMIT = 8
 class PtyDevice:
     """Runs ``device`` behind a pty. ``path`` is the port for the host; ``lines_path`` the line box, when asked for.
 
-    ``paced`` False: bytes take no time (erases, programming and start-up still do). Use it as a context manager, or ``start``
+    ``paced`` False: bytes take no time (erases, programming and start-up still do). ``boot_loader``: it starts in its loader
+    whatever the pins say, until the next reset. Use it as a context manager, or ``start``
     and ``stop``. Look into ``device`` from another thread only under ``lock``.
     """
 
@@ -55,6 +56,7 @@ class PtyDevice:
         lines_path: Path | None = None,
         flash_file: Path | None = None,
         paced: bool = True,
+        boot_loader: bool = False,
     ) -> None:
         self.device = device
         self.lock = threading.Lock()
@@ -63,6 +65,7 @@ class PtyDevice:
         self.flash_file = flash_file
         self.lost_to_host = 0  # bytes that the host did not fetch in time
         self._paced = paced
+        self._boot_loader = boot_loader
         self._master, self._slave = os.openpty()
         # The slave stays open here: without any, the master would read EIO between two hosts.
         tty.setraw(self._slave)
@@ -97,6 +100,10 @@ class PtyDevice:
         if self._server is not None:
             self._poll.register(self._server, select.POLLIN)
         self._base_ns = time.monotonic_ns() - self.device.now_ns
+        # Power comes only now, so that a flash file already counts for what the chip starts.
+        self.device.set_lines(self.device.now_ns, power=True)
+        if self._boot_loader:
+            self.device.force_loader()
         self._thread.start()
 
     def stop(self) -> None:
