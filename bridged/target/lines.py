@@ -190,7 +190,8 @@ class SocketLines(Lines):
 
     One request a line, ``nrst 0``, ``boot0 1``, ``power 1`` (0 is electrically low at the pin), each answered by ``ok`` or
     by words that say why not. The descriptor is non-blocking. Both processes may use the connection, one after the other:
-    an answer that a killed session left behind is discarded before the next request.
+    an answer that a killed session left behind is discarded before the next request. A box that swallows an answer for good
+    is out of step from then on, and every request fails until it is connected anew.
     """
 
     kind = "socket"

@@ -91,7 +91,7 @@ class Machine:
         return library
 
     def _chip(self, path: str) -> Chip:
-        chip = self.chips.get(path)
+        chip = self.chips.get(os.path.realpath(path))
         if chip is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         if chip.closed_to_us:

@@ -488,6 +488,21 @@ def test_a_late_answer_is_not_taken_for_the_next_one(box: tuple[Box, str], monke
     lines.close()
 
 
+def test_a_late_answer_that_came_before_the_next_request_settles_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    lines = SocketLines(ours.detach(), {R: False})
+    monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.0)
+    with pytest.raises(LineUnavailable):
+        lines.set(reset=True)
+    monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 10.0)
+    theirs.send(b"ok\n" * 2)
+    lines.set(reset=False)
+    assert theirs.recv(100) == b"nrst 0\nnrst 1\n"
+    lines.close()
+    theirs.close()
+
+
 def test_an_answer_that_a_killed_session_left_behind_is_discarded(box: tuple[Box, str]) -> None:
     lines = open_lines(boxed(box[1]), NO_UART, "bridged")
     box[0].answers = [b"ok\nok\n", b"no: stuck\n"]
