@@ -16,7 +16,7 @@ import fcntl
 import mmap
 import os
 
-from bridged.errors import CorruptImage, ImageTooLarge
+from bridged.errors import BridgedError, CorruptImage, ImageTooLarge
 from bridged.images.model import Image
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -70,5 +70,11 @@ def map_sealed(fd: int, limit_bytes: int = 1 << 32) -> Image:
         )
     if not size_bytes:  # mmap refuses a length of 0
         raise CorruptImage("the encoded image is empty: 0 bytes")
-    # Not closed here: when decode fails, the traceback still holds a view of it, and close() would raise BufferError instead.
-    return Image.decode(memoryview(mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ)))
+    mapped = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
+    try:
+        return Image.decode(memoryview(mapped))
+    except BridgedError as error:
+        # Without its traceback, whose frames hold views of the mapping: close() would raise BufferError instead.
+        raise error.with_traceback(None) from None
+    finally:
+        mapped.close()

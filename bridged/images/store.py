@@ -279,7 +279,7 @@ class Store:
 
     # --- upload -----------------------------------------------------------------------------------------------
 
-    def open_upload(  # noqa: PLR0917 (one argument for each word of the PUT line)
+    def open_upload(
         self, principal: str, size: int, sha256: str, offset: int = 0, name: str = "", type_hint: str = "auto"
     ) -> Upload:
         """Take a file of ``size`` bytes from ``offset`` on. The caller ends it with ``finish`` or ``abandon``.
