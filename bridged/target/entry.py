@@ -15,6 +15,7 @@ from bridged import chips
 from bridged.chips.model import Chip, FlashMap, Layout, OptionField, Quirk
 from bridged.errors import (
     ApplicationRunning,
+    ChipError,
     Garbled,
     LayoutUnknown,
     LinkError,
@@ -24,8 +25,8 @@ from bridged.errors import (
     NoSync,
     ReadProtected,
     SyncNoise,
-    TargetError,
     UnknownChip,
+    Unsupported,
     WrongChip,
     WrongParity,
 )
@@ -46,9 +47,11 @@ from bridged.protocol.flow import (
     Drain,
     Flow,
     Now,
+    Pause,
     Receive,
     Report,
     SetFormat,
+    SetLines,
 )
 from bridged.target.request import Request, Result
 
@@ -57,6 +60,7 @@ UNKNOWN_STARTUP_S = (0.1, 0.6, 2.6)  # AN2606: most parts < 0.1 s, H7A3 0.545 s,
 STARTUP_MARGIN = 1.2
 STARTUP_LEAST_S = 0.02
 BANNER_BYTES = 256
+POWER_OFF_S = 0.5
 SHORT_READ_BYTES = 256
 
 
@@ -210,18 +214,39 @@ def leave(request: Request) -> Flow[None]:
         raise trouble
 
 
+def _start_by_go(request: Request, chip: Chip, timing: Timing, result: Result) -> Flow[None]:
+    """Jump into the application where a reset would not start it; with NRST wired a person is told what a reset will do."""
+    if request.wiring.has_reset:
+        text = "the part was empty at power-on: until its power is cycled a reset enters the loader, so Go starts it now"
+        yield Report(Warned("EMPTY_FLAG", text))
+    try:
+        if chip.has(Quirk.GO_BROKEN, result.loader_id):
+            raise Unsupported(f"Go does not work in loader {result.loader_id:#04x}" if result.loader_id else "Go does not work")
+        yield SetLines(boot0=False)
+        yield from an3155.go(chip.flash_base, timing)
+    except (LoaderError, ChipError) as error:
+        yield Report(Warned("NOT_STARTED", f"the application was not started: {error.message}"))
+        yield from leave(request)
+        return
+    yield SetFormat(request.application_baud, request.application_parity)
+
+
 def boot(request: Request, result: Result, connected: Connected | None = None) -> Flow[None]:
     """Start the application and listen to the first thing that it says."""
     yield from phase_started(Phase.BOOT)
     chip = connected.chip if connected else None
-    may_go = chip is not None and not chip.has(Quirk.GO_BROKEN, result.loader_id)
-    if connected and chip and may_go and not request.wiring.has_reset and request.kind in ("flash", "ensure"):
-        # Second best: Go leaves clocks and peripherals as the loader set them (AN2606). Better than a target that waits.
-        try:
-            yield from an3155.go(chip.flash_base, connected.timing)
-        except TargetError as error:
-            yield Report(Warned("NOT_STARTED", f"NRST is not wired and Go failed: {error.message}"))
-    yield from leave(request)
+    wiring = request.wiring
+    # Parts that check for an empty flash remember the answer from power-on: after the first flash a plain reset enters the
+    # loader once more (AN2606). A power cycle forgets it; else Go, which leaves clocks and peripherals as the loader set them.
+    stuck = chip is not None and chip.empty_check and result.was_empty and result.changed
+    if stuck and wiring.has_power:
+        yield SetLines(boot0=False, power=False)
+        yield Pause(POWER_OFF_S)
+        yield SetLines(power=True)
+    elif connected and chip and result.changed and (stuck or not wiring.has_reset):
+        yield from _start_by_go(request, chip, connected.timing, result)
+    else:
+        yield from leave(request)
     if request.listen_s:
         first: bytes = yield Receive(1, request.listen_s)
         if first:
@@ -344,7 +369,7 @@ def _choose_layout(request: Request, chip: Chip, flash_bytes: int, timing: Timin
         if option.value(word) == value:
             default = lay
             break
-    if default is None or not getattr(default, "confirmed", True):
+    if default is None or not default.confirmed:
         raise LayoutUnknown(
             f"{chip.title}: the numbering of its sectors at {flash_bytes // 1024} KiB is not sure; state `layout` as one "
             f"of: {names}",

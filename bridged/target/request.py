@@ -93,7 +93,8 @@ class PhaseCost:
 class Result:
     """What a session did; filled in as it goes, so that a failed one can tell how far it came.
 
-    ``evidence``: ``full`` when every byte of the content was compared in this session. ``data``: for kind read.
+    ``evidence``: ``full`` when every byte of the content was compared in this session. ``was_empty``: the flash held no vectors
+    before. ``data``: for kind read.
     """
 
     kind: str
@@ -115,6 +116,7 @@ class Result:
     bytes_kept: int = 0
     seconds: float = 0.0
     banner: str = ""
+    was_empty: bool = False
     phases: dict[str, PhaseCost] = field(default_factory=dict)
     data: bytes = b""
 

@@ -156,7 +156,9 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     elif content is None:
         plan = yield from _backup(plan, known, result)
     yield Checkpoint()
-    result.changed = bool(plan.erase)
+    if known.chip.empty_check:
+        word = yield from an3155.read_memory(known.chip.flash_base, 4, known.timing)
+        result.was_empty = word == bytes([known.chip.erased_value]) * 4
     if plan.erase:
         yield from _erase(plan.erase, known, result, _encode_kept(plan))
     # All but the vector block is written and proven first; only then does the image become bootable.
@@ -182,10 +184,11 @@ def _check_entry(request: Request, known: Known) -> Flow[None]:
     far as the loader allows; a part whose loader starts by itself because its flash is empty proves nothing by having entered.
     """
     chip, wiring = known.chip, request.wiring
-    for check in getattr(chip, "app_checks", ()):
-        word = yield from read_option(chip, check.option, known.timing)
-        if word is not None and check.option.value(word) not in check.values:
-            yield Report(Warned("APPLICATION_UNREACHABLE", f"{check.option.name}: {check.otherwise}"))
+    for unreachable in chip.app_checks:
+        word = yield from read_option(chip, unreachable.option, known.timing)
+        if word is not None and not unreachable.holds(word):
+            text = f"{unreachable.option.name} is {unreachable.option.value(word):#06x}: {unreachable.otherwise}"
+            yield Report(Warned("APPLICATION_UNREACHABLE", text))
     if request.one_shot:
         return
     if not ((wiring.has_boot0 or wiring.boot0_by_hand) and (wiring.has_reset or wiring.has_power)):
@@ -221,6 +224,7 @@ def _backup(plan: Plan, known: Known, result: Result) -> Flow[Plan]:
     """Read what the erase would take along with it (P6); blank parts need no keeping."""
     yield from phase_started(Phase.BACKUP, plan.outside_bytes)
     parts: list[tuple[int, bytes]] = []
+    blank = bytes([known.chip.erased_value])
     done = 0
     cost = _cost(result, Phase.BACKUP)
     begun: float = yield Now()
@@ -233,15 +237,16 @@ def _backup(plan: Plan, known: Known, result: Result) -> Flow[Plan]:
                 yield Progress(done)
                 cost.payload_bytes += count
                 cost.wire_bytes += count + 12
-                if data.count(known.chip.erased_value) != count:
-                    parts.append((address, data))
+                used = data.rstrip(blank)
+                lead = len(used) - len(used.lstrip(blank))
+                parts.append((address + lead, used[lead:]))
     except Nack as error:
         raise OutsideUnreadable(
             f"bytes of a sector to be erased lie outside the image and cannot be read: {error.message}", **error.facts
         ) from error
     cost.seconds += (yield Now()) - begun
     result.bytes_kept = sum(len(d) for _, d in parts)
-    return plan.keeping(Image.of(parts) if parts else None)
+    return plan.keeping(Image.of(parts) if result.bytes_kept else None)
 
 
 def _encode_kept(plan: Plan) -> bytes:
