@@ -1,0 +1,273 @@
+"""Prometheus metrics: what the daemon did and how the targets are, on a listener of its own (127.0.0.1:7102, ``/metrics``).
+
+The only module that knows ``prometheus_client``. ``Metrics`` is told what happens (``observe`` for each update of a job,
+``refresh`` for what is looked up when somebody scrapes) and keeps it in a registry of its own: no global state, so that two
+daemons in one test process do not add up. ``MetricsServer`` serves it, in the text format or as OpenMetrics with job ids as
+exemplars. Names and labels: the metrics chapter of the docs.
+
+Invariants:
+
+- No job id, digest or address of a client is ever a label; every label takes its values from a bounded set.
+- What can be counted is there with 0 before it happens first, so that ``increase()`` sees the first failure.
+- Listens on loopback only (P7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import platform
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+
+from bridged import __version__
+from bridged.api.line import check_loopback
+from bridged.errors import BridgedError, ConfigError, TargetError
+from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Update
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # The ``_created`` series double the page, and no rule of ours uses them.
+
+DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+ACK_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40)
+TARGET_STATES = ("idle", "busy", "absent", "broken")
+UART_ERRORS = ("parity", "frame", "overrun", "brk")
+LAG_INTERVAL_S = 1.0
+LAG_WINDOW = 60  # Samples: a scraper that comes once a minute still sees the worst moment.
+
+
+def _failure_codes() -> list[str]:
+    """Codes that a job on a target can fail with."""
+
+    def tree(cls: type[BridgedError]) -> Iterable[str]:
+        yield cls.code
+        for sub in cls.__subclasses__():
+            yield from tree(sub)
+
+    return [*tree(TargetError), BridgedError.code]
+
+
+@dataclass(slots=True)
+class _Running:
+    """What is remembered of a job between its updates."""
+
+    kind: str
+    started: float = 0.0
+    phase: str = ""
+    phase_at: float = 0.0
+
+
+class Metrics:
+    """Everything that is counted. ``targets``: the configured names, for which all label sets are created at once."""
+
+    def __init__(self, targets: Iterable[str] = (), version: str = __version__, revision: str = "") -> None:
+        self.registry = CollectorRegistry()
+        self._jobs: dict[str, _Running] = {}
+        self._ended: deque[str] = deque(maxlen=256)
+        self._lags: deque[float] = deque(maxlen=LAG_WINDOW)
+        self._define()
+        self.build_info.labels(version, revision, platform.python_version()).set(1)
+        for name in targets:
+            self._create(name)
+        for kind in JobKind:
+            self.job_seconds.labels(kind)  # Not every phase: 112 histograms of 16 lines would be most of the page.
+
+    def _define(self) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"bridged_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"bridged_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"bridged_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+        self.build_info = gauge("build_info", "Version of this daemon.", "version", "revision", "python")
+        self.target_info = gauge("target_info", "What is known of a target.", "target", "chip_id", "family", "firmware")
+        self.target_state = gauge("target_state", "1 for the state that a target is in.", "target", "state")
+        self.jobs = counter("jobs_total", "Jobs that have ended.", "target", "kind", "result")
+        self.failures = counter("job_failures_total", "Jobs that have failed, by error code.", "target", "code")
+        self.queued = gauge("jobs_queued", "Jobs that wait for a target.", "target")
+        self.running = gauge("job_running", "1 while a job works on the target.", "target")
+        self.progress = gauge("job_progress_ratio", "Progress of the current phase, 0 to 1.", "target")
+        self.phase_seconds = histogram(
+            "job_phase_duration_seconds", "Time that a phase took.", DURATION_BUCKETS, "kind", "phase"
+        )
+        self.job_seconds = histogram("job_duration_seconds", "From start to end of a job.", DURATION_BUCKETS, "kind")
+        self.flash_bytes = counter("flash_bytes_total", "Bytes of flash handled by jobs that ended.", "target", "op")
+        self.sectors = counter("sectors_total", "Sectors erased, or left alone because they were right.", "target", "op")
+        self.retries = counter("rom_retries_total", "Commands of the ROM loader that were repeated.", "target", "step")
+        self.ack_seconds = histogram(
+            "rom_ack_seconds", "From the last byte of a command to its acknowledgement.", ACK_BUCKETS, "step"
+        )
+        self.uart_errors = counter("uart_errors_total", "Errors that the kernel counted on the UART.", "target", "type")
+        self.last_success = gauge("last_success_timestamp_seconds", "When a job last succeeded; 0: never.", "target")
+        self.upload_bytes = counter("upload_bytes_total", "Bytes of images that clients sent.")
+        self.uploads_resumed = counter("uploads_resumed_total", "Uploads that went on where an earlier one had broken off.")
+        self.staging = gauge("staging_bytes", "Space that staged images and uploads take.")
+        self.staging_limit = gauge("staging_limit_bytes", "Space that they may take.")
+        self.connections = gauge("line_connections", "Open connections of the line protocol.")
+        self.lag = gauge("event_loop_lag_seconds", f"Worst delay of the event loop in the last {LAG_WINDOW} samples.")
+        ProcessCollector(registry=self.registry)
+
+    def _create(self, target: str) -> None:
+        """Every label set of one target, at 0."""
+        for state in TARGET_STATES:
+            self.target_state.labels(target, state)
+        for kind in JobKind:
+            for result in sorted(TERMINAL):
+                self.jobs.labels(target, kind, result)
+        for code in _failure_codes():
+            self.failures.labels(target, code)
+        for gauge in (self.queued, self.running, self.progress, self.last_success):
+            gauge.labels(target)
+        for op in ("write", "read", "skip"):
+            self.flash_bytes.labels(target, op)
+        for op in ("erased", "skipped"):
+            self.sectors.labels(target, op)
+        for type_ in UART_ERRORS:
+            self.uart_errors.labels(target, type_)
+
+    # --- what happens ---------------------------------------------------------------------------------------------
+
+    def observe(self, update: Update, job: Job) -> None:
+        """One update of ``job``, in the order of their ``seq``. ``job``: the record, of which kind and result are used."""
+        if update.job in self._ended:
+            return  # Said again, to a watcher that came late.
+        known = self._jobs.get(update.job)
+        if known is None:
+            known = self._jobs[update.job] = _Running(str(job.kind))
+        if update.state is JobState.RUNNING and not known.started:
+            known.started = update.at
+        if update.phase != known.phase:
+            self._end_phase(known, update.at)
+            known.phase, known.phase_at = update.phase, update.at
+        self.running.labels(update.target).set(update.state is JobState.RUNNING)
+        self.progress.labels(update.target).set(update.done / update.total if update.total else 0)
+        self._event(update)
+        if update.state is JobState.INTERRUPTED:
+            known.started, known.phase = 0.0, ""  # The pause between two lives of the daemon is no duration.
+        elif update.state in TERMINAL:
+            self._end(update, job, known)
+
+    def _event(self, update: Update) -> None:
+        event = update.event
+        match event.get("event"):
+            case "StepDone":
+                self.ack_seconds.labels(str(event["step"])).observe(float(event["seconds"]))
+            case "Retried":
+                self.retries.labels(update.target, str(event["step"])).inc()
+            case "SectorErased":
+                self.sectors.labels(update.target, "erased").inc()
+
+    def _end_phase(self, known: _Running, at: float) -> None:
+        if known.phase and known.started:
+            # The clock of records is UTC and may be set back by NTP.
+            self.phase_seconds.labels(known.kind, known.phase).observe(max(0.0, at - known.phase_at))
+
+    def _end(self, update: Update, job: Job, known: _Running) -> None:
+        del self._jobs[update.job]
+        self._ended.append(update.job)
+        target, exemplar = update.target, {"job": update.job}
+        self._end_phase(known, update.at)
+        self.running.labels(target).set(0)
+        self.progress.labels(target).set(0)
+        self.jobs.labels(target, known.kind, update.state).inc(exemplar=exemplar)
+        if known.started:
+            self.job_seconds.labels(known.kind).observe(max(0.0, update.at - known.started), exemplar=exemplar)
+        if update.state is JobState.SUCCEEDED:
+            self.last_success.labels(target).set(update.at)
+        elif update.state is not JobState.CANCELED:
+            code = update.code or str((job.error or {}).get("code") or BridgedError.code)
+            self.failures.labels(target, code).inc(exemplar=exemplar)
+        result = job.result or {}
+        for op, key in (("write", "bytes_written"), ("read", "bytes_compared"), ("skip", "bytes_skipped")):
+            self.flash_bytes.labels(target, op).inc(max(0, int(result.get(key) or 0)))
+        self.sectors.labels(target, "skipped").inc(max(0, int(result.get("sectors_skipped") or 0)))
+        for type_, count in dict(result.get("uart_errors") or {}).items():
+            if type_ in UART_ERRORS:
+                self.uart_errors.labels(target, type_).inc(max(0, int(count)))
+
+    def uploaded(self, count: int, resumed: bool) -> None:
+        """An upload has ended, well or not, after ``count`` bytes. (``LineServer``'s ``on_upload``.)"""
+        self.upload_bytes.inc(count)
+        if resumed:
+            self.uploads_resumed.inc()
+
+    # --- what is looked up ----------------------------------------------------------------------------------------
+
+    def refresh(self, targets: Iterable[dict[str, Any]]) -> None:
+        """``Jobs.targets()``: states, queue lengths and what runs where."""
+        self.target_info.clear()
+        for entry in targets:
+            name = str(entry.get("name") or entry.get("target"))
+            state = str(entry.get("state", ""))
+            for known in TARGET_STATES:
+                self.target_state.labels(name, known).set(known == state)
+            self.queued.labels(name).set(int(entry.get("queue") or 0))
+            pid = entry.get("pid") or entry.get("chip_id") or ""
+            chip_id = f"0x{pid:03x}" if isinstance(pid, int) else str(pid)
+            firmware = str(entry.get("image_name") or entry.get("firmware") or "")
+            self.target_info.labels(name, chip_id, str(entry.get("family") or entry.get("chip") or ""), firmware).set(1)
+
+    async def measure_lag(self) -> None:
+        """Runs as a task for as long as the daemon lives."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_INTERVAL_S
+            await asyncio.sleep(LAG_INTERVAL_S)
+            self.note_lag(loop.time() - due)
+
+    def note_lag(self, seconds: float) -> None:
+        self._lags.append(max(0.0, seconds))
+        self.lag.set(max(self._lags))
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The page and its content type, in the format that ``accept`` (an HTTP header) prefers."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self.registry), content_type
+
+
+class MetricsServer:
+    """``/metrics`` and a pointer to it. ``before``: brings gauges up to date before each scrape; may be asynchronous."""
+
+    def __init__(self, metrics: Metrics, before: Callable[[], Awaitable[None] | None] = lambda: None) -> None:
+        self._metrics, self._before = metrics, before
+        self._runner: web.AppRunner | None = None
+
+    async def listen(self, host: str, port: int) -> int:
+        """Returns the port. Raises ``NotAllowed`` (P7) or ``ConfigError``."""
+        check_loopback(host, "The metrics page")
+        app = web.Application(client_max_size=4096)
+        app.router.add_get("/metrics", self._page)
+        app.router.add_get("/", self._pointer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host.strip("[]"), port)
+        try:
+            await site.start()
+        except OSError as error:
+            await self.stop()
+            raise ConfigError(f"listening on {host}:{port} failed: {error.strerror or error}", host=host, port=port) from error
+        bound: int = self._runner.addresses[0][1]
+        return bound
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _page(self, request: web.Request) -> web.Response:
+        done = self._before()
+        if inspect.isawaitable(done):
+            await done
+        body, content_type = self._metrics.render(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
+    async def _pointer(self, _request: web.Request) -> web.Response:
+        return web.Response(text="bridged: metrics for Prometheus are at /metrics\n")
