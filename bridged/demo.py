@@ -179,13 +179,13 @@ boot0 = "boot0"
     return text
 
 
-def wait_until_there(paths: Sequence[Path], processes: Sequence[Process]) -> None:
+def wait_for_simulators(simulators: Process) -> None:
+    """Until the last line of their output says that all of them run."""
     deadline = time.monotonic() + START_LIMIT_S
-    while missing := [path for path in paths if not path.exists()]:
-        for process in processes:
-            process.check()
+    while simulators.log.read_text().split("\n")[-2:] != ["ready", ""]:
+        simulators.check()
         if time.monotonic() > deadline:
-            raise DemoFailed(f"after {START_LIMIT_S:.0f} s still not there: {', '.join(map(str, missing))}")
+            raise DemoFailed(f"the simulators were not ready within {START_LIMIT_S:.0f} s:\n{simulators.log.read_text()}")
         time.sleep(0.05)
 
 
@@ -471,10 +471,13 @@ def workplace(keep: bool) -> Iterator[Path]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def simulator(image: DemoImage, directory: Path, fast: bool) -> Process:
-    name = image.chip.lower()
-    arguments = ["sim", "--chip", image.chip, "--port", f"{directory / name}.tty", "--lines", f"{directory / name}.lines"]
-    return Process(f"sim-{name}", [*arguments, *(["--unpaced"] if fast else [])], directory)
+def simulators(images: Sequence[DemoImage], directory: Path, fast: bool) -> Process:
+    """One process that plays all chips."""
+    arguments = ["sim"]
+    for image in images:
+        path = directory / image.chip.lower()
+        arguments += ["--chip", image.chip, "--link", f"{path}.tty", "--lines", f"{path}.lines"]
+    return Process("simulators", [*arguments, *(["--baud-unpaced"] if fast else [])], directory)
 
 
 def run(images: Sequence[DemoImage], directory: Path, fast: bool, screen: Screen) -> None:
@@ -487,8 +490,8 @@ def run(images: Sequence[DemoImage], directory: Path, fast: bool, screen: Screen
     client = Client(line_port)
     processes: list[Process] = []
     try:
-        processes += [simulator(image, directory, fast) for image in images]
-        wait_until_there([directory / f"{name}{end}" for name in names for end in (".tty", ".lines")], processes)
+        processes.append(simulators(images, directory, fast))
+        wait_for_simulators(processes[0])
         processes.append(Process("gateway", ["serve", "--config", str(config)], directory))
         wait_until_ready(line_port, processes[-1])
         pace = "as fast as it goes" if fast else f"at {BAUD} 8E1 in real time"
