@@ -1,7 +1,7 @@
 """What we know of each STM32, by product id (Get ID, 0x02): ``by_pid`` for a session, ``find`` for a configuration.
 
-``model`` has the shape and the few computations, ``rows`` the vocabulary of the tables, ``table_*`` the facts. The tables are
-loaded at the first look-up, so that importing this package costs a session process next to nothing.
+``model`` has the shape and the few computations, ``rows`` the vocabulary of the tables, ``table_*`` the facts. Tables are
+loaded as look-ups need them, so that a session process pays for one or two and not for all.
 
 This room knows nothing of images, targets or files, does no I/O, and imports nothing but errors.
 """
@@ -15,35 +15,40 @@ from collections.abc import Iterator, Mapping
 from bridged.chips.model import Chip
 from bridged.errors import UnknownChip
 
+# The likely ones first: a look-up stops at the table that has the product id.
 TABLES = ("f2_f4_f7", "l", "g_c", "f0_f1_f3", "h", "u_w", "foreign")
 
 
 class _Chips(Mapping[int, Chip]):
-    """All rows by product id. Read-only; loads the tables when first asked for anything."""
+    """All rows by product id, read-only. A look-up loads one table after the other until it finds the product id."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Chip] = {}
+        self._unread = list(TABLES)
 
-    def _loaded(self) -> dict[int, Chip]:
-        if not self._rows:
-            rows: dict[int, Chip] = {}
-            for table in TABLES:
-                chip: Chip
-                for chip in importlib.import_module(f"bridged.chips.table_{table}").CHIPS:
-                    if chip.pid in rows:
-                        raise ValueError(f"product id {chip.pid:#x} has two rows: {rows[chip.pid].title}, {chip.title}")
-                    rows[chip.pid] = chip
-            self._rows = rows
+    def _load_next(self) -> None:
+        chip: Chip
+        for chip in importlib.import_module(f"bridged.chips.table_{self._unread[0]}").CHIPS:
+            if chip.pid in self._rows:
+                raise ValueError(f"product id {chip.pid:#x} has two rows: {self._rows[chip.pid].title}, {chip.title}")
+            self._rows[chip.pid] = chip
+        self._unread.pop(0)
+
+    def _all(self) -> dict[int, Chip]:
+        while self._unread:
+            self._load_next()
         return self._rows
 
     def __getitem__(self, pid: int) -> Chip:
-        return self._loaded()[pid]
+        while pid not in self._rows and self._unread:
+            self._load_next()
+        return self._rows[pid]
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._loaded())
+        return iter(self._all())
 
     def __len__(self) -> int:
-        return len(self._loaded())
+        return len(self._all())
 
 
 CHIPS: Mapping[int, Chip] = _Chips()
@@ -102,7 +107,15 @@ def _fits(pattern: str, text: str) -> bool:
 
 
 def _like(wanted: str) -> str:
-    import difflib  # late: only a mistaken name needs it
+    """Names that a slip of the finger turns into ``wanted``; the beginning counts most, for the family is seldom wrong."""
 
-    names = {name.upper(): name for chip in CHIPS.values() for name in chip.names}
-    return ", ".join(names[near] for near in difflib.get_close_matches(wanted, names, n=3, cutoff=0.6))
+    def likeness(name: str) -> int:
+        name = name.upper()
+        same = [a == b for a, b in zip(name, wanted, strict=False)]
+        beginning = same.index(False) if False in same else len(same)
+        swapped = sorted(name) == sorted(wanted[: len(name)])
+        return 2 * beginning + sum(same) + 4 * swapped
+
+    names = {name: likeness(name) for chip in CHIPS.values() for name in chip.names}
+    best = sorted((name for name, score in names.items() if score >= 6), key=lambda name: -names[name])
+    return ", ".join(best[:4])

@@ -74,8 +74,8 @@ CHIPS = (
     replace(
         FOREIGN,
         pid=0x9A8,
-        family="STM32W",
-        names=("STM32W with 128 KiB",),
+        family="STM32",
+        names=("W with 128 KiB",),
         flash_max_bytes=128 * KIB,
         layouts=(uniform(1 * KIB, 0.02, 0.1),),
         system_memory=span("08040000-080407FF"),
@@ -87,8 +87,8 @@ CHIPS = (
     replace(
         FOREIGN,
         pid=0x9B0,
-        family="STM32W",
-        names=("STM32W with 256 KiB",),
+        family="STM32",
+        names=("W with 256 KiB",),
         flash_max_bytes=256 * KIB,
         layouts=(uniform(2 * KIB, 0.02, 0.1),),
         system_memory=span("08040000-080407FF"),
