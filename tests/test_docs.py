@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bridged.chips import CHIPS
 from bridged.errors import BY_CODE
 from bridged.protocol.line import VERBS
 from tests import build_docs
@@ -56,6 +57,20 @@ def test_verbs_used_in_examples_exist(page: Path) -> None:
     text = page.read_text()
     said = re.findall(r"printf '([A-Z]+) ", text) + re.findall(r"^([A-Z]{2,}) [^\n]*$", "".join(_blocks(text)), re.MULTILINE)
     assert [verb for verb in said if verb not in VERBS] == []
+
+
+def test_readme_promises_the_families_of_the_chip_table() -> None:
+    text = (ROOT / "README.md").read_text()
+    own = [chip for chip in CHIPS.values() if not chip.foreign and chip.parity == "E"]
+    flashed = re.search(r"^\| flashed, proven, erased \| (.*) \|$", text, re.MULTILINE)
+    unsure = re.search(r"^\| only once the configuration states the layout.*?\| (.*) \|$", text, re.MULTILINE)
+    assert flashed is not None
+    assert unsure is not None
+    assert flashed[1].split() == sorted({chip.family for chip in own if chip.layout_confirmed})
+    for chip in own:
+        if not chip.layout_confirmed:
+            only_family = chip.family not in flashed[1].split()
+            assert (chip.family if only_family else f"0x{chip.pid:03X}") in unsure[1]
 
 
 def _blocks(text: str) -> list[str]:
