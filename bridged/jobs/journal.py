@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import queue
@@ -40,8 +41,16 @@ APPLICATION_ID = 0x42524447  # "BRDG": `file` and a curious person can tell what
 LIMIT_BYTES = 256 << 20  # 1000 jobs take some 4 MiB; the limit keeps a defect from filling the card.
 GROUP_LIMIT = 64  # Most changes of one commit, so that the first of them does not wait for ever.
 BUSY_S = 5.0
+# What passes when somebody makes room or lets go of the file; a lock held by a curious person's `sqlite3` is the last of them.
 _FULL = frozenset(
-    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+    }
 )
 _ENDED = ", ".join(f"'{state}'" for state in sorted(TERMINAL))
 
@@ -74,7 +83,8 @@ MIGRATIONS: tuple[str, ...] = (
         digest TEXT NOT NULL, PRIMARY KEY (job, address)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE backups (
-        job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE, uid TEXT NOT NULL, kept BLOB NOT NULL
+        job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE, uid TEXT NOT NULL, kept BLOB NOT NULL,
+        digest TEXT NOT NULL
     ) STRICT;
     CREATE TABLE sessions (
         target TEXT PRIMARY KEY, job TEXT NOT NULL, hazard_s REAL NOT NULL, since_boot_s REAL NOT NULL, boot_id TEXT NOT NULL,
@@ -308,8 +318,13 @@ class Journal:
         return tuple(SectorProven(**row) for row in rows)
 
     def backup(self, job_id: str) -> Backup:
-        rows = self._read("SELECT uid, kept FROM backups WHERE job = ?", (job_id,))
-        return Backup(**rows[0]) if rows else Backup()
+        """Empty where there is none. Raises ``JournalError`` when the medium changed it: those bytes would go into flash."""
+        rows = self._read("SELECT uid, kept, digest FROM backups WHERE job = ?", (job_id,))
+        if not rows:
+            return Backup()
+        if rows[0].pop("digest") != _digest(rows[0]["kept"]):
+            raise JournalError(f"the bytes kept for job {job_id} do not match their digest; see the medium", job=job_id)
+        return Backup(**rows[0])
 
     def sessions(self) -> list[OpenSession]:
         """Targets that nobody has released yet."""
@@ -362,7 +377,6 @@ class Journal:
             for operation, future in group:
                 answers.append((future, *self._one(operation)))
             self._writer.execute("COMMIT")
-            self.on_commit()
         except Exception as error:
             # Nothing of the group is on disk; who asked may ask again.
             with contextlib.suppress(sqlite3.Error):
@@ -370,6 +384,8 @@ class Journal:
                     self._writer.execute("ROLLBACK")
             failure = _translated(error, f"writing the journal {self.path}")
             answers = [(future, None, failure) for _, future in group]
+        else:
+            self.on_commit()
         for future, value, problem in answers:
             if not future.set_running_or_notify_cancel():
                 continue  # Nobody waits any more; it is written all the same.
@@ -415,7 +431,8 @@ def _inspect(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
-    if owner not in (APPLICATION_ID, 0) or (owner == 0 and version):
+        tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    if owner != APPLICATION_ID and (owner or version or tables):
         raise JournalError(f"{path} is a database of another program (application id {owner:#x})", path=str(path))
     if version > VERSION:
         raise JournalError(
@@ -481,6 +498,10 @@ def _same_request(idempotency_id: str, job_id: str, first: str, request: str) ->
             f"id {idempotency_id!r} was used before, for job {job_id} and another request: {first}", job=job_id
         )
     return job_id
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _apply(connection: sqlite3.Connection, change: Change) -> None:

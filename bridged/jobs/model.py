@@ -82,8 +82,8 @@ class Job:
     """One job as clients see it. Times are UTC seconds since the epoch, 0 where not yet.
 
     ``touched``: an erase may have begun; from then on the job is not canceled without force, nor called rejected.
-    ``reason``: why it waits, was interrupted or ended. ``attempts``: how often it was started, resumptions after an orderly stop
-    not counted.
+    ``reason``: why it waits, was interrupted or ended. ``attempts``: how often it was started, resumptions after an
+    orderly stop not counted.
     """
 
     id: str
@@ -135,7 +135,7 @@ class Update:
 
 
 def advance(job: Job, to: JobState, **changes: Any) -> Job:
-    """``job`` in state ``to``, with ``changes`` to other fields and the next ``seq``. Raises ``JobError`` for an illegal step."""
+    """``job`` in state ``to``, with other ``changes`` and the next ``seq``. Raises ``JobError`` for an illegal step."""
     if to not in TRANSITIONS[job.state]:
         allowed = ", ".join(sorted(TRANSITIONS[job.state])) or "nothing: it is terminal"
         raise JobError(
