@@ -1,0 +1,618 @@
+"""The daemon: builds every part from the configuration, runs them in one task group, and speaks to systemd.
+
+This is the only module that knows everybody. It holds no rule of its own about jobs, targets or wires: it opens the journal
+and the image store, creates a ``Target`` for each table of the configuration, gives them to ``Jobs``, puts the listeners in
+front, and takes it all down in the opposite order (design, sections 2 and 4).
+
+- Starting, stopping, reloading and upgrading reset no target (P4): only a target that the journal shows in a session is
+  brought back to its application, by ``Jobs`` at the next start or by ``--release-only`` (``ExecStopPost=``), and only
+  after its hazard time (P9).
+- SIGTERM and SIGINT park the running jobs. They go on at the next start.
+- SIGHUP reads the configuration again. A bad file leaves the old one in force. What can change in a running daemon does; the
+  rest is named in the log.
+- The watchdog is fed while each part makes progress (``Beat``); one target that hangs withholds nothing.
+- An error is logged once, here, where it is handled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bridged import __version__, config
+from bridged.errors import BridgedError, ConfigError, from_dict
+from bridged.events import Event, SectorErased, StepDone
+
+if TYPE_CHECKING:
+    from bridged.images.store import Store
+    from bridged.jobs.journal import Journal, OpenSession
+    from bridged.jobs.model import Job, Update
+    from bridged.target.owner import Target
+
+log = logging.getLogger("bridged")
+
+DEFAULT_CONFIG = Path("/etc/bridged/bridged.toml")
+DEFAULT_STATE = Path("/var/lib/bridged")
+
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; the unit does not start it again after this.
+JOURNAL = "state.db"
+TIDY_S = 60.0
+RELEASE_WAIT_S = 30.0  # How long --release-only waits for a device that somebody else still holds, or that is absent.
+
+
+# --- the configuration, with what only this module may ask other rooms -------------------------------------------------
+
+
+def read_config(path: Path) -> config.Config:
+    """The configuration in ``path``, chips and layouts included. Raises ``ConfigError``."""
+    return config.load(path, check_chip=_check_chip)
+
+
+def _check_chip(name: str, layout: str) -> Iterator[tuple[str, str]]:
+    from bridged import chips
+
+    if not name:
+        if layout:
+            yield "layout", "has a meaning only together with chip"
+        return
+    try:
+        chip = chips.find(name)
+    except BridgedError as error:
+        yield "chip", error.message
+        return
+    known = [known.name for known in chip.layouts]
+    if layout and layout not in known:
+        yield "layout", f"{layout!r} is not a layout of {chip.title}; known: {', '.join(known) or 'none'}"
+
+
+def check_config(path: Path) -> int:
+    """Print every mistake of a configuration file, or that there is none. Exit code 0 or 78."""
+    try:
+        loaded = read_config(path)
+    except ConfigError as error:
+        for line in _lines_of(error):
+            print(line, file=sys.stderr)
+        return EXIT_CONFIG
+    for warning in config.warnings(loaded):
+        print(f"{path}: warning: {warning}", file=sys.stderr)
+    count = len(loaded.targets)
+    print(f"ok: {count} target{'' if count == 1 else 's'}")
+    return 0
+
+
+def _lines_of(error: ConfigError) -> list[str]:
+    return [str(mistake) for mistake in error.errors] if isinstance(error, config.InvalidConfig) else [error.message]
+
+
+# --- systemd ----------------------------------------------------------------------------------------------------------
+
+
+class Notifier:
+    """sd_notify(3): one datagram a message to the socket in $NOTIFY_SOCKET; without one nothing is sent.
+
+    Our own lines and not a library: systemd-python has no wheel on any platform and needs a compiler to say these few words.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        address = environment.get("NOTIFY_SOCKET", "")
+        # "@" stands for the zero byte with which an address in the abstract namespace begins.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        owner = environment.get("WATCHDOG_PID", str(os.getpid()))
+        usec = environment.get("WATCHDOG_USEC", "") if owner == str(os.getpid()) else ""
+        self.watchdog_s = int(usec) / 1e6 if usec.isdigit() else 0.0
+
+    def send(self, *assignments: str) -> None:
+        if not self._address:
+            return
+        # A notification that is lost is no reason to stop: systemd has its own time-outs.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.sendto("\n".join(assignments).encode(), self._address)
+
+    def status(self, text: str) -> None:
+        self.send(f"STATUS={text}")
+
+
+def passed_sockets(environment: Mapping[str, str] = os.environ, first_fd: int = 3) -> dict[str, list[socket.socket]]:
+    """Listening sockets from socket activation (sd_listen_fds(3)) by their names; those for another process are not ours."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    count = int(environment.get("LISTEN_FDS", "0") or 0)
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[socket.socket]] = {}
+    for index in range(count):
+        os.set_inheritable(first_fd + index, False)
+        sock = socket.socket(fileno=first_fd + index)
+        sock.setblocking(False)
+        found.setdefault(names[index] if index < len(names) else "", []).append(sock)
+    return found
+
+
+class _Format(logging.Formatter):
+    """For a person: time, level where it is more than a note, text. For the journal: its priority prefix on each line."""
+
+    _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
+
+    def __init__(self, journal: bool) -> None:
+        super().__init__("%(message)s" if journal else "%(asctime)s %(message)s", "%H:%M:%S")
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if self._journal:
+            priority = next(number for level, number in self._PRIORITIES if record.levelno >= level)
+            return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
+        if record.levelno > logging.INFO:
+            at, _, message = text.partition(" ")
+            return f"{at} {record.levelname.lower()}: {message}"
+        return text
+
+
+def set_up_logging(environment: Mapping[str, str] = os.environ) -> None:
+    """To stderr; with priorities where $JOURNAL_STREAM says that stderr is the journal."""
+    try:
+        stat = os.fstat(sys.stderr.fileno())
+        journal = environment.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+    except (OSError, ValueError):
+        journal = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Format(journal))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+
+
+def log_error(error: BridgedError, doing: str = "") -> None:
+    """One record for one error: what happened, the likely cause, the remedy."""
+    where = f"{doing}: " if doing else ""
+    if isinstance(error, config.InvalidConfig):
+        for line in _lines_of(error):
+            log.error("%s%s", where, line)
+        return
+    log.error("%s%s [%s]\n  %s\n  %s", where, error.message, error.code, error.hint.cause, error.hint.remedy)
+
+
+# --- the watchdog -----------------------------------------------------------------------------------------------------
+
+Beat = Callable[[], Awaitable[object]]
+"""Comes back when one part of the daemon has made a turn."""
+
+
+async def watch_over(notifier: Notifier, beats: Mapping[str, Beat]) -> None:
+    """Feed systemd's watchdog for as long as every beat comes. A beat belongs to a part that all targets share."""
+    if not notifier.watchdog_s:
+        return
+    period_s = notifier.watchdog_s / 3
+    silent = ""
+    while True:
+        missing = await _missing(beats, period_s)
+        if not missing:
+            notifier.send("WATCHDOG=1")
+        if missing != silent:
+            silent = missing
+            if missing:
+                log.critical("no progress for %.0f s: %s; the watchdog is not fed", period_s, missing)
+            else:
+                log.warning("progress again; the watchdog is fed")
+        await asyncio.sleep(period_s)
+
+
+async def _missing(beats: Mapping[str, Beat], limit_s: float) -> str:
+    """Names of the parts whose beat did not come within ``limit_s``."""
+    tasks = {name: asyncio.ensure_future(beat()) for name, beat in beats.items()}
+    try:
+        await asyncio.wait(tasks.values(), timeout=limit_s)
+        return ", ".join(name for name, task in tasks.items() if not task.done() or task.cancelled() or task.exception())
+    finally:
+        for task in tasks.values():
+            task.cancel()
+
+
+# --- reloading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a new configuration changes. ``restart``: settings that are read at start only, as ``api.listen``."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+
+
+def difference(old: config.Config, new: config.Config) -> Difference:
+    settings = [
+        f"{table}.{spec.name}"
+        for table in ("gateway", "api", "store", "jobs")
+        for spec in fields(getattr(old, table))
+        if getattr(getattr(old, table), spec.name) != getattr(getattr(new, table), spec.name)
+    ]
+    return Difference(
+        added=tuple(name for name in new.targets if name not in old.targets),
+        removed=tuple(name for name in old.targets if name not in new.targets),
+        changed=tuple(name for name in new.targets if name in old.targets and old.targets[name] != new.targets[name]),
+        restart=tuple(settings),
+    )
+
+
+# --- the daemon -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where this daemon keeps and offers things; ``socket`` None: no Unix socket."""
+
+    config: Path
+    state: Path
+    socket: Path | None
+
+
+def places(path: Path, loaded: config.Config, state_dir: str = "", environment: Mapping[str, str] = os.environ) -> Places:
+    """The command line beats the configuration, and that beats what systemd says (its lists are separated by colons)."""
+    given = state_dir or loaded.gateway.state_dir or environment.get("STATE_DIRECTORY", "").split(":")[0]
+    runtime = environment.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    sock = loaded.api.socket or (f"{runtime}/bridged.sock" if runtime else "")
+    return Places(path, Path(given).absolute() if given else DEFAULT_STATE, Path(sock) if sock else None)
+
+
+def host_and_port(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+class Daemon:
+    """One running gateway. ``run`` returns after ``stop`` was called, or raises what made it impossible to go on."""
+
+    def __init__(self, loaded: config.Config, where: Places, notifier: Notifier) -> None:
+        self.config = loaded
+        self.where = where
+        self.notifier = notifier
+        self.targets: dict[str, Target] = {}
+        self.listening: list[str] = []
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._drain = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def stop(self) -> None:
+        """Park the running jobs and end. A second call changes nothing: the hazard of an erase does not end by asking twice."""
+        if not self._stop.is_set():
+            log.info("stopping: running jobs are parked and go on at the next start")
+            self._stop.set()
+
+    def reload(self) -> None:
+        """Read the configuration again, as soon as there is time."""
+        self._reload.set()
+
+    async def drain(self) -> None:
+        """Let the running jobs come to their end, start no other, then stop; what waits goes on at the next start."""
+        log.info("draining: no further job is started; bridged ends after those that run")
+        self.notifier.status("draining")
+        await self.jobs.drain()
+        self._stop.set()
+
+    def drain_soon(self) -> None:
+        self._drain.set()
+
+    async def run(self) -> None:
+        async with contextlib.AsyncExitStack() as parts:
+            await self._build(parts)
+            gc.collect()
+            # What lives until the end is not looked at again: a full collection would stall the loop for tens of milliseconds.
+            gc.freeze()
+            count = len(self.targets)
+            where = ", ".join(self.listening) or "nothing"
+            log.info("bridged %s: %d target%s; listening on %s", __version__, count, "" if count == 1 else "s", where)
+            self.notifier.send("READY=1", f"STATUS={self.status()}")
+            async with asyncio.TaskGroup() as group:
+                watchdog = group.create_task(watch_over(self.notifier, self._beats()), name="watchdog")
+                others = [
+                    group.create_task(self._tell_status(), name="status"),
+                    group.create_task(self._reload_when_asked(), name="reload"),
+                    group.create_task(self._drain_when_asked(), name="drain"),
+                    group.create_task(self._tidy(), name="tidy"),
+                    group.create_task(self.metrics.measure_lag(), name="lag"),
+                ]
+                # A defect in one of them ends this wait too, and the daemon in order.
+                await self._stop.wait()
+                self.notifier.send("STOPPING=1", "STATUS=stopping: finishing what must not be interrupted")
+                for task in others:
+                    task.cancel()
+                # Clients may look on while the jobs are parked, and the watchdog is fed meanwhile.
+                await self.jobs.stop()
+                watchdog.cancel()
+
+    # --- building and taking down -----------------------------------------------------------------------------------
+
+    async def _build(self, parts: contextlib.AsyncExitStack) -> None:
+        """Everything in the order in which it depends on each other; ``parts`` takes it down backwards."""
+        from bridged.api.line import Limits, LineServer
+        from bridged.api.metrics import Metrics
+        from bridged.jobs.service import Jobs
+
+        settings = self.config
+        self.journal = await asyncio.to_thread(_open_journal, self.where.state)
+        parts.push_async_callback(asyncio.to_thread, self.journal.close)
+        self.store = await asyncio.to_thread(_open_store, self.where.state, settings.store)
+        self.targets |= {name: self._target(name, target) for name, target in settings.targets.items()}
+        self.metrics = Metrics(self.targets)
+        self.jobs = Jobs(settings, self.journal, self.store, self.targets)
+        self.jobs.on_update.append(self._tell_job)
+        self.jobs.on_event.append(self._count)
+        limits = Limits(
+            image_bytes=self.store.image_limit_bytes,
+            connections=settings.api.connections,
+            idle_timeout_s=settings.api.idle_timeout_s,
+        )
+        self.line = LineServer(self.jobs, self.store, settings.gateway.name, limits, self.metrics.uploaded)
+        # Jobs first: they know which hazards a target must wait out before anybody touches its port or lines.
+        await self.jobs.start()
+        parts.push_async_callback(self._close_targets)
+        for target in self.targets.values():
+            await target.open()
+        parts.push_async_callback(self.line.stop)
+        parts.push_async_callback(self.jobs.stop)
+        await self._listen(parts)
+
+    def _target(self, name: str, settings: config.Target) -> Target:
+        from bridged.target.owner import Target
+
+        return Target(name, settings, on_change=self._changed.set)
+
+    async def _close_targets(self) -> None:
+        await asyncio.gather(*(target.close() for target in self.targets.values()), return_exceptions=True)
+
+    async def _listen(self, parts: contextlib.AsyncExitStack) -> None:
+        """A socket that was passed in takes the place of the address in the configuration."""
+        from bridged.api.metrics import MetricsServer
+
+        api, passed = self.config.api, passed_sockets()
+        line = [*passed.get("line", []), *passed.get("line-unix", [])]
+        for sock in line:
+            await self.line.listen_socket(sock)
+            self.listening.append(f"{_address(sock)} (passed)")
+        families = {sock.family for sock in line}
+        if api.listen and not families & {socket.AF_INET, socket.AF_INET6}:
+            host, port = host_and_port(api.listen)
+            self.listening.append(f"{host}:{await self.line.listen_tcp(host, port)}")
+        if self.where.socket is not None and socket.AF_UNIX not in families:
+            await self.line.listen_unix(self.where.socket)
+            self.listening.append(str(self.where.socket))
+        if api.metrics:
+            host, port = host_and_port(api.metrics)
+            server = MetricsServer(self.metrics, self._refresh)
+            parts.push_async_callback(server.stop)
+            self.listening.append(f"http://{host}:{await server.listen(host, port)}/metrics")
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    def status(self) -> str:
+        """One line for ``systemctl status``."""
+        states = [target.state for target in self.targets.values()]
+        count = len(states)
+        text = f"{count} target{'' if count == 1 else 's'}"
+        busy = [target.reason for target in self.targets.values() if target.state == "busy"]
+        bad = [f"{states.count(state)} {state}" for state in ("absent", "broken") if state in states]
+        return ", ".join([text, *(sorted(busy)), *bad])
+
+    async def _tell_status(self) -> None:
+        said = ""
+        states: dict[str, tuple[str, str]] = {}
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for name, target in self.targets.items():
+                now = (target.state, target.reason)
+                before = states.get(name, ("absent", ""))
+                if now != before and now[0] in ("broken", "absent"):
+                    log.warning("target %s is %s: %s", name, *now)
+                elif now[0] == "idle" and before[0] != "busy" and now[0] != before[0]:
+                    log.info("target %s is there", name)
+                states[name] = now
+            if (status := self.status()) != said:
+                said = status
+                self.notifier.status(status)
+
+    def _tell_job(self, job: Job, update: Update) -> None:
+        """What every other watcher sees goes into the metrics; the end of a job, and why, into the log."""
+        self.metrics.observe(update, job)
+        if not job.terminal:
+            return
+        text = f"job {job.id}: {job.kind} of {job.target}: {job.state}"
+        if job.error is None:
+            log.info("%s", text)
+        else:
+            log_error(from_dict(job.error), text)
+
+    def _count(self, job: Job, event: Event) -> None:
+        """Events that are too many for the log of a job, but not for a counter."""
+        match event:
+            case StepDone():
+                self.metrics.ack_seconds.labels(event.step).observe(event.seconds)
+            case SectorErased():
+                self.metrics.sectors.labels(job.target, "erased").inc()
+
+    async def _tidy(self) -> None:
+        """Keep a part of the image store free, and never at the cost of an image that a job or a last known good one needs."""
+        while True:
+            await asyncio.sleep(TIDY_S)
+            try:
+                await asyncio.to_thread(self.store.collect, self.jobs.pinned())
+            except BridgedError as error:
+                log_error(error, "tidying the image store")
+
+    async def _drain_when_asked(self) -> None:
+        await self._drain.wait()
+        await self.drain()
+
+    async def _refresh(self) -> None:
+        self.metrics.refresh(self.jobs.targets())
+        self.metrics.connections.set(self.line.connections)
+        self.metrics.staging.set(await asyncio.to_thread(lambda: self.store.usage_bytes))
+        self.metrics.staging_limit.set(self.store.limit_bytes)
+
+    def _beats(self) -> dict[str, Beat]:
+        """What all targets share. The loop's own beat is the watchdog's turn; supervisors run on the loop and in threads."""
+
+        async def journal() -> None:
+            await asyncio.wrap_future(self.journal.ping())
+
+        async def threads() -> None:
+            await asyncio.to_thread(lambda: None)
+
+        return {"journal": journal, "worker threads": threads}
+
+    # --- reloading --------------------------------------------------------------------------------------------------
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            self.notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try:
+                new = await asyncio.to_thread(read_config, self.where.config)
+            except ConfigError as error:
+                log_error(error, "reload")
+                log.error("reload: the configuration that was in force stays in force")
+            else:
+                await self._apply(new)
+            self.notifier.send("READY=1", f"STATUS={self.status()}")
+
+    async def _apply(self, new: config.Config) -> None:
+        """What can change in a running daemon: a broken target gets another chance. The rest is named, and nothing is lost by
+        a restart: it resets no target, parks what runs and resumes it."""
+        changes = difference(self.config, new)
+        for target in self.targets.values():
+            if target.state == "broken":
+                log.info("reload: target %s was broken (%s) and is tried again", target.name, target.reason)
+                target.clear()
+        words = {"added": changes.added, "removed": changes.removed, "changed": changes.changed}
+        waiting = [f"targets.{name} ({word})" for word, names in words.items() for name in names] + list(changes.restart)
+        for line in config.warnings(new):
+            log.warning("%s: %s", self.where.config, line)
+        if waiting:
+            log.warning("reload: takes effect with `systemctl restart bridged`: %s", ", ".join(waiting))
+        else:
+            log.info("reload: the configuration is as it was")
+
+
+def _open_journal(state: Path) -> Journal:
+    from bridged.jobs.journal import Journal
+
+    return Journal.open(state / JOURNAL)
+
+
+def _open_store(state: Path, settings: config.Store) -> Store:
+    from bridged.images.store import Store
+
+    return Store(state, settings.limit_mib << 20, settings.image_limit_mib << 20, traces=settings.traces)
+
+
+def _address(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+
+
+# --- releasing what was left ----------------------------------------------------------------------------------------
+
+
+async def release_left(loaded: config.Config, state: Path) -> int:
+    """Bring every target that the journal shows in a session back to its application, after its hazard; touch no other (P4).
+
+    For ``ExecStopPost=``: no daemon and no session process lives any more. Returns how many could not be released; for those
+    the entry stays in the journal, and the next start tries again.
+    """
+    from bridged.jobs.service import Clock, hazard_left_s
+
+    if not (state / JOURNAL).exists():
+        return 0
+    journal = await asyncio.to_thread(_open_journal, state)
+    try:
+        sessions = await asyncio.to_thread(journal.sessions)
+        done = await asyncio.gather(*(_release(loaded, journal, left, hazard_left_s(left, Clock())) for left in sessions))
+        return done.count(False)
+    finally:
+        await asyncio.to_thread(journal.close)
+
+
+async def _release(loaded: config.Config, journal: Journal, left: OpenSession, hazard_s: float) -> bool:
+    from bridged.jobs.journal import Change
+    from bridged.target.owner import Target
+
+    settings = loaded.targets.get(left.target)
+    if settings is None:
+        log.warning("target %s was left in a session and is not configured any more: not released", left.target)
+        return False
+    target = Target(left.target, settings)
+    target.hold_off(hazard_s)
+    log.info("target %s was left in a session of job %s; it is released in %.0f s", left.target, left.job, hazard_s)
+    try:
+        await target.open()
+        await target.wait_idle_hardware(hazard_s + RELEASE_WAIT_S)
+        await target.release_after(0.0)
+        await asyncio.wrap_future(journal.apply(Change(close=left.target)))
+    except BridgedError as error:
+        log_error(error, f"releasing target {left.target}")
+        return False
+    finally:
+        await target.close()
+    log.info("target %s is back in its application", left.target)
+    return True
+
+
+# --- the command --------------------------------------------------------------------------------------------------------
+
+
+def serve(argv: Sequence[str]) -> int:
+    """``bridged serve``. Exit code: 0 stopped, 78 the configuration cannot be used, 1 anything else."""
+    parser = argparse.ArgumentParser(prog="bridged serve", description="The daemon: owns the targets and answers clients.")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"default: {DEFAULT_CONFIG}")
+    parser.add_argument("--state-dir", default="", metavar="DIR", help="journal and images; default: as configured")
+    parser.add_argument(
+        "--release-only",
+        action="store_true",
+        help="no daemon: bring the targets that a killed one left in a session back to their application, and end",
+    )
+    options = parser.parse_args(argv)
+    set_up_logging()
+    try:
+        loaded = read_config(options.config)
+        where = places(options.config, loaded, options.state_dir)
+        if options.release_only:
+            return 1 if asyncio.run(release_left(loaded, where.state)) else 0
+        for line in config.warnings(loaded):
+            log.warning("%s: %s", options.config, line)
+        asyncio.run(_run(loaded, where))
+    except BridgedError as error:
+        log_error(error)
+        return EXIT_CONFIG if isinstance(error, ConfigError) else 1
+    except Exception:  # A defect of ours; parts were taken down in order.
+        log.critical("ended by a defect", exc_info=True)
+        return 1
+    return 0
+
+
+async def _run(loaded: config.Config, where: Places) -> None:
+    daemon = Daemon(loaded, where, Notifier())
+    loop = asyncio.get_running_loop()
+    for number, action in (
+        (signal.SIGTERM, daemon.stop),
+        (signal.SIGINT, daemon.stop),
+        (signal.SIGHUP, daemon.reload),
+        (signal.SIGUSR1, daemon.drain_soon),
+    ):
+        loop.add_signal_handler(number, action)
+    await daemon.run()
+    log.info("stopped")
