@@ -262,8 +262,8 @@ class Store:
             digits = ref.lower().removeprefix("sha256:")
             if staged := self._images.get(digits):
                 return staged
-            if ref in self._names:
-                return self._images[self._names[ref]]
+            if staged := self._images.get(self._names.get(ref, "")):
+                return staged
             if len(digits) >= PREFIX_CHARS and _HEX.fullmatch(digits):
                 found = [s for sha, s in self._images.items() if sha.startswith(digits)]
                 if len(found) == 1:
@@ -390,6 +390,7 @@ class Store:
     def _forget_part(self, part: _Part) -> None:
         path = self._part_path(part.principal, part.sha256)
         with self._lock:
+            part.active = False
             self._parts.pop((part.principal, part.sha256), None)
             with contextlib.suppress(OSError):  # What cannot be removed now is removed as stale later.
                 path.unlink(missing_ok=True)
@@ -409,9 +410,9 @@ class Store:
                 source = self._part_path(part.principal, part.sha256)
                 os.utime(source, (self._now(), self._now()))
                 os.rename(source, path)
-                _sync_directory(path.parent)
+                self._images[part.sha256] = staged
+                _sync_directory(path.parent)  # When this fails the client is told so; sending it again syncs again.
                 _sync_directory(source.parent)
-            self._images[part.sha256] = staged
             self._forget_part(part)
             self._set_name(announced.name, part.sha256)
             return staged
@@ -428,6 +429,7 @@ class Store:
                 os.utime(staged.path, (self._now(), self._now()))
                 if wanted != staged:
                     self._write_sidecar(wanted)
+                _sync_directory(staged.path.parent)
             self._images[sha256] = wanted
             self._set_name(announced.name, sha256)
             return wanted
@@ -444,15 +446,15 @@ class Store:
     def _set_name(self, name: str, sha256: str) -> None:
         if not name or self._names.get(name) == sha256:
             return
-        self._names.pop(name, None)
-        self._names[name] = sha256
-        while len(self._names) > MAX_NAMES:
-            del self._names[next(iter(self._names))]
-        self._write_names()
+        names = {n: s for n, s in self._names.items() if n != name} | {name: sha256}
+        while len(names) > MAX_NAMES:
+            del names[next(iter(names))]
+        self._write_names(names)
 
-    def _write_names(self) -> None:
+    def _write_names(self, names: dict[str, str]) -> None:
         with _disk("write the index of names"):
-            _write_file(self.root / "names.json", json.dumps(self._names).encode())
+            _write_file(self.root / "names.json", json.dumps(names).encode())
+        self._names = names
 
     # --- content ----------------------------------------------------------------------------------------------
 
@@ -564,8 +566,7 @@ class Store:
         staged.path.with_name(f"{staged.sha256}.json").unlink(missing_ok=True)
         self._drop_cached(staged.sha256)
         if staged.sha256 in self._names.values():
-            self._names = {name: sha for name, sha in self._names.items() if sha != staged.sha256}
-            self._write_names()
+            self._write_names({name: sha for name, sha in self._names.items() if sha != staged.sha256})
 
     def _give_up_stale(self) -> None:
         for part in [p for p in self._parts.values() if not p.active]:
@@ -772,11 +773,8 @@ class Upload:
                 self._compare(found)
             except DigestMismatch:
                 self._store._forget_part(self._part)
-                self._part.active = False
                 raise
-            staged = self._store._adopt(self._part, self._announced)
-            self._part.active = False
-            return staged
+            return self._store._adopt(self._part, self._announced)
         finally:
             self.abandon()
 
