@@ -1,0 +1,259 @@
+"""The owner and real session processes, on a pty that is paced like a UART: hand-over, cancel, stop, SIGKILL, deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridged import chips, config, errors
+from bridged.events import Event, Phase, PhaseStarted, SectorErased
+from bridged.images.model import Image
+from bridged.sim.device import Device, Mode
+from bridged.sim.loader import Timing
+from bridged.sim.pty import PtyDevice
+from bridged.target import owner
+from bridged.target.owner import Target
+from tests.target.bench import make_image
+
+# Much longer than an L476 needs: long enough to be killed in, short enough for a test.
+ERASE_S = 0.2
+
+
+@dataclass
+class Rig:
+    """A target and the simulated part behind it."""
+
+    target: Target
+    port: PtyDevice
+    events: list[Event] = field(default_factory=list)
+    barriers: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def device(self) -> Device:
+        return self.port.device
+
+    def holds(self, image: Image) -> bool:
+        with self.port.lock:
+            return all(self.device.memory.read(s.address, len(s.data)) == s.data for s in image.segments)
+
+    def mode(self) -> Mode:
+        with self.port.lock:
+            return self.device.mode
+
+    async def run(
+        self, kind: str, image: Image | None = None, *, on: Callable[[Event], None] = lambda _event: None, **params: Any
+    ) -> dict[str, Any]:
+        async def barrier(state: str, hazard_s: float, _kept: bytes) -> None:
+            self.barriers.append((state, hazard_s))
+
+        def event(told: Event) -> None:
+            self.events.append(told)
+            on(told)
+
+        return await self.target.run(kind, params, image, job_id="job-1", on_event=event, on_barrier=barrier)
+
+
+@contextmanager
+def simulated(tmp_path: Path, chip: str = "L476", **settings: Any) -> Iterator[Rig]:
+    settings.setdefault("timing", Timing(sector_erase_s=ERASE_S, spread=0, startup_s=0.01))
+    device = Device(chips.find(chip), powered=False, **settings)
+    with PtyDevice(device, link=tmp_path / "tty", lines_path=tmp_path / "lines", paced=False) as port:
+        wired = config.Lines(kind="socket", socket=str(tmp_path / "lines"), nrst="nrst", boot0="boot0")
+        application = config.Application(listen_s=0.3)
+        settings_ = config.Target(
+            port=str(tmp_path / "tty"), chip=chip, startup_s=0.03, baud=115200, lines=wired, application=application
+        )
+        yield Rig(Target("bench", settings_), port)
+
+
+def play(tmp_path: Path, act: Callable[[Rig], Awaitable[None]], chip: str = "L476", **settings: Any) -> Rig:
+    """Run ``act`` with an open target; afterwards no session process is left."""
+    with simulated(tmp_path, chip, **settings) as rig:
+
+        async def main() -> None:
+            await rig.target.open()
+            assert await rig.target.wait_idle_hardware(5), rig.target.reason
+            try:
+                async with asyncio.timeout(60):
+                    await act(rig)
+                assert rig.target.session_pid is None
+                assert rig.target.lease is None
+            finally:
+                await rig.target.close()
+
+        asyncio.run(main())
+    return rig
+
+
+def test_flash_through_a_session_process(tmp_path: Path) -> None:
+    image = make_image(chips.find("L476"), 10_000)
+
+    async def act(rig: Rig) -> None:
+        result = await rig.run("flash", image, outside="discard")
+        assert (result["evidence"], result["changed"], result["content"]) == ("full", True, image.digest)
+        assert result["banner"] == "bench application"
+        assert rig.barriers[0][0] == "erasing"
+        assert rig.barriers[0][1] >= 2 * ERASE_S
+        assert rig.target.state == "idle"
+        assert "> 7F" in rig.target.last_trace
+        assert "= 0x08000100 256" in rig.target.last_trace, "image content is a reference in the recorder"
+
+    rig = play(tmp_path, act)
+    assert rig.holds(image)
+    assert rig.device.stats.overruns == 0
+    assert rig.device.stats.hazard_resets == []
+
+
+def test_read_brings_its_bytes(tmp_path: Path) -> None:
+    async def act(rig: Rig) -> None:
+        result = await rig.run("read", address=0x08000000, length=1000)
+        assert result["data"] == b"\xff" * 1000
+
+    play(tmp_path, act)
+
+
+def when(phase: Phase, do: Callable[[], None]) -> Callable[[Event], None]:
+    """Do something once, when ``phase`` starts."""
+    done = False
+
+    def on(event: Event) -> None:
+        nonlocal done
+        if isinstance(event, PhaseStarted) and event.phase is phase and not done:
+            done = True
+            do()
+
+    return on
+
+
+@pytest.mark.parametrize(("ask", "error"), [("cancel", errors.Canceled), ("stop", errors.Stopped)])
+def test_cancel_and_stop_finish_the_command_and_release(tmp_path: Path, ask: str, error: type[Exception]) -> None:
+    image = make_image(chips.find("L476"), 10_000)
+
+    async def act(rig: Rig) -> None:
+        with pytest.raises(error):
+            await rig.run("flash", image, on=when(Phase.ERASE, getattr(rig.target, ask)), outside="discard")
+        assert rig.target.state == "idle"
+
+    rig = play(tmp_path, act)
+    assert rig.device.stats.hazard_resets == []
+    assert sum(rig.device.stats.erases.values()) < 5
+    assert not rig.device.lines["boot0"]
+
+
+@pytest.mark.parametrize("phase", [Phase.SYNC, Phase.IDENTIFY, Phase.ERASE, Phase.WRITE, Phase.VERIFY, Phase.BOOT])
+def test_sigkill_of_the_session_at_every_phase(tmp_path: Path, phase: Phase) -> None:
+    """The daemon waits the hazard out, releases the target and says so; the next job works."""
+    image = make_image(chips.find("L476"), 10_000)
+
+    async def act(rig: Rig) -> None:
+        def kill() -> None:
+            pid = rig.target.session_pid
+            assert pid is not None
+            # A little later, so that the erase command is really on its way.
+            asyncio.get_running_loop().call_later(0.1 if phase is Phase.ERASE else 0, os.kill, pid, signal.SIGKILL)
+
+        begun = time.monotonic()
+        with pytest.raises(errors.SessionDied, match="signal 9"):
+            await rig.run("flash", image, on=when(phase, kill), outside="discard")
+        if phase is Phase.ERASE:
+            assert time.monotonic() - begun >= ERASE_S
+        assert rig.target.state == "idle"
+        assert not rig.device.lines["boot0"]
+        assert rig.device.stats.hazard_resets == []
+        result = await rig.run("flash", image, outside="discard")
+        assert result["evidence"] == "full"
+
+    rig = play(tmp_path, act)
+    assert rig.holds(image)
+
+
+def test_a_session_past_its_deadline_is_ended_and_the_target_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "ENTER_LIMIT_S", 0.5)
+
+    async def act(rig: Rig) -> None:
+        with pytest.raises(errors.DeadlineExceeded):
+            await rig.run("identify")
+        assert rig.target.state == "idle"
+        assert not rig.device.lines["boot0"]
+
+    play(tmp_path, act, timing=Timing(startup_s=60))
+
+
+def test_lines_that_fail_mark_the_target_broken(tmp_path: Path) -> None:
+    async def act(rig: Rig) -> None:
+        def unplug() -> None:
+            for connection, _ in rig.port._connections.values():
+                connection.shutdown(2)
+
+        with pytest.raises(errors.BridgedError):
+            await rig.run("identify", on=when(Phase.IDENTIFY, unplug))
+        assert rig.target.state == "broken"
+        with pytest.raises(errors.TargetBroken):
+            await rig.run("identify")
+        rig.target.clear()
+        assert await rig.target.wait_idle_hardware(5)
+        assert (await rig.run("identify"))["pid"] == 0x415
+
+    play(tmp_path, act)
+
+
+def test_one_session_at_a_time(tmp_path: Path) -> None:
+    async def act(rig: Rig) -> None:
+        first = asyncio.ensure_future(rig.run("identify"))
+        await asyncio.sleep(0)
+        with pytest.raises(errors.TargetBusy, match="job-1"):
+            await rig.run("identify")
+        assert (await first)["pid"] == 0x415
+
+    play(tmp_path, act)
+
+
+def test_without_a_journal_nothing_is_erased(tmp_path: Path) -> None:
+    image = make_image(chips.find("L476"), 4000)
+
+    async def act(rig: Rig) -> None:
+        with pytest.raises(errors.BadRequest, match="journal"):
+            await rig.target.run("flash", {}, image, job_id="j")
+
+    rig = play(tmp_path, act)
+    assert not rig.device.stats.erases
+
+
+def test_events_survive_a_daemon_that_is_slow_to_read(tmp_path: Path) -> None:
+    image = make_image(chips.find("L476"), 20_000)
+
+    async def act(rig: Rig) -> None:
+        await rig.run("flash", image, on=lambda _event: time.sleep(0.02), outside="discard")
+        assert len([e for e in rig.events if isinstance(e, SectorErased)]) == 10
+
+    assert play(tmp_path, act).holds(image)
+
+
+def test_a_device_may_come_late_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "RETRY_S", 0.05)
+    settings = config.Target(port=str(tmp_path / "tty"), chip="F407", lines=config.Lines())
+
+    async def main() -> None:
+        target = Target("late", settings)
+        await target.open()
+        assert not await target.wait_idle_hardware(0.3)
+        assert "tty" in target.reason
+        with pytest.raises(errors.PortGone):
+            await target.run("identify", {}, None, job_id="j")
+        with PtyDevice(Device(chips.find("F407"), powered=False), link=tmp_path / "tty"):
+            assert await target.wait_idle_hardware(5)
+        async with asyncio.timeout(5):
+            while target.state != "absent":
+                await asyncio.sleep(0.05)
+        await target.close()
+
+    asyncio.run(main())
