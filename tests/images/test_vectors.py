@@ -6,10 +6,11 @@ import struct
 
 import pytest
 
+from bridged.chips import by_pid
 from bridged.chips.model import Range
 from bridged.errors import ImageNotBootable
 from bridged.images.model import Image
-from bridged.images.vectors import Vectors, check_vectors
+from bridged.images.vectors import Vectors, check_vectors, check_vectors_for
 from tests.firmware_npm import Hub, hubs
 
 FLASH = Range(0x08000000, 0x08080000)
@@ -89,6 +90,14 @@ def test_real_firmware_is_bootable_where_it_was_linked_for() -> None:
         found = check_vectors(real(hub, hub.address), flash, (hub.ram,))
         assert found is not None, hub.name
         assert found.address == hub.address, hub.name
+
+
+def test_real_firmware_agrees_with_the_chip_tables() -> None:
+    for hub in hubs():
+        chip = by_pid(hub.pid)
+        found = check_vectors_for(real(hub, hub.address), chip, hub.flash_bytes)
+        assert found is not None, hub.name
+        assert any(r.start < found.stack_pointer <= r.end for r in chip.ram), hub.name
 
 
 def test_real_firmware_is_refused_far_from_where_it_was_linked_for() -> None:
