@@ -1,0 +1,1033 @@
+"""The command line: a client of the line protocol like any other, with a plain socket and no event loop.
+
+It must answer in a fraction of a second on the smallest gateway, so nothing is imported that the command at hand does not need;
+``serve``, ``sim``, ``demo`` and ``check-config`` hand over to their modules by a late import.
+
+What it adds to the protocol:
+
+- Nothing is lost when the link is. An upload goes on where the gateway has synced it; a job is submitted under an id of our
+  own, so that saying it again finds the same job; waiting is simply begun anew. After ``--retry-for`` seconds without a word
+  it gives up with exit code 69 and says how to go on.
+- Ctrl-C ends this program and not the job.
+- Results go to stdout, progress and errors to stderr; ``--json`` prints every reply of the gateway as one JSON object a line.
+- ``exit_code`` is the one place that knows the exit codes.
+
+It knows nothing of images, chips or wires: the gateway checks, plans and explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bridged import __version__
+from bridged.errors import BadRequest, BridgedError, DaemonUnreachable, DigestMismatch, EmptyImage
+from bridged.protocol import line as codec
+from bridged.protocol.line import Reply, format_request
+
+T = TypeVar("T")
+
+CHUNK_BYTES = 64 * 1024
+CONNECT_TIMEOUT_S = 10.0
+SILENCE_S = 60.0  # The gateway says something at least every 15 s while it works for us; four times that is a dead link.
+BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+DEFAULT_GATEWAY = f"127.0.0.1:{codec.TCP_PORT}"
+
+
+class Exit(IntEnum):
+    """Exit codes; part of the public interface."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    MISMATCH = 3
+    NO_TARGET = 4
+    ROLLED_BACK = 5
+    REJECTED = 6
+    CANCELED = 7
+    TIMED_OUT = 8
+    UNREACHABLE = 69  # EX_UNAVAILABLE
+    BUSY = 75  # EX_TEMPFAIL
+    NOT_ALLOWED = 77  # EX_NOPERM
+    INTERRUPTED = 130  # 128 + SIGINT
+
+
+EXIT_TEXT = {
+    Exit.DONE: "done (also: nothing was to be done)",
+    Exit.FAILED: "the job failed",
+    Exit.USAGE: "wrong arguments, or no such file, image or job",
+    Exit.MISMATCH: "verify found a difference",
+    Exit.NO_TARGET: "no such target, or it does not answer",
+    Exit.ROLLED_BACK: "failed, and the previous image was restored",
+    Exit.REJECTED: "refused: the image does not suit the target, or policy",
+    Exit.CANCELED: "canceled",
+    Exit.TIMED_OUT: "timed out",
+    Exit.UNREACHABLE: "the gateway cannot be reached",
+    Exit.BUSY: "busy; try again later",
+    Exit.NOT_ALLOWED: "not allowed",
+}
+_BY_STATE = {
+    "rolled_back": Exit.ROLLED_BACK,
+    "rejected": Exit.REJECTED,
+    "canceled": Exit.CANCELED,
+    "timed_out": Exit.TIMED_OUT,
+}
+_BY_ERROR = {
+    "VERIFY_MISMATCH": Exit.MISMATCH,
+    "UNKNOWN_TARGET": Exit.NO_TARGET,
+    "CANCELED": Exit.CANCELED,
+    "DEADLINE_EXCEEDED": Exit.TIMED_OUT,
+    "WAIT_TIMEOUT": Exit.TIMED_OUT,
+    "DAEMON_UNREACHABLE": Exit.UNREACHABLE,
+    "NOT_ALLOWED": Exit.NOT_ALLOWED,
+    "TARGET_BUSY": Exit.BUSY,
+    "PORT_BUSY": Exit.BUSY,
+    "NOT_CANCELLABLE": Exit.BUSY,
+    "ID_CONFLICT": Exit.USAGE,
+    "IMAGE_TOO_LARGE": Exit.USAGE,
+    "CONFIG": Exit.USAGE,
+}
+_BY_REPLY = {
+    404: Exit.USAGE,
+    421: Exit.BUSY,
+    423: Exit.BUSY,
+    429: Exit.BUSY,
+    450: Exit.NO_TARGET,
+    452: Exit.BUSY,
+    500: Exit.USAGE,
+    501: Exit.USAGE,
+    502: Exit.USAGE,
+    550: Exit.REJECTED,
+}
+
+
+def exit_code(reply: Reply) -> Exit:
+    """What a last reply line means for a script: by the state of the job, then by the error, then by the reply code."""
+    if reply.code < 400:
+        return Exit.DONE
+    state = _BY_STATE.get(str(reply.data.get("state", "")))
+    return state or _BY_ERROR.get(reply.text) or _BY_REPLY.get(reply.code) or Exit.FAILED
+
+
+class Refused(Exception):
+    """The gateway answered with an error; it is the result of the command."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.text)
+        self.reply = reply
+
+
+class LinkLost(Exception):
+    """The connection broke, or nobody spoke for too long."""
+
+
+# --- the connection -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the gateway is: ``HOST:PORT``, ``HOST``, ``[v6]:PORT`` or ``unix:PATH``."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Raises ``BadRequest``."""
+        if text.startswith("unix:") and len(text) > 5:
+            return cls(path=text[5:])
+        host, colon, port = text.rpartition(":")
+        if not colon or (text.count(":") > 1 and not text.startswith("[")) or text.endswith("]"):
+            host, port = text, str(codec.TCP_PORT)
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise BadRequest(f"gateway {text!r}: expected HOST:PORT, HOST or unix:PATH")
+        return cls(host=host.strip("[]"), port=int(port))
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}" if self.path else f"{self.host}:{self.port}"
+
+    def connect(self) -> socket.socket:
+        if self.path:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.settimeout(CONNECT_TIMEOUT_S)
+                sock.connect(self.path)
+            except OSError:
+                sock.close()
+                raise
+            return sock
+        return socket.create_connection((self.host, self.port), CONNECT_TIMEOUT_S)
+
+
+class Link:
+    """One connection that has said hello. Every failure is ``LinkLost``, except a peer that is not bridged."""
+
+    def __init__(self, address: Address) -> None:
+        self._buffer = bytearray()
+        try:
+            self._sock = address.connect()
+        except OSError as error:
+            raise LinkLost(f"{error.strerror or error}") from error
+        try:
+            self._sock.settimeout(SILENCE_S)
+            greeting = self.reply()
+            if greeting.code != 220:
+                raise Refused(greeting)
+            self.send(b"HELLO proto=1 format=json\n")
+            if (hello := self.reply()).code != 250:
+                raise Refused(hello)
+        except BadRequest as error:
+            self.close()
+            raise DaemonUnreachable(f"{address} answers, but not as bridged does: {error.message}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def send(self, data: bytes) -> None:
+        try:
+            self._sock.sendall(data)
+        except OSError as error:
+            raise LinkLost(f"sending failed: {error.strerror or error}") from error
+
+    def _fill(self) -> None:
+        try:
+            chunk = self._sock.recv(CHUNK_BYTES)
+        except OSError as error:
+            raise LinkLost(f"receiving failed: {error.strerror or error}") from error
+        if not chunk:
+            raise LinkLost("the gateway closed the connection")
+        self._buffer += chunk
+
+    def reply(self) -> Reply:
+        """One reply line. A gateway that is closing down counts as a lost link: it, or the next one, will be back."""
+        searched = 0
+        while (at := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > 1 << 20:
+                raise BadRequest(f"a reply without end: {bytes(self._buffer[:80])!r}")
+            self._fill()
+        found = bytes(self._buffer[: at + 1])
+        del self._buffer[: at + 1]
+        reply = codec.parse_reply(found)
+        if reply.code == 421:
+            raise LinkLost(str(reply.data.get("message") or "the gateway is shutting down"))
+        return reply
+
+    def raw(self, count: int) -> Iterator[bytes]:
+        """Exactly ``count`` raw bytes, in pieces."""
+        while count:
+            if not self._buffer:
+                self._fill()
+            piece = bytes(self._buffer[:count])
+            del self._buffer[: len(piece)]
+            count -= len(piece)
+            yield piece
+
+
+class Session:
+    """The conversation with a gateway across as many connections as it takes.
+
+    ``call`` repeats its action on a new connection after a lost one, so every action must be one that may be said twice.
+    """
+
+    def __init__(self, address: Address, retry_s: float, note: Callable[[str], None] = lambda _text: None) -> None:
+        self.address, self.retry_s, self._note = address, retry_s, note
+        self._link: Link | None = None
+        self._ever = False
+        self._deadline = 0.0
+        self._failures = 0
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def alive(self) -> None:
+        """Something went forward: the patience for the next breakdown starts anew."""
+        if self._failures:
+            self._note("connected again")
+        self._failures = 0
+
+    def call(self, action: Callable[[Link], T]) -> T:
+        """Raises ``DaemonUnreachable`` when the gateway was never there, or did not come back in time."""
+        while True:
+            try:
+                if self._link is None:
+                    self._link = Link(self.address)
+                    self._ever = True
+                result = action(self._link)
+            except LinkLost as lost:
+                self.close()
+                self._wait_after(lost)
+            except BaseException:
+                self.close()  # In the middle of a conversation nobody knows what comes next.
+                raise
+            else:
+                self.alive()
+                return result
+
+    def _wait_after(self, lost: LinkLost) -> None:
+        now = time.monotonic()
+        if not self._failures:
+            self._deadline = now + self.retry_s
+        if not self._ever:
+            raise DaemonUnreachable(f"connecting to {self.address} failed: {lost}", gateway=str(self.address)) from lost
+        pause = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
+        if now + pause > self._deadline:
+            text = f"the connection to {self.address} was lost and did not come back within {self.retry_s:g} s: {lost}"
+            raise DaemonUnreachable(text, gateway=str(self.address)) from lost
+        if not self._failures:
+            self._note(f"connection lost ({lost}); trying again")
+        self._failures += 1
+        time.sleep(pause)
+
+    def ask(self, request: bytes, each: Callable[[Reply], None] = lambda _reply: None) -> Reply:
+        """Says one line; ``each`` gets every line of the answer but the last, which is returned."""
+
+        def action(link: Link) -> Reply:
+            link.send(request)
+            while True:
+                reply = link.reply()
+                if not reply.more:
+                    return reply
+                self.alive()
+                each(reply)
+
+        return self.call(action)
+
+
+# --- what a person sees -------------------------------------------------------------------------------------------
+
+
+def size_text(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024 or unit == "MiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def rate_text(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1000:.1f} kB/s"
+
+
+class Screen:
+    """Progress on stderr: one line that is rewritten on a terminal, else a line for each phase and now and then."""
+
+    QUIET_S = 5.0
+
+    def __init__(self, json_lines: bool = False) -> None:
+        self.json = json_lines
+        self._tty = sys.stderr.isatty() and not json_lines and os.environ.get("TERM") != "dumb"
+        self._shown = ""
+        self._phase = ""
+        self._said_at = 0.0
+
+    def progress(self, what: str, phase: str, done: int, total: int, rate: float) -> None:
+        if self.json:
+            return
+        parts = [phase or "waiting"]
+        if total:
+            parts.append(f"{100 * min(done, total) // total:3d} %")
+            parts.append(f"{size_text(done)} of {size_text(total)}")
+            if rate > 0:
+                parts.append(rate_text(rate))
+                if 0 < done < total:
+                    parts.append(f"{(total - done) / rate:.0f} s left")
+        if self._tty:
+            self._rewrite(f"{what}  {_bar(done, total)}  {'  '.join(parts)}")
+            return
+        now = time.monotonic()
+        if phase != self._phase or now - self._said_at >= self.QUIET_S:
+            self._phase, self._said_at = phase, now
+            print(f"{what}: {', '.join(part.strip() for part in parts)}", file=sys.stderr, flush=True)
+
+    def _rewrite(self, text: str) -> None:
+        text = text[: shutil.get_terminal_size().columns - 1]
+        print("\r" + text.ljust(len(self._shown)), end="", file=sys.stderr, flush=True)
+        self._shown = text
+
+    def end(self) -> None:
+        """Leaves the terminal with a clean line."""
+        if self._shown:
+            print("\r" + " " * len(self._shown) + "\r", end="", file=sys.stderr, flush=True)
+            self._shown = ""
+        self._phase = ""
+
+    def note(self, text: str) -> None:
+        self.end()
+        if not self.json:
+            print(f"bridged: {text}", file=sys.stderr, flush=True)
+
+    def reply(self, reply: Reply) -> None:
+        """``--json``: the gateway's own line."""
+        if self.json:
+            sys.stdout.write(codec.format_reply(reply, as_json=True).decode())
+            sys.stdout.flush()
+
+    def error(self, reply: Reply) -> None:
+        """Message, cause, remedy, code: on stderr for people, as the reply itself for programs."""
+        self.end()
+        if self.json:
+            self.reply(reply)
+            return
+        data = reply.data
+        where = f"{data['target']}: " if data.get("target") else ""
+        out = [f"bridged: {where}{data.get('message') or reply.text} [{reply.text}]"]
+        out += [f"  {word}: {data[word]}" for word in ("cause", "remedy") if data.get(word)]
+        if data.get("job"):
+            out.append(f"  job {data['job']} {data.get('state', '')}; its history: bridged log {data['job']}")
+        print("\n".join(out), file=sys.stderr, flush=True)
+
+
+def _bar(done: int, total: int, width: int = 24) -> str:
+    filled = width * min(done, total) // total if total else 0
+    return "[" + "#" * filled + "." * (width - filled) + "]"
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Columns that are empty everywhere are left out."""
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    kept = [i for i in range(len(columns)) if any(row[i] for row in cells)]
+    lines = [[columns[i].upper() for i in kept], *([row[i] for i in kept] for row in cells)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(kept))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return text[:19] + "…" if text.startswith("sha256:") and len(text) > 20 else text
+
+
+def facts(data: Mapping[str, Any]) -> str:
+    """One fact a line, nested ones by dotted names, as the text protocol would say them."""
+    pairs = [(key, value) for key, value in codec.flatten(data) if value]
+    width = max((len(key) for key, _ in pairs), default=0)
+    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in pairs)
+
+
+def outcome(reply: Reply) -> str:
+    """How a job went well, in a sentence."""
+    data = reply.data
+    who = f"{data.get('target', '')}: "
+    kind = str(data.get("kind", ""))
+    seconds = f" in {float(data['seconds']):.1f} s" if data.get("seconds") else ""
+    evidence = str(data.get("evidence") or "")
+    if reply.code == 251:
+        age = f", {float(data['age_s']):.0f} s old" if data.get("age_s") else ""
+        return f"{who}nothing to do: the image is there already (evidence: {evidence or 'none given'}{age})"
+    written = size_text(int(data.get("bytes_written") or 0))
+    if kind in ("flash", "ensure"):
+        proven = "every byte read back and compared" if evidence == "full" else f"evidence: {evidence or 'none given'}"
+        erased = int(data.get("sectors_erased") or 0)
+        text = f"{who}done{seconds}: {written} written, {erased} sector{'' if erased == 1 else 's'} erased; {proven}"
+    elif kind == "verify":
+        text = f"{who}equal{seconds}: {size_text(int(data.get('bytes_compared') or 0))} compared"
+    elif kind == "identify":
+        left_out = ("job", "kind", "state", "target", "phases", "changed", "content", "evidence", "banner", "seconds")
+        return facts({"target": data.get("target")} | {k: v for k, v in data.items() if k not in left_out})
+    else:
+        text = f"{who}{kind} done{seconds}"
+    banner = str(data.get("banner") or "").strip()
+    return text + (f"\n  it says: {banner.splitlines()[0][:100]}" if banner else "")
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    path: Path
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> LocalFile:
+        """Raises ``BadRequest`` (no such file), ``EmptyImage``."""
+        digest, size = hashlib.sha256(), 0
+        try:
+            with path.open("rb", buffering=0) as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+                    size += len(chunk)
+        except OSError as error:
+            raise BadRequest(f"reading {path} failed: {error.strerror or error}", path=str(path)) from error
+        if not size:
+            raise EmptyImage(f"{path} has no bytes", path=str(path))
+        return cls(path, size, digest.hexdigest())
+
+    @property
+    def plain_name(self) -> str:
+        """A name that the protocol can say."""
+        return "".join(c if " " <= c <= "~" else "_" for c in self.path.name)[:128]
+
+
+def upload(session: Session, local: LocalFile, name: str, type_hint: str | None, screen: Screen) -> Reply:
+    """Stages a file, going on where the gateway has it; the last reply. Raises ``Refused``, ``DaemonUnreachable``."""
+    have_request = format_request("HAVE", local.sha256)
+    rounds = 0
+
+    def action(link: Link) -> Reply:
+        nonlocal rounds
+        link.send(have_request)
+        have = link.reply()
+        if have.code not in (250, 404):
+            raise Refused(have)
+        if have.code == 250 and have.data.get("complete"):
+            return have
+        offset = int(have.data.get("offset") or 0) if have.data.get("size") == local.size_bytes else 0
+        link.send(
+            format_request(
+                "PUT", str(local.size_bytes), local.sha256, offset=offset or None, name=name or local.plain_name, type=type_hint
+            )
+        )
+        if (ready := link.reply()).code != 354:
+            raise Refused(ready)
+        _send_file(session, link, local, offset, screen)
+        staged = link.reply()
+        rounds += 1
+        if staged.code == 429 or (staged.code == 501 and "fact.offset" in staged.data):
+            # The gateway still holds the upload of our lost connection, or its end moved: look again.
+            if rounds > 20:
+                raise Refused(staged)
+            raise LinkLost(str(staged.data.get("message") or staged.text))
+        if staged.code >= 400:
+            raise Refused(staged)
+        return staged
+
+    reply = session.call(action)
+    screen.end()
+    return reply
+
+
+def _send_file(session: Session, link: Link, local: LocalFile, offset: int, screen: Screen) -> None:
+    """The bytes from ``offset`` on: exactly as many as were announced, also if the file has changed meanwhile."""
+    started, first = time.monotonic(), offset
+    with local.path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while offset < local.size_bytes:
+            chunk = file.read(min(CHUNK_BYTES, local.size_bytes - offset))
+            # A file that became shorter is filled up; its digest cannot be right then, and the gateway will say so.
+            chunk = chunk or bytes(min(CHUNK_BYTES, local.size_bytes - offset))
+            link.send(chunk)
+            offset += len(chunk)
+            session.alive()
+            seconds = time.monotonic() - started
+            screen.progress(local.path.name, "upload", offset, local.size_bytes, (offset - first) / seconds if seconds else 0)
+
+
+def fetch(session: Session, ref: str, path: Path) -> int:
+    """GET into a file that appears whole or not at all; the number of bytes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def action(link: Link) -> int:
+        link.send(format_request("GET", ref))
+        if (head := link.reply()).code != 250:
+            raise Refused(head)
+        digest = hashlib.sha256()
+        with temporary.open("wb") as file:
+            for piece in link.raw(int(head.data["size"])):
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        if digest.hexdigest() != head.data["sha256"]:
+            raise DigestMismatch(f"{ref} arrived with SHA-256 {digest.hexdigest()}, announced was {head.data['sha256']}")
+        return int(head.data["size"])
+
+    try:
+        size = session.call(action)
+        temporary.replace(path)
+    except OSError as error:
+        raise BadRequest(f"writing {path} failed: {error.strerror or error}", path=str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return size
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+class Command:
+    """One run of a command: its arguments, the session and the screen."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.screen = Screen(args.json)
+        self.session = Session(Address.parse(args.gateway), args.retry_for, self.screen.note)
+        self.job = ""
+
+    # images and jobs
+
+    def put(self) -> Exit:
+        local = LocalFile.of(Path(self.args.file))
+        reply = upload(self.session, local, self.args.name or "", self.args.type, self.screen)
+        self.screen.reply(reply)
+        self._print(f"sha256:{local.sha256}")
+        return Exit.DONE
+
+    def flash(self) -> Exit:
+        return self._with_image("FLASH")
+
+    def ensure(self) -> Exit:
+        return self._with_image("ENSURE")
+
+    def verify(self) -> Exit:
+        return self._with_image("VERIFY")
+
+    def plan(self) -> Exit:
+        args = self.args
+        request = format_request("PLAN", args.target, self._image(), **self._options("addr", "type", "outside", "force"))
+        rows: list[Reply] = []
+        last = self._ask(request, rows.append)
+        for name in dict.fromkeys(row.text for row in rows):
+            found = [dict(codec.flatten(row.data)) for row in rows if row.text == name]
+            self._print(f"{name}:\n{table(found, list(dict.fromkeys(key for row in found for key in row)))}\n")
+        self._print(facts(last.data))
+        return Exit.DONE
+
+    def read(self) -> Exit:
+        path = Path(self.args.output)
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise BadRequest(f"{path} cannot be written: give the name of a file in a directory that exists", path=str(path))
+        done = self._run_job("READ", self.args.target, self.args.address, self.args.length)
+        if done is not Exit.DONE or self.args.no_wait:
+            return done
+        size = fetch(self.session, self.job, path)
+        self._print(f"{path}: {size_text(size)}")
+        return Exit.DONE
+
+    def erase(self) -> Exit:
+        return self._run_job("ERASE", self.args.target, self.args.range, **self._options("entry"))
+
+    def reset(self) -> Exit:
+        return self._run_job("RESET", self.args.target, mode="boot" if self.args.boot else None)
+
+    def id(self) -> Exit:
+        return self._run_job("ID", self.args.target)
+
+    def _with_image(self, verb: str) -> Exit:
+        names = ("addr", "type") if verb == "VERIFY" else ("addr", "type", "outside", "entry", "force")
+        return self._run_job(verb, self.args.target, self._image(), **self._options(*names))
+
+    def _image(self) -> str:
+        """Uploads a file; what is no file may be an image that is staged already."""
+        text: str = self.args.file
+        if not os.path.exists(text) and text.startswith("sha256:"):
+            return text
+        local = LocalFile.of(Path(text))
+        self.screen.reply(upload(self.session, local, "", self.args.type, self.screen))
+        return f"sha256:{local.sha256}"
+
+    def _options(self, *names: str) -> dict[str, Any]:
+        args = self.args
+        values = {
+            "addr": getattr(args, "addr", None),
+            "type": getattr(args, "type", None),
+            "outside": "discard" if getattr(args, "discard_outside", False) else None,
+            "entry": "one-shot" if getattr(args, "one_shot", False) else None,
+            "force": ",".join(getattr(args, "force", None) or []) or None,
+        }
+        return {name: values[name] for name in names}
+
+    def _run_job(self, verb: str, *words: str, **options: Any) -> Exit:
+        # Our own id makes the submission one that may be said twice: after a lost link we cannot know whether it was heard.
+        own_id = self.args.id or f"cli-{os.urandom(8).hex()}"
+        reply = self._ask(format_request(verb, *words, id=own_id, **options))
+        self.job = str(reply.data.get("job", ""))
+        if reply.code == 251:
+            self._print(outcome(reply))
+            return Exit.DONE
+        if self.args.no_wait:
+            self._print(self.job)
+            return Exit.DONE
+        return self._follow()
+
+    def _follow(self) -> Exit:
+        """Waits for ``self.job``."""
+        last = self.session.ask(format_request("WAIT", self.job), self._show_progress)
+        self.screen.end()
+        if last.code >= 400:
+            raise Refused(last)
+        self.screen.reply(last)
+        self._print(outcome(last))
+        return Exit.DONE
+
+    def _show_progress(self, reply: Reply) -> None:
+        self.screen.reply(reply)
+        data = reply.data
+        if data.get("event") == "Warned":
+            self.screen.note(f"{data.get('target', '')}: warning: {data.get('text', '')}")
+        state = str(data.get("state", ""))
+        phase = str(data.get("phase") or "") if state == "running" else state
+        if state not in ("succeeded", "failed"):
+            total, rate = int(data.get("total") or 0), float(data.get("rate") or 0)
+            self.screen.progress(str(data.get("target", "")), phase, int(data.get("done") or 0), total, rate)
+
+    # looking
+
+    def status(self) -> Exit:
+        if not self.args.what:
+            return self.targets()
+        reply = self.session.ask(format_request("STATUS", self.args.what))
+        if reply.text == "UNKNOWN_JOB":
+            rows: list[Reply] = []
+            info = self.session.ask(format_request("INFO", self.args.what), rows.append)
+            if info.text == "UNKNOWN_TARGET":
+                raise Refused(reply)
+            return self._show_facts(info, rows)
+        return self._show_facts(reply, [])
+
+    def _show_facts(self, last: Reply, rows: list[Reply]) -> Exit:
+        if last.code >= 400:
+            raise Refused(last)
+        for reply in (*rows, last):
+            self.screen.reply(reply)
+        data = dict(last.data)
+        for row in rows:
+            data |= row.data
+        self._print(facts(data))
+        return Exit.DONE
+
+    def targets(self) -> Exit:
+        rows: list[Reply] = []
+        self._ask(format_request("TARGETS"), rows.append)
+        found = [dict(codec.flatten(row.data)) for row in rows]
+        first = ["target", "state", "chip", "reason", "queue", "image", "owner"]
+        rest = sorted({key for row in found for key in row} - set(first))
+        self._print(table(found, [*first, *(rest if self.args.long else ())]) if found else "no targets are configured")
+        return Exit.DONE
+
+    def jobs(self) -> Exit:
+        args = self.args
+        rows: list[Reply] = []
+        self._ask(format_request("JOBS", target=args.target, state=args.state, limit=args.limit), rows.append)
+        columns = ("job", "kind", "target", "state", "phase", "reason", "error", "image", "created", "ended")
+        self._print(table([row.data for row in rows], columns) if rows else "no jobs")
+        return Exit.DONE
+
+    def watch(self) -> Exit:
+        what = self.args.what
+        if what != "*":
+            reply = self.session.ask(format_request("STATUS", what))
+            if reply.code == 250:
+                self.job = what
+                return self._follow()
+        last = self.session.ask(format_request("WATCH", what), self._show_update)
+        raise Refused(last)
+
+    def _show_update(self, reply: Reply) -> None:
+        self.screen.reply(reply)
+        data = reply.data
+        if "job" in data:
+            at = str(data.get("at") or "")[11:19]
+            self._print(f"{at} {data.get('target', '')} {data['job']} {_update_text(data)}")
+
+    def log(self) -> Exit:
+        since = self.args.since
+
+        def show(reply: Reply) -> None:
+            self.screen.reply(reply)
+            data = reply.data
+            self._print(f"{data.get('seq', ''):>5} {data.get('at') or '':24} {_update_text(data)}")
+
+        last = self.session.ask(format_request("LOG", self.args.job, **{"from": since}), show)
+        if last.code >= 400:
+            raise Refused(last)
+        self.screen.reply(last)
+        return Exit.DONE
+
+    def cancel(self) -> Exit:
+        reply = self._ask(format_request("CANCEL", self.args.job, force=1 if self.args.force else None))
+        self._print(f"job {reply.data.get('job')}: {reply.data.get('state')}")
+        return Exit.DONE
+
+    # saying
+
+    def _ask(self, request: bytes, each: Callable[[Reply], None] = lambda _reply: None) -> Reply:
+        def show(reply: Reply) -> None:
+            self.screen.reply(reply)
+            each(reply)
+
+        reply = self.session.ask(request, show)
+        if reply.code >= 400:
+            raise Refused(reply)
+        self.screen.reply(reply)
+        return reply
+
+    def _print(self, text: str) -> None:
+        if not self.args.json:
+            self.screen.end()
+            print(text, flush=True)
+
+    def run(self) -> Exit:
+        """Carries the command out; every way to end has its exit code."""
+        try:
+            result: Exit = getattr(self, self.args.command)()
+        except Refused as refused:
+            self.screen.error(refused.reply)
+            return exit_code(refused.reply)
+        except BridgedError as error:
+            reply = codec.error_reply(error)
+            self.screen.error(reply)
+            if self.job and isinstance(error, DaemonUnreachable):
+                self.screen.note(f"job {self.job} goes on at the gateway; follow it with: bridged watch {self.job}")
+            return exit_code(reply) if isinstance(error, DaemonUnreachable | DigestMismatch) else Exit.USAGE
+        except KeyboardInterrupt:
+            if self.job:
+                text = f"job {self.job} goes on; follow it: bridged watch {self.job}, stop it: bridged cancel {self.job}"
+            else:
+                text = "interrupted before a job was started; an upload goes on where it stopped when you repeat the command"
+            self.screen.note(text)
+            return Exit.INTERRUPTED
+        else:
+            return result
+        finally:
+            self.screen.end()
+            self.session.close()
+
+
+def _update_text(data: Mapping[str, Any]) -> str:
+    """What an update says beyond where it belongs."""
+    text = f"{data.get('state', '')} {data.get('phase') or ''}".strip()
+    if data.get("total"):
+        text += f" {data.get('done', 0)}/{data['total']} B"
+    hidden = {"job", "target", "seq", "at", "state", "phase", "done", "total", "rate"}
+    more = " ".join(f"{key}={value}" for key, value in codec.flatten({k: v for k, v in data.items() if k not in hidden}))
+    return f"{text} {more}".rstrip()
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+DESCRIPTION = """\
+Updates STM32 microcontrollers behind a Linux gateway through their ROM loader, and proves what is in their flash.
+
+The gateway runs `bridged serve`; every other command talks to it. An image is sent whole before the target is touched,
+so a bad link, a closed lid or Ctrl-C cannot disturb an update that has begun.
+"""
+
+EXAMPLES = """\
+examples:
+  bridged demo                                  try everything, without hardware
+  bridged targets                               what is connected
+  bridged flash motor1 app.elf                  write and prove
+  bridged flash motor1 app.bin --addr 0x08000000
+  bridged ensure motor1 app.elf                 write only if it is not there already
+  bridged plan motor1 app.elf                   what would be erased, kept and written
+  bridged read motor1 0x08000000 64K -o dump.bin
+  bridged -g unix:/run/bridged/bridged.sock jobs --state failed
+"""
+
+
+def _exit_text() -> str:
+    return "exit codes:\n" + "\n".join(f"  {code.value:3}  {text}" for code, text in EXIT_TEXT.items())
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """A command that another module carries out; it parses its own arguments."""
+
+    module: str
+    function: str
+    text: str
+
+
+HANDED_OVER = {
+    "serve": HandedOver("bridged.app", "serve", "run the gateway (the daemon)"),
+    "sim": HandedOver("bridged.sim.main", "main", "run simulated targets on pseudo terminals"),
+    "demo": HandedOver("bridged.demo", "main", "gateway and simulated targets: stage, flash, prove; without hardware"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    def shared(top: bool) -> argparse.ArgumentParser:
+        """Options that may stand before or after the command."""
+        parent = argparse.ArgumentParser(add_help=False)
+        group = parent.add_argument_group("gateway")
+
+        def add(*names: str, default: Any, help: str, **more: Any) -> None:
+            group.add_argument(*names, default=default if top else argparse.SUPPRESS, help=help, **more)
+
+        env = os.environ.get("BRIDGED_GATEWAY") or DEFAULT_GATEWAY
+        add(
+            "-g",
+            "--gateway",
+            default=env,
+            metavar="WHERE",
+            help=f"HOST:PORT or unix:PATH (default: $BRIDGED_GATEWAY, now {env})",
+        )
+        add("--json", default=False, action="store_true", help="print the gateway's replies, one JSON object a line")
+        text = "how long to try to reconnect after the link broke (default: 60)"
+        add("--retry-for", default=60.0, type=_seconds, metavar="SECONDS", help=text)
+        return parent
+
+    parser = argparse.ArgumentParser(
+        prog="bridged",
+        description=DESCRIPTION,
+        epilog=f"{EXAMPLES}\n{_exit_text()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shared(True)],
+    )
+    parser.add_argument("--version", action="version", version=f"bridged {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    below = shared(False)
+
+    def command(name: str, text: str, example: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n  {example}" if example else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[below],
+        )
+
+    def target(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("target", metavar="TARGET", help="name of the target, as in `bridged targets`")
+
+    def image(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("file", metavar="FILE", help="ELF, Intel HEX or BIN; or sha256:HEX of an image that is staged")
+        sub.add_argument("--addr", "--address", metavar="ADDR", dest="addr", help="where a BIN belongs, e.g. 0x08000000")
+        sub.add_argument("--type", choices=codec.TYPES, help="format of the file (default: look at it)")
+
+    def job(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--id", metavar="TEXT", help="your own id: the same command with the same id starts nothing twice")
+        sub.add_argument("--no-wait", action="store_true", help="print the job's id and return at once")
+
+    def writing(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--discard-outside",
+            action="store_true",
+            help="bytes of touched sectors outside the image may be lost (default: kept)",
+        )
+        sub.add_argument(
+            "--one-shot", action="store_true", help="go on although the loader cannot be entered again by itself afterwards"
+        )
+        sub.add_argument("--force", action="append", choices=("vectors",), help="skip a check: vectors (of the image)")
+
+    for name, handed in HANDED_OVER.items():
+        commands.add_parser(name, help=handed.text, add_help=False)
+    sub = command("check-config", "check a configuration file and name every mistake", "bridged check-config bridged.toml")
+    sub.add_argument("file", metavar="FILE")
+
+    sub = command("put", "send an image to the gateway without using it yet", "bridged put app.elf --name release-42")
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--name", help="a name for it (default: the file's)")
+    sub.add_argument("--type", choices=codec.TYPES, help="format of the file (default: look at it)")
+    for name, text in (
+        ("flash", "write an image to a target and prove it"),
+        ("ensure", "write an image unless it is proven to be there already"),
+    ):
+        sub = command(name, text, f"bridged {name} motor1 app.elf")
+        target(sub)
+        image(sub)
+        writing(sub)
+        job(sub)
+    sub = command("verify", "compare the flash with an image; changes nothing", "bridged verify motor1 app.elf")
+    target(sub)
+    image(sub)
+    job(sub)
+    sub = command("plan", "show what flash would erase, keep and write; touches nothing", "bridged plan motor1 app.elf")
+    target(sub)
+    image(sub)
+    writing(sub)
+    sub = command("read", "read memory into a file", "bridged read motor1 0x08000000 64K -o dump.bin")
+    target(sub)
+    sub.add_argument("address", metavar="ADDR")
+    sub.add_argument("length", metavar="LEN", help="bytes: 4096, 0x1000, 4K, 1M")
+    sub.add_argument("-o", "--output", required=True, metavar="FILE", help="appears whole or not at all")
+    job(sub)
+    sub = command("erase", "erase sectors; a range is never widened", "bridged erase motor1 0x08020000+128K")
+    target(sub)
+    sub.add_argument("range", metavar="RANGE", help="ADDR+LEN on sector bounds, or all")
+    sub.add_argument("--one-shot", action="store_true", help="go on although the loader cannot be entered again by itself")
+    job(sub)
+    sub = command("reset", "reset a target into its application", "bridged reset motor1")
+    target(sub)
+    sub.add_argument("--boot", action="store_true", help="into the ROM loader instead")
+    job(sub)
+    sub = command("id", "ask a chip who it is", "bridged id motor1")
+    target(sub)
+    job(sub)
+
+    sub = command("targets", "list the targets", "bridged targets --long")
+    sub.add_argument("--long", action="store_true", help="everything that is known")
+    sub = command("status", "show a job, a target, or all targets", "bridged status motor1")
+    sub.add_argument("what", metavar="JOB|TARGET", nargs="?", default="")
+    sub.set_defaults(long=False)
+    sub = command("watch", "follow a job to its end, or a target or everything until Ctrl-C", "bridged watch motor1")
+    sub.add_argument("what", metavar="JOB|TARGET", nargs="?", default="*", help="default: everything")
+    sub = command("jobs", "list jobs, the newest first", "bridged jobs --target motor1 --state failed")
+    sub.add_argument("--target")
+    sub.add_argument("--state")
+    sub.add_argument("--limit", type=int, default=20)
+    sub = command("log", "the history of a job", "bridged log JOB")
+    sub.add_argument("job", metavar="JOB")
+    sub.add_argument("--from", dest="since", type=int, metavar="SEQ", help="only from this entry on")
+    sub = command("cancel", "cancel a job", "bridged cancel JOB")
+    sub.add_argument("job", metavar="JOB")
+    sub.add_argument("--force", action="store_true", help="also between erase and proof: the target is left without firmware")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 86400:
+        raise argparse.ArgumentTypeError("expected 0 to 86400 seconds")
+    return value
+
+
+def _hand_over(handed: HandedOver, argv: Sequence[str]) -> int:
+    from importlib import import_module
+
+    result = getattr(import_module(handed.module), handed.function)(list(argv))
+    return int(result or 0)
+
+
+def _check_config(path: Path) -> int:
+    from bridged import app
+
+    return app.check_config(path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in HANDED_OVER:
+        return _hand_over(HANDED_OVER[argv[0]], argv[1:])
+    args = _parser().parse_args(argv)
+    try:
+        if args.command in HANDED_OVER:
+            # Options of the client stood before it; they mean nothing to a daemon.
+            print(f"bridged: say `bridged {args.command} ...` without options before it", file=sys.stderr)
+            return Exit.USAGE
+        if args.command == "check-config":
+            return _check_config(Path(args.file))
+        return Command(args).run()
+    except BridgedError as error:
+        print(f"bridged: {error.message}", file=sys.stderr)
+        return Exit.USAGE
+    except BrokenPipeError:
+        # `bridged jobs | head` is no mistake; what is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
