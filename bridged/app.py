@@ -72,7 +72,7 @@ def _check_chip(name: str, layout: str) -> Iterator[tuple[str, str]]:
     except BridgedError as error:
         yield "chip", error.message
         return
-    known = [known.name for known in chip.layouts]
+    known = list(dict.fromkeys(variant.name for variant in chip.layouts))
     if layout and layout not in known:
         yield "layout", f"{layout!r} is not a layout of {chip.title}; known: {', '.join(known) or 'none'}"
 
@@ -458,7 +458,7 @@ class Daemon:
         await self.drain()
 
     async def _refresh(self) -> None:
-        self.metrics.refresh(self.jobs.targets())
+        self.metrics.refresh([{**info, "queue": info["queued"]} for info in self.jobs.targets()])
         self.metrics.connections.set(self.line.connections)
         self.metrics.staging.set(await asyncio.to_thread(lambda: self.store.usage_bytes))
         self.metrics.staging_limit.set(self.store.limit_bytes)
