@@ -216,12 +216,19 @@ class Device:
 
     # --- outputs --------------------------------------------------------------------------------------------------
 
-    def collect(self, until_ns: int) -> list[Burst]:
-        """Let time pass until ``until_ns`` and take the bytes whose transmission is complete by then."""
+    def collect(self, until_ns: int, receiver: Format | None = None) -> list[Burst]:
+        """Let time pass until ``until_ns`` and take the bytes whose transmission is complete by then.
+
+        What a ``receiver`` set otherwise cannot hear as it was sent comes as whole bursts only: where one byte ends and the
+        next begins is for that receiver to find out (``wire.hear``).
+        """
         self.advance(until_ns)
         taken: list[Burst] = []
         while self._output:
-            done, rest = self._output[0].split(until_ns)
+            burst = self._output[0]
+            if receiver is not None and burst.end_ns > until_ns and not burst.format.agrees(receiver):
+                break
+            done, rest = burst.split(until_ns)
             if done is not None:
                 taken.append(done)
             if rest is not None:
@@ -239,17 +246,19 @@ class Device:
             times.append(self._events[0][0])
         return min(times) if times else None
 
-    def arrival_ns(self, count: int) -> int | None:
+    def arrival_ns(self, count: int, receiver: Format | None = None) -> int | None:
         """When the host will have ``count`` more bytes, as far as is known now; else the next time to look again."""
         event = self._events[0][0] if self._events else None
+        at = None
         for burst in self._output:
-            if count <= len(burst.data):
-                at = burst.start_ns + count * burst.byte_ns
-                return at if event is None else min(at, event)
+            at = burst.end_ns
+            whole = receiver is not None and not burst.format.agrees(receiver)
+            if whole or count <= len(burst.data):
+                at = at if whole else burst.start_ns + count * burst.byte_ns
+                break
             count -= len(burst.data)
-        if event is None and self._output:
-            return self._output[-1].end_ns
-        return event
+        times = [when for when in (at, event) if when is not None]
+        return min(times, default=None)
 
     def output_end_ns(self) -> int | None:
         """When the last byte that is being sent will be complete; None when nothing is."""
@@ -328,6 +337,7 @@ class Device:
     def _start(self, start: Start | None = None) -> None:
         """The reset ends: the boot pins and option bits are latched."""
         self._power_boots += 1
+        self.why = ""
         if start is None:
             pins = Pins(self._boot0, self._boot1)
             start = decide(pattern_number(self.chip), pins, self.memory.option, self._empty, self.memory.base)
@@ -405,8 +415,8 @@ class Device:
                 self._measure(data[at], form)
                 at += 1
             elif mode is Mode.APPLICATION:
+                self._application_bytes(Burst(start_ns + at * byte_ns, byte_ns, data[at:], form))
                 at = count
-                self._application_bytes(Burst(start_ns, byte_ns, data, form))
             else:
                 self.stats.ignored += 1
                 at += 1
@@ -577,23 +587,22 @@ class Device:
     # --- the application's side -----------------------------------------------------------------------------------
 
     def _application_bytes(self, burst: Burst) -> None:
-        app = self._application
-        if app is None:
-            return
+        """Bytes for the application; it takes each when it is complete. A reset among them ends it, and them."""
         form = self.behaviour.format
         if burst.format.agrees(form):
-            self.advance(burst.end_ns)
-            values = burst.data
+            times = [(burst.start_ns + (at + 1) * burst.byte_ns, value) for at, value in enumerate(burst.data)]
         else:
-            heard = hear(burst, form)
-            self.advance(max([burst.end_ns, *(h.at_ns for h in heard)]))
-            values = bytes(h.value for h in heard if h.good)
-        if self.mode is not Mode.APPLICATION:
-            return
-        answer = app.receive(values)
-        self._app_free_ns = self._emit(answer, max(self._app_free_ns, self.now_ns), form)
-        if app.triggered:
-            self._at(self._app_free_ns, self._jump)
+            times = [(h.at_ns, h.value) for h in hear(burst, form) if h.good]
+        for when, value in times:
+            self.advance(when)
+            app = self._application
+            if app is None or app.triggered:
+                self.stats.ignored += 1
+                continue
+            answer = app.receive(bytes((value,)))
+            self._app_free_ns = self._emit(answer, max(self._app_free_ns, self.now_ns), form)
+            if app.triggered:
+                self._at(max(self._app_free_ns, self.now_ns), self._jump)
 
     def _jump(self) -> None:
         self._stop("reset")

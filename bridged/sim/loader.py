@@ -535,7 +535,10 @@ class Loader:
         # A number without a sector is an error of the flash driver, and those are not told.
         sectors = [self.memory.sectors[code] for code in codes if code in self.memory.sectors]
         if self.has(Quirk.ONE_SECTOR_PER_ERASE):
-            sectors = sectors[:1]
+            # Where it is known for the second bank only, the first bank's sectors are not concerned.
+            several = len(self._all_banks()) > 1
+            first = sectors[0] if sectors else None
+            sectors = [s for s in sectors if s is first or (several and s.bank == 1)]
         yield from self._erase_sectors(sectors, awaited=not self.has(Quirk.ERASE_NOT_AWAITED))
         yield from self._answer("list")
 

@@ -181,8 +181,9 @@ class PtyDevice:
         while True:
             now = self._now()
             self._feed_due(now)
-            for burst in self.device.collect(max(now, self.device.now_ns)):
-                self._to_host(burst)
+            form = self._host_format()
+            for burst in self.device.collect(max(now, self.device.now_ns), form):
+                self._to_host(burst, form)
             self._save()
             times = [self._pending[0].end_ns] if self._pending else []
             end = self.device.output_end_ns()
@@ -233,8 +234,7 @@ class PtyDevice:
         if not self._paced:
             self._skip(burst.end_ns - self._now())
 
-    def _to_host(self, burst: Burst) -> None:
-        form = self._host_format()
+    def _to_host(self, burst: Burst, form: Format) -> None:
         data = burst.data
         if not burst.format.agrees(form):
             data = bytes(h.value for h in hear(burst, Format(form.baud, burst.format.parity)))

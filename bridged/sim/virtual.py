@@ -158,7 +158,7 @@ class VirtualUart:
         if len(self.inbox) < count:
             self._collect(self.now_ns)
         while len(self.inbox) < count and self.now_ns < deadline:
-            when = self.device.arrival_ns(count - len(self.inbox))
+            when = self.device.arrival_ns(count - len(self.inbox), self.format)
             self._spend(deadline if when is None else min(max(when, self.now_ns), deadline))
         found = bytes(self.inbox[:count])
         del self.inbox[:count]
@@ -174,7 +174,7 @@ class VirtualUart:
         self._collect(self.now_ns)
         had = len(self.inbox)
         while self.now_ns < min(quiet_at, end) and len(self.inbox) < _DRAIN_LIMIT:
-            when = self.device.arrival_ns(1)
+            when = self.device.arrival_ns(1, self.format)
             stop = min(quiet_at, end)
             self._spend(stop if when is None else min(max(when, self.now_ns), stop))
             if len(self.inbox) > had:
@@ -209,7 +209,7 @@ class VirtualUart:
         self._collect(until_ns)
 
     def _collect(self, until_ns: int) -> None:
-        for burst in self.device.collect(until_ns):
+        for burst in self.device.collect(until_ns, self.format):
             if burst.format.agrees(self.format):
                 self.inbox += burst.data
             else:
