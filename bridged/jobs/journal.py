@@ -399,10 +399,13 @@ class Journal:
         self._writer.execute("SAVEPOINT one")
         try:
             value = operation(self._writer)
-        except (BridgedError, sqlite3.IntegrityError, sqlite3.ProgrammingError, TypeError, ValueError) as error:
+        except Exception as error:
+            found = _translated(error, f"writing the journal {self.path}")
+            if isinstance(found, StorageFull) or not self._writer.in_transaction:
+                raise
             self._writer.execute("ROLLBACK TO one")
             self._writer.execute("RELEASE one")
-            return None, _translated(error, f"writing the journal {self.path}")
+            return None, found
         self._writer.execute("RELEASE one")
         return value, None
 
@@ -515,9 +518,9 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
             [(job.id, p.address, p.size_bytes, p.digest) for p in change.proven],
         )
         if change.backup is not None:
-            connection.execute(
-                "INSERT OR REPLACE INTO backups VALUES (?, ?, ?)", (job.id, change.backup.uid, change.backup.kept)
-            )
+            saved = change.backup
+            row = (job.id, saved.uid, saved.kept, _digest(saved.kept))
+            connection.execute("INSERT OR REPLACE INTO backups VALUES (?, ?, ?, ?)", row)
         if job.terminal:
             connection.execute("DELETE FROM proven WHERE job = ?", (job.id,))
             connection.execute("DELETE FROM backups WHERE job = ?", (job.id,))
