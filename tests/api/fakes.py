@@ -106,6 +106,12 @@ class FakeJobs:
         for queue in self.watchers:
             queue.put_nowait(update)
 
+    async def close(self) -> None:
+        """Ends jobs that still wait for their gate."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def get(self, job_id: str) -> Job:
         if job_id not in self.jobs:
             raise UnknownJob(f"there is no job {job_id}", job=job_id)

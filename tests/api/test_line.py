@@ -99,6 +99,7 @@ async def world(root: Path, limits: Limits = LIMITS) -> AsyncIterator[World]:
         yield World(server, jobs, store, port, uploads)
     finally:
         await server.stop()
+        await jobs.close()
         assert not jobs.surprises
         assert not jobs.scripts, "a job that was expected has not been asked for"
         assert store.open == 0, "an upload was left open"

@@ -1,0 +1,532 @@
+"""The command line as a process, against the real line server with strict jobs behind it, and a link that breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bridged.api.line import Limits, LineServer
+from bridged.cli import EXIT_TEXT, Address, Exit, LocalFile, Screen, exit_code, outcome, size_text, table
+from bridged.errors import (
+    BY_CODE,
+    BadRequest,
+    BridgedError,
+    ImageDoesNotFit,
+    Nack,
+    NoSync,
+    NotAllowed,
+    PortBusy,
+    QueueFull,
+    VerifyError,
+    WrongChip,
+)
+from bridged.jobs.model import JobKind, JobState
+from bridged.protocol.line import Reply, error_reply
+from tests.api.fakes import FakeJobs, Script, WatchedStore
+
+STEPS = [("sync", 0, 0), ("write", 2048, 4096), ("write", 4096, 4096), ("verify", 4096, 4096)]
+RESULT = {
+    "changed": True,
+    "evidence": "full",
+    "bytes_written": 4096,
+    "sectors_erased": 1,
+    "seconds": 1.5,
+    "banner": "hello 1.0\r\n",
+}
+
+
+class Gateway:
+    """The line server in a thread of its own; ``link`` is a way to it that can be made to break."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.loop = asyncio.new_event_loop()
+        self.jobs = FakeJobs()
+        self.store = WatchedStore(root)
+        self.port = self.link = 0
+        self.cuts: list[int] = []  # After so many bytes from the client the connection is cut, one entry each connection.
+        self.connections = 0
+        self.gate = asyncio.Event()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.run(self._start())
+
+    def run(self, what: object) -> object:
+        return asyncio.run_coroutine_threadsafe(what, self.loop).result(20)  # type: ignore[arg-type]
+
+    async def _start(self) -> None:
+        self.server = LineServer(self.jobs, self.store, "gw1", Limits(linger_s=0.1, heartbeat_s=0.2))
+        self.port = await self.server.listen_tcp("127.0.0.1", 0)
+        await self.server.listen_unix(self.root / "gw.sock")
+        proxy = await asyncio.start_server(self._proxy, "127.0.0.1", 0)
+        self.link = proxy.sockets[0].getsockname()[1]
+
+    async def _proxy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        budget = self.cuts.pop(0) if self.cuts else 1 << 40
+        to_server = await asyncio.open_connection("127.0.0.1", self.port)
+
+        async def forward(source: asyncio.StreamReader, sink: asyncio.StreamWriter, limit: int) -> None:
+            with contextlib.suppress(ConnectionError):
+                while limit > 0 and (data := await source.read(min(65536, limit))):
+                    limit -= len(data)
+                    sink.write(data)
+                    await sink.drain()
+            for end in (writer, to_server[1]):
+                end.transport.abort()
+
+        await asyncio.gather(forward(reader, to_server[1], budget), forward(to_server[0], writer, 1 << 40))
+
+    def open_gate(self) -> None:
+        self.loop.call_soon_threadsafe(self.gate.set)
+
+    def stop(self) -> None:
+        self.run(self.server.stop())
+        self.run(self.jobs.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    (tmp_path / "store").mkdir()
+    found = Gateway(tmp_path / "store")
+    yield found
+    found.stop()
+    assert not found.jobs.surprises
+    assert not found.jobs.scripts, "a job that was expected has not been asked for"
+
+
+def command(*args: str, where: str) -> list[str]:
+    return [sys.executable, "-m", "bridged", "--gateway", where, *args]
+
+
+def bridged(
+    gateway: Gateway | None, *args: str, link: bool = False, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    where = f"127.0.0.1:{(gateway.link if link else gateway.port) if gateway else 1}"
+    return subprocess.run(
+        command(*args, where=where), capture_output=True, text=True, timeout=30, check=False, cwd=cwd, env=environment()
+    )
+
+
+def start(gateway: Gateway, *args: str, link: bool = False) -> subprocess.Popen[str]:
+    where = f"127.0.0.1:{gateway.link if link else gateway.port}"
+    return subprocess.Popen(
+        command(*args, where=where), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    root = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": root, "TERM": "xterm"}
+
+
+def app_file(tmp_path: Path, data: bytes) -> tuple[Path, str]:
+    path = tmp_path / "app.elf"
+    path.write_bytes(data)
+    return path, hashlib.sha256(data).hexdigest()
+
+
+# --- the whole way ------------------------------------------------------------------------------------------------
+
+
+def test_flash_uploads_waits_and_says_what_was_proven(gateway: Gateway, tmp_path: Path) -> None:
+    path, digest = app_file(tmp_path, b"firmware" * 512)
+    gateway.jobs.expect(Script(JobKind.FLASH, "motor1", digest, {}, STEPS, result=RESULT, gate=gateway.gate))
+    process = start(gateway, "flash", "motor1", str(path))
+    assert process.stderr is not None
+    said = [process.stderr.readline()]
+    while "verify" not in said[-1]:  # How many of the phases before it are seen is a matter of timing.
+        said.append(process.stderr.readline())
+    gateway.open_gate()
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out.splitlines() == [
+        "motor1: done in 1.5 s: 4.0 KiB written, 1 sector erased; every byte read back and compared",
+        "  it says: hello 1.0",
+    ]
+    assert said[0].startswith("app.elf: upload, 100 %, 4.0 KiB of 4.0 KiB, ")
+    assert said[-1] == "motor1: verify, 100 %, 4.0 KiB of 4.0 KiB\n"
+    assert gateway.store.get("app.elf").sha256 == digest
+    # It is there already, so nothing is sent again; and the flash options reach the job.
+    params = {"addr": 0x08000000, "type": "bin", "outside": "discard", "entry": "one-shot", "force": "vectors"}
+    gateway.jobs.expect(
+        Script(JobKind.ENSURE, "motor1", digest, params, result=RESULT | {"changed": False, "evidence": "full"})
+    )
+    options = ["--addr", "0x08000000", "--type", "bin", "--discard-outside", "--one-shot", "--force", "vectors"]
+    done = bridged(gateway, "ensure", "motor1", str(path), *options)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (
+        0,
+        "motor1: nothing to do: the image is there already (evidence: full)",
+    )
+    assert "upload" not in done.stderr
+    gateway.jobs.expect(Script(JobKind.VERIFY, "motor2", digest, {}, STEPS, result={"bytes_compared": 4096}))
+    done = bridged(gateway, "verify", "motor2", f"sha256:{digest}")
+    assert done.stdout == "motor2: equal: 4.0 KiB compared\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "code"),
+    [
+        (JobState.FAILED, Nack("Write Memory at 0x08004000, data frame: NACK"), Exit.FAILED),
+        (JobState.FAILED, VerifyError("0x08000010: expected 12, found FF", address=0x08000010), Exit.MISMATCH),
+        (JobState.FAILED, NoSync("0x7F sent 3 times: no byte came"), Exit.NO_TARGET),
+        (JobState.FAILED, PortBusy("/dev/ttyUSB0 is held by process 7"), Exit.BUSY),
+        (JobState.FAILED, WrongChip("F407 answered, F756 was configured"), Exit.REJECTED),
+        (JobState.ROLLED_BACK, VerifyError("the new image differed"), Exit.ROLLED_BACK),
+        (JobState.REJECTED, ImageDoesNotFit("0x08100000 lies beyond the flash"), Exit.REJECTED),
+        (JobState.CANCELED, None, Exit.CANCELED),
+        (JobState.TIMED_OUT, None, Exit.TIMED_OUT),
+    ],
+)
+def test_exit_codes_of_jobs(gateway: Gateway, end: JobState, error: BridgedError | None, code: Exit) -> None:
+    gateway.jobs.expect(Script(JobKind.IDENTIFY, "motor1", "", {}, STEPS, end=end, error=error))
+    done = bridged(gateway, "id", "motor1")
+    assert done.returncode == code
+    assert done.stdout == ""
+    told = [line for line in done.stderr.splitlines() if not line.startswith("motor1: ")]
+    assert told[0].startswith("bridged: motor1: ")
+    assert [line.split(":")[0] for line in told[1:3]] == ["  cause", "  remedy"]
+    assert f"j1 {end}" in told[3]
+    if error is not None:
+        assert error.message in told[0]
+        assert error.code in told[0]
+
+
+def test_exit_codes_of_refusals(gateway: Gateway, tmp_path: Path) -> None:
+    path, _ = app_file(tmp_path, b"x")
+    for args, code, text in [
+        (["id", "motor9"], Exit.NO_TARGET, "UNKNOWN_TARGET"),
+        (["flash", "motor1", "nothing.elf"], Exit.USAGE, "No such file"),
+        (["flash", "motor1", "sha256:" + "0" * 64], Exit.USAGE, "UNKNOWN_IMAGE"),
+        (["erase", "motor1", "0x08000000"], Exit.USAGE, "ADDR+LEN"),
+        (["read", "motor1", "0", "16", "-o", str(tmp_path)], Exit.USAGE, "name of a file"),
+        (["cancel", "j9"], Exit.USAGE, "UNKNOWN_JOB"),
+        (["jobs", "--state", "done"], Exit.USAGE, "succeeded"),
+        (["frobnicate"], Exit.USAGE, "invalid choice"),
+        (["flash", "motor1"], Exit.USAGE, "required"),
+        (["put", str(path), "--name", "ü"], Exit.USAGE, "printable ASCII"),
+        (["--retry-for", "x", "jobs"], Exit.USAGE, "invalid"),
+    ]:
+        done = bridged(gateway, *args)
+        assert (done.returncode, text in done.stderr) == (code, True), (args, done.stderr)
+        assert "Traceback" not in done.stderr
+    gateway.jobs.refuse = QueueFull("100 jobs wait")
+    assert bridged(gateway, "id", "motor1").returncode == Exit.BUSY
+    gateway.jobs.refuse = NotAllowed("not now")
+    assert bridged(gateway, "id", "motor1").returncode == Exit.NOT_ALLOWED
+
+
+def test_a_gateway_that_is_not_there() -> None:
+    done = bridged(None, "targets")
+    assert done.returncode == Exit.UNREACHABLE
+    assert "remedy: Start it" in done.stderr
+    done = bridged(None, "--json", "targets")
+    shape = json.loads(done.stdout)
+    assert (done.returncode, shape["text"], done.stderr) == (Exit.UNREACHABLE, "DAEMON_UNREACHABLE", "")
+
+
+def test_something_else_answers_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            peer, _ = server.accept()
+            peer.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            peer.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        done = subprocess.run(
+            command("jobs", where=where), capture_output=True, text=True, timeout=20, check=False, env=environment()
+        )
+        thread.join()
+    assert done.returncode == Exit.UNREACHABLE
+    assert "not as bridged does" in done.stderr
+
+
+# --- a link that breaks -------------------------------------------------------------------------------------------
+
+
+def test_an_upload_goes_on_where_the_gateway_has_it(gateway: Gateway, tmp_path: Path) -> None:
+    data = os.urandom(700_000)
+    path, digest = app_file(tmp_path, data)
+    gateway.cuts = [300_000, 200_000, 0]
+    gateway.jobs.expect(Script(JobKind.FLASH, "motor1", digest, {}, STEPS, result=RESULT))
+    done = bridged(gateway, "flash", "motor1", str(path), link=True)
+    assert done.returncode == 0, done.stderr
+    assert "connection lost" in done.stderr
+    assert "connected again" in done.stderr
+    assert gateway.connections >= 4
+    # Not everything was sent again: the offsets of the uploads grow.
+    offsets = [upload._announced.offset for upload in gateway.store.uploads]
+    assert offsets == sorted(offsets)
+    assert offsets[0] == 0 < offsets[-1]
+    assert len(gateway.jobs.submissions) == 1
+
+
+@pytest.mark.parametrize("cut", range(30, 160, 13))
+def test_a_submission_whose_answer_is_lost_starts_one_job_only(gateway: Gateway, cut: int) -> None:
+    """Wherever the bytes of the client end: before, within or after the line of the job."""
+    gateway.cuts = [cut, cut]
+    gateway.jobs.expect(Script(JobKind.RESET, "motor1", "", {}, STEPS, result={"seconds": 0.5}))
+    done = bridged(gateway, "reset", "motor1", link=True)
+    assert (done.returncode, done.stdout) == (0, "motor1: reset done in 0.5 s\n"), done.stderr
+    assert len(gateway.jobs.jobs) == 1
+
+
+def test_waiting_goes_on_after_a_lost_link_and_gives_up_in_time(gateway: Gateway) -> None:
+    gateway.jobs.expect(Script(JobKind.IDENTIFY, "motor1", "", {}, STEPS, gate=gateway.gate))
+    process = start(gateway, "id", "motor1", link=True)
+    assert process.stderr is not None
+    _until(lambda: bool(gateway.jobs.watchers))
+    gateway.run(_drop_all(gateway))
+    assert any("connection lost" in line for line in iter(process.stderr.readline, ""))
+    _until(lambda: bool(gateway.jobs.watchers))
+    gateway.open_gate()
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "motor1" in out
+    # The gateway goes away for good while a job runs.
+    gateway.jobs.expect(Script(JobKind.IDENTIFY, "motor1", "", {}, STEPS, gate=asyncio.Event()))
+    process = start(gateway, "id", "motor1", "--retry-for", "0.3")
+    _until(lambda: bool(gateway.jobs.watchers))
+    gateway.run(gateway.server.stop())
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == Exit.UNREACHABLE
+    assert "bridged watch j2" in err
+
+
+async def _drop_all(gateway: Gateway) -> None:
+    for connection in gateway.server._connections.values():
+        connection.writer.transport.abort()
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_control_c_leaves_the_job_running(gateway: Gateway) -> None:
+    gateway.jobs.expect(Script(JobKind.IDENTIFY, "motor1", "", {}, STEPS, gate=asyncio.Event()))
+    process = start(gateway, "id", "motor1")
+    assert process.stderr is not None
+    assert "motor1" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == Exit.INTERRUPTED
+    assert "job j1 goes on; follow it: bridged watch j1, stop it: bridged cancel j1" in err
+    assert "Traceback" not in err
+    assert gateway.jobs.get("j1").state is JobState.RUNNING
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_never_staged(gateway: Gateway, tmp_path: Path) -> None:
+    path, digest = app_file(tmp_path, b"x" * 15_000_000)  # More than all socket buffers on the way can hold.
+
+    def shrink(_offset: int) -> None:
+        os.truncate(path, 200_000)
+
+    gateway.store.on_write = shrink
+    done = bridged(gateway, "put", str(path))
+    assert (done.returncode, "DIGEST_MISMATCH" in done.stderr) == (Exit.FAILED, True)
+    assert gateway.store.have(digest) == (0, None, False)
+
+
+# --- looking, and other commands ----------------------------------------------------------------------------------
+
+
+def test_read_writes_the_file_whole_or_not_at_all(gateway: Gateway, tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    digest = gateway.store.add(data)
+    script = Script(
+        JobKind.READ, "motor1", "", {"address": 0x08000000, "length": 300_000}, STEPS, result={"data_sha256": digest}
+    )
+    gateway.jobs.expect(script)
+    out = tmp_path / "dump.bin"
+    done = bridged(gateway, "read", "motor1", "0x08000000", "300000", "-o", str(out))
+    assert (done.returncode, out.read_bytes()) == (0, data), done.stderr
+    assert list(tmp_path.glob(".*")) == []
+    failed = Script(JobKind.READ, "motor1", "", script.params, STEPS, end=JobState.FAILED, error=NoSync("silence"))
+    gateway.jobs.expect(failed)
+    other = tmp_path / "other.bin"
+    assert bridged(gateway, "read", "motor1", "0x08000000", "300000", "-o", str(other)).returncode == Exit.NO_TARGET
+    assert not other.exists()
+
+
+def test_looking_at_jobs_and_targets(gateway: Gateway, tmp_path: Path) -> None:
+    path, digest = app_file(tmp_path, b"firmware")
+    gateway.jobs.expect(Script(JobKind.FLASH, "motor1", digest, {}, [("write", 5, 10)], gate=asyncio.Event()))
+    done = bridged(gateway, "flash", "motor1", str(path), "--no-wait", "--id", "release-42")
+    assert (done.returncode, done.stdout) == (0, "j1\n")
+    assert bridged(gateway, "flash", "motor1", str(path), "--no-wait", "--id", "release-42").stdout == "j1\n"
+    targets = bridged(gateway, "targets").stdout.splitlines()
+    assert targets[0].split() == ["TARGET", "STATE", "CHIP", "QUEUE"]
+    assert targets[1].split() == ["motor1", "idle", "F756", "0"]
+    jobs = bridged(gateway, "jobs", "--target", "motor1").stdout.splitlines()
+    assert jobs[1].split()[:5] == ["j1", "flash", "motor1", "running", "write"]
+    assert bridged(gateway, "jobs", "--target", "motor2").stdout == "no jobs\n"
+    assert re.search(r"^state +running$", bridged(gateway, "status", "j1").stdout, re.MULTILINE)
+    assert re.search(r"^chip +F756$", bridged(gateway, "status", "motor1").stdout, re.MULTILINE)
+    assert bridged(gateway, "status", "motor9").returncode == Exit.USAGE
+    assert bridged(gateway, "status").stdout.startswith("TARGET")
+    plan = bridged(gateway, "plan", "motor1", str(path)).stdout
+    assert "0x08008000" in plan
+    assert re.search(r"^seconds +3.25$", plan, re.MULTILINE)
+    assert "running write 5/10 B" in bridged(gateway, "log", "j1").stdout
+    refused = bridged(gateway, "cancel", "j1")
+    assert (refused.returncode, "NOT_CANCELLABLE" in refused.stderr) == (Exit.BUSY, True)
+    assert bridged(gateway, "cancel", "j1", "--force").stdout == "job j1: canceled\n"
+    assert bridged(gateway, "watch", "j1").returncode == Exit.CANCELED
+
+
+def test_json_is_the_gateways_replies(gateway: Gateway, tmp_path: Path) -> None:
+    path, digest = app_file(tmp_path, b"firmware")
+    gateway.jobs.expect(Script(JobKind.FLASH, "motor1", digest, {}, STEPS, result=RESULT, gate=gateway.gate))
+    process = start(gateway, "--json", "flash", "motor1", str(path))
+    assert process.stdout is not None
+    said = ""
+    while '"phase":"verify"' not in said:
+        said += process.stdout.readline()
+    gateway.open_gate()
+    out, err = process.communicate(timeout=20)
+    shapes = [json.loads(line) for line in (said + out).splitlines()]
+    assert err == ""
+    assert shapes[-1]["data"]["evidence"] == "full"
+    assert {150, 250} == {shape["code"] for shape in shapes}
+    missing = json.loads(bridged(gateway, "status", "j7", "--json").stdout)
+    assert missing["text"] == "UNKNOWN_JOB"
+
+
+def test_unix_socket_and_environment(gateway: Gateway) -> None:
+    env = {**environment(), "BRIDGED_GATEWAY": f"unix:{gateway.root / 'gw.sock'}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bridged", "targets"], capture_output=True, text=True, timeout=20, check=False, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    assert "motor2" in done.stdout
+
+
+def test_on_a_terminal_progress_is_one_line_that_is_rewritten(gateway: Gateway) -> None:
+    gateway.jobs.expect(Script(JobKind.IDENTIFY, "motor1", "", {}, STEPS, result={"names": "STM32F756"}, gate=gateway.gate))
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command("id", "motor1", where=f"127.0.0.1:{gateway.port}"), stdout=subprocess.PIPE, stderr=slave, env=environment()
+    )
+    os.close(slave)
+    shown = os.read(master, 65536)
+    gateway.open_gate()
+    out, _ = process.communicate(timeout=20)
+    with contextlib.suppress(OSError):
+        while chunk := os.read(master, 65536):
+            shown += chunk
+    os.close(master)
+    assert b"STM32F756" in out
+    assert b"\n" not in shown
+    assert shown.count(b"\r") >= 2
+    assert shown.endswith(b"\r")
+
+
+def test_help_is_quick_and_complete() -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "bridged", "--help"], capture_output=True, text=True, timeout=20, check=True)
+    seconds = time.monotonic() - started
+    for text in ("serve", "demo", "check-config", "ensure", "exit codes:", "69", "BRIDGED_GATEWAY"):
+        assert text in done.stdout
+    assert all(str(code.value) in done.stdout for code in EXIT_TEXT)
+    assert seconds < 5  # A machine under load; what counts is below.
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import bridged.cli, sys; print(' '.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    ).stdout.split()
+    heavy = {"asyncio", "aiohttp", "prometheus_client", "rich", "serial", "gpiod", "ssl", "bridged.app", "bridged.api"}
+    assert not heavy & set(loaded)
+
+
+@pytest.mark.parametrize("name", ["put", "flash", "read", "jobs", "watch", "check-config"])
+def test_every_command_has_help(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bridged", name, "--help"], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert "example:" in done.stdout
+
+
+# --- small parts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("127.0.0.1:7100", "127.0.0.1:7100"),
+        ("gw", "gw:7100"),
+        ("[::1]:9", "::1:9"),
+        ("[::1]", "::1:7100"),
+        ("::1", "::1:7100"),
+        ("unix:/run/b.sock", "unix:/run/b.sock"),
+    ],
+)
+def test_addresses(text: str, shown: str) -> None:
+    assert str(Address.parse(text)) == shown
+
+
+@pytest.mark.parametrize("text", ["", ":7100", "gw:", "gw:x", "gw:0", "gw:70000", "gw:²"])
+def test_bad_addresses(text: str) -> None:
+    with pytest.raises(BadRequest):
+        Address.parse(text)
+
+
+def test_every_error_has_an_exit_code_above_zero() -> None:
+    for code, cls in BY_CODE.items():
+        assert exit_code(error_reply(cls("x"))) is not Exit.DONE, code
+
+
+def test_sentences_and_sizes(tmp_path: Path) -> None:
+    assert [size_text(n) for n in (0, 1023, 1024, 1536, 5 << 20, 5 << 30)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "1.5 KiB",
+        "5.0 MiB",
+        "5120.0 MiB",
+    ]
+    record = Reply(251, "", {"target": "m", "kind": "ensure", "evidence": "record", "age_s": 7.2})
+    assert outcome(record) == "m: nothing to do: the image is there already (evidence: record, 7 s old)"
+    assert table([{"a": 1, "b": None}, {"a": 22}], ["a", "b"]) == "A\n1\n22"
+    odd = tmp_path / "größe\n.elf"
+    odd.write_bytes(b"x")
+    assert LocalFile.of(odd).plain_name == "gr__e_.elf"
+    empty = tmp_path / "empty"
+    empty.touch()
+    with pytest.raises(BridgedError, match="no bytes"):
+        LocalFile.of(empty)
+
+
+def test_progress_without_a_terminal_is_said_for_each_phase(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    for done in range(0, 4096, 256):
+        screen.progress("motor1", "write", done, 4096, 10500.0)
+    screen.progress("motor1", "verify", 4096, 4096, 0)
+    assert capsys.readouterr().err.splitlines() == [
+        "motor1: write, 0 %, 0 B of 4.0 KiB, 10.5 kB/s",
+        "motor1: verify, 100 %, 4.0 KiB of 4.0 KiB",
+    ]
