@@ -246,6 +246,7 @@ class ScriptedTarget:
             on_event(PhaseStarted(Phase.WRITE, 512))
             for done in (256, 512):
                 on_progress(done)
+                await asyncio.sleep(0)
             on_event(PhaseStarted(Phase.VERIFY, 512))
             for number, sector in enumerate(SECTORS, start=1):
                 if sector not in proven:
