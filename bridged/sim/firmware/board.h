@@ -39,8 +39,8 @@
 #define PIN_TX 10u                      /* PC10: PA9/PA10 belong to the USB connector of a NUCLEO-F756ZG */
 #define PIN_RX 11u                      /* PC11 */
 #define USART_BASE 0x40004800u          /* USART3 */
-#define BALLAST_BYTES (116u * 1024u)    /* the four sectors of 32 KiB and a part of the one of 128 KiB */
-#define BLANK_BYTES (22u * 1024u)
+#define BALLAST_BYTES (90u * 1024u)     /* the four sectors of 32 KiB and a part of the one of 128 KiB */
+#define BLANK_BYTES (46u * 1024u)
 
 #elif defined(BOARD_H743)
 
@@ -54,8 +54,8 @@
 #define PIN_TX 10u                      /* PB10 */
 #define PIN_RX 11u                      /* PB11 */
 #define USART_BASE 0x40004800u          /* USART3 */
-#define BALLAST_BYTES (134u * 1024u)    /* two sectors of 128 KiB */
-#define BLANK_BYTES (24u * 1024u)
+#define BALLAST_BYTES (70u * 1024u)     /* two sectors of 128 KiB */
+#define BLANK_BYTES (64u * 1024u)
 
 #else
 #error "define one of BOARD_L476, BOARD_F756, BOARD_H743"
