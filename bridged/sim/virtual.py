@@ -4,9 +4,9 @@ Time advances only by what happens on the wire and in the device; the host itsel
 so. A mass erase of 20 s takes microseconds of real time, and the numbers are exact: bytes, turnarounds, overruns, time in
 each phase. ``VirtualUart`` is the port by itself, for tests of single exchanges; ``run`` drives a whole flow over it.
 
-A ``PowerCut`` ends a run as SIGKILL or a power failure of the gateway would: the flow is not resumed and none of its later
-steps is carried out. Its ``finally`` blocks are Python and cannot be prevented from running when the generator is closed,
-but every step they yield is thrown away. The device stays as it is; what the lines do then is up to the caller.
+A ``PowerCut`` ends a run as SIGKILL or a power failure of the gateway would: the flow is closed, not resumed, and none of its
+later steps is carried out. (A ``finally`` block of the flow runs up to the first step that it asks for, and ends there.) The
+device stays as it is; what becomes of the lines then is up to the caller.
 
 As in the session process, ``SetLines`` waits for the end of a hazard (P9). Whether waiting was right is judged by the device:
 a line that moves while it really erases is a violation, whatever was declared. This module knows no loader command.
@@ -42,7 +42,7 @@ from bridged.sim.wire import Burst, Format, hear
 T = TypeVar("T")
 
 _DRAIN_LIMIT = 4096
-_CLOSE_LIMIT = 1000
+_CLOSE_LIMIT = 100
 
 
 def ns(seconds: float) -> int:
@@ -274,11 +274,11 @@ def run(
 
 
 def _abandon(flow: Generator[Step, Any, Any]) -> None:
-    """Close a flow without carrying out any step that its ``finally`` blocks ask for."""
+    """Close a flow without carrying out any step that its ``finally`` blocks ask for, each at its first one."""
     for _ in range(_CLOSE_LIMIT):
         try:
             flow.close()
-        except RuntimeError:  # it yielded a step instead of ending
+        except RuntimeError:  # it asked for a step instead of ending
             continue
         except Exception:
             return
