@@ -69,7 +69,7 @@ class Gateway:
 @dataclass(frozen=True, slots=True)
 class Api:
     listen: str = _f("127.0.0.1:7100", "Line protocol, HOST:PORT; loopback only; empty: off.", kind="listen")
-    socket: str = _f("", "Unix socket of the line protocol; empty: $RUNTIME_DIRECTORY/bridged.sock.", kind="socket")
+    socket: str = _f("", "Unix socket of the line protocol; empty: $RUNTIME_DIRECTORY/bridged.sock, or none.", kind="socket")
     metrics: str = _f("127.0.0.1:7102", "Prometheus metrics, HOST:PORT; loopback only; empty: off.", kind="listen")
     connections: int = _f(1000, "Most connections at once, all listeners together.", low=1, high=65536)
     idle_timeout_s: float = _f(300.0, "A client that says nothing for so long is closed.", low=1, high=86400)
