@@ -232,7 +232,8 @@ _ENTRY = Param("entry", "choice", "one-shot: accept that the loader cannot be en
 _FORCE = Param("force", "list", "vectors: accept a vector table that looks wrong", ("vectors",))
 _VERIFY = Param("verify", "choice", "full, always: everything is read back", ("full",))
 _FULL = Param("mode", "choice", "full: every sector of the image is erased and written", ("full",))
-_WRITING = (_ADDR, _TYPE, _VERIFY, _OUTSIDE, _ENTRY, _FORCE, _ID, _WAIT)
+_TRACE = Param("trace", "flag", "1: keep the recording of the dialogue also when the job succeeds", ("0", "1"))
+_WRITING = (_ADDR, _TYPE, _VERIFY, _OUTSIDE, _ENTRY, _FORCE, _TRACE, _ID, _WAIT)
 _SUBMITTED = "250 job=ID state=queued (wait=1: 150 lines, then 250 done, 251 nothing to do, 400 and others failed)"
 
 _TABLE = (
@@ -290,30 +291,30 @@ _TABLE = (
         "Compares the flash with an image; changes nothing.",
         _SUBMITTED,
         (_TARGET, _IMAGE),
-        (_ADDR, _TYPE, _ID, _WAIT),
+        (_ADDR, _TYPE, _TRACE, _ID, _WAIT),
     ),
     Verb(
         "READ",
         "Reads memory; fetch the bytes with GET <job>.",
         _SUBMITTED,
         (_TARGET, Param("addr", "address", "first address"), Param("len", "length", "number of bytes")),
-        (_ID, _WAIT),
+        (_TRACE, _ID, _WAIT),
     ),
     Verb(
         "ERASE",
         "Erases the sectors of a range, which must begin and end on sector bounds: an erase is never widened.",
         _SUBMITTED,
         (_TARGET, Param("range", "range", "ADDR+LEN, or all")),
-        (_ENTRY, _ID, _WAIT),
+        (_ENTRY, _TRACE, _ID, _WAIT),
     ),
     Verb(
         "RESET",
         "Resets the target into its application, or into the loader.",
         _SUBMITTED,
         (_TARGET,),
-        (Param("mode", "choice", "app: the application, boot: the ROM loader", ("app", "boot")), _ID, _WAIT),
+        (Param("mode", "choice", "app: the application, boot: the ROM loader", ("app", "boot")), _TRACE, _ID, _WAIT),
     ),
-    Verb("ID", "Asks the chip who it is.", _SUBMITTED, (_TARGET,), (_ID, _WAIT)),
+    Verb("ID", "Asks the chip who it is.", _SUBMITTED, (_TARGET,), (_TRACE, _ID, _WAIT)),
     Verb(
         "PLAN",
         "Shows what FLASH would erase, keep and write; touches nothing.",
