@@ -439,7 +439,19 @@ def outcome(reply: Reply) -> str:
     elif kind == "verify":
         text = f"{who}equal{seconds}: {size_text(int(data.get('bytes_compared') or 0))} compared"
     elif kind == "identify":
-        left_out = ("job", "kind", "state", "target", "phases", "changed", "content", "evidence", "banner", "seconds")
+        left_out = (
+            "job",
+            "kind",
+            "state",
+            "target",
+            "phases",
+            "changed",
+            "content",
+            "evidence",
+            "banner",
+            "seconds",
+            "layouts",
+        )
         return facts({"target": data.get("target")} | {k: v for k, v in data.items() if k not in left_out})
     else:
         text = f"{who}{kind} done{seconds}"
@@ -709,7 +721,7 @@ class Command:
         rows: list[Reply] = []
         self._ask(format_request("TARGETS"), rows.append)
         found = [dict(codec.flatten(row.data)) for row in rows]
-        first = ["target", "state", "chip", "reason", "queue", "image", "owner"]
+        first = ["target", "state", "chip", "family", "image_name", "proven", "owner", "queued", "reason"]
         rest = sorted({key for row in found for key in row} - set(first))
         self._print(table(found, [*first, *(rest if self.args.long else ())]) if found else "no targets are configured")
         return Exit.DONE

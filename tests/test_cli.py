@@ -162,7 +162,7 @@ def test_flash_uploads_waits_and_says_what_was_proven(gateway: Gateway, tmp_path
         "  it says: hello 1.0",
     ]
     assert said[0].startswith("app.elf: upload, 100 %, 4.0 KiB of 4.0 KiB, ")
-    assert said[-1] == "motor1: verify, 100 %, 4.0 KiB of 4.0 KiB\n"
+    assert said[-1] == "motor1: verify, 100 %, 4.0 KiB of 4.0 KiB, 10.5 kB/s\n"
     assert gateway.store.get("app.elf").sha256 == digest
     # It is there already, so nothing is sent again; and the flash options reach the job.
     params = {"addr": 0x08000000, "type": "bin", "outside": "discard", "entry": "one-shot", "force": "vectors"}
@@ -355,10 +355,10 @@ def test_a_file_that_shrinks_while_it_is_sent_is_never_staged(gateway: Gateway, 
 
 def test_read_writes_the_file_whole_or_not_at_all(gateway: Gateway, tmp_path: Path) -> None:
     data = os.urandom(300_000)
-    digest = gateway.store.add(data)
-    script = Script(
-        JobKind.READ, "motor1", "", {"address": 0x08000000, "length": 300_000}, STEPS, result={"data_sha256": digest}
-    )
+    gateway.jobs.results["j1"] = tmp_path / "result"
+    gateway.jobs.results["j1"].write_bytes(data)
+    result = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    script = Script(JobKind.READ, "motor1", "", {"address": 0x08000000, "length": 300_000}, STEPS, result=result)
     gateway.jobs.expect(script)
     out = tmp_path / "dump.bin"
     done = bridged(gateway, "read", "motor1", "0x08000000", "300000", "-o", str(out))
@@ -378,8 +378,8 @@ def test_looking_at_jobs_and_targets(gateway: Gateway, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "j1\n")
     assert bridged(gateway, "flash", "motor1", str(path), "--no-wait", "--id", "release-42").stdout == "j1\n"
     targets = bridged(gateway, "targets").stdout.splitlines()
-    assert targets[0].split() == ["TARGET", "STATE", "CHIP", "QUEUE"]
-    assert targets[1].split() == ["motor1", "idle", "F756", "0"]
+    assert targets[0].split() == ["TARGET", "STATE", "CHIP", "PROVEN", "QUEUED"]
+    assert targets[1].split() == ["motor1", "idle", "F756", "2023-11-14T22:13:20.000Z", "0"]
     jobs = bridged(gateway, "jobs", "--target", "motor1").stdout.splitlines()
     assert jobs[1].split()[:5] == ["j1", "flash", "motor1", "running", "write"]
     assert bridged(gateway, "jobs", "--target", "motor2").stdout == "no jobs\n"

@@ -99,6 +99,7 @@ class JobsApi(Protocol):
     def targets(self) -> Rows: ...
     def info(self, name: str) -> dict[str, Any]: ...
     async def plan(self, target: str, image_ref: str, params: dict[str, Any]) -> dict[str, Any]: ...
+    def read_result(self, job_id: str) -> Path: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,13 +570,16 @@ class _Connection:
         ref = values["image|job"]
         try:
             staged = await _in_thread(self.server.store.get, ref)
+            path, sha256 = staged.path, staged.sha256
         except UnknownImage:
-            result = await self._result_of(ref)
-            staged = await _in_thread(self.server.store.get, result)
-        file = await asyncio.to_thread(staged.path.open, "rb")
+            path, sha256 = await self._result_of(ref)
         try:
-            await self._send(Reply(250, "", {"size": staged.size_bytes, "sha256": staged.sha256}))
-            left = staged.size_bytes
+            file = await asyncio.to_thread(path.open, "rb")
+        except FileNotFoundError:
+            raise UnknownImage(f"{ref} was removed a moment ago", image=ref) from None
+        try:
+            left = os.fstat(file.fileno()).st_size
+            await self._send(Reply(250, "", {"size": left, "sha256": sha256}))
             while left:
                 data = await _in_thread(file.read, min(left, CHUNK_BYTES))
                 if not data:
@@ -586,13 +590,11 @@ class _Connection:
         finally:
             file.close()
 
-    async def _result_of(self, ref: str) -> str:
-        """Digest of what the READ job ``ref`` has read. Raises ``UnknownImage``, ``UnknownJob``."""
+    async def _result_of(self, ref: str) -> tuple[Path, str]:
+        """File and digest of what the READ job ``ref`` has read. Raises ``UnknownJob``, ``BadRequest``."""
         job = self.server.jobs.get(ref)
-        digest = (job.result or {}).get("data_sha256")
-        if job.kind is not JobKind.READ or not digest:
-            raise UnknownImage(f"job {ref} ({job.kind}, {job.state}) has read nothing that could be fetched", job=ref)
-        return str(digest)
+        path = await _in_thread(self.server.jobs.read_result, ref)
+        return path, str((job.result or {}).get("sha256", ""))
 
     # --- jobs -----------------------------------------------------------------------------------------------------
 
@@ -635,34 +637,37 @@ class _Connection:
             await self._send(Reply(250, "", {"job": job.id, "state": job.state, "target": job.target, "kind": job.kind}))
 
     async def _follow(self, job: Job, timeout_s: float | None) -> Job:
-        """Streams 150 lines until ``job`` has ended or the time is over; the job as it is then."""
-        async with contextlib.aclosing(self._updates(job.id, None, timeout_s)) as updates:
+        """Streams 150 lines until ``job`` has ended or the time is over; the job as it is then. Raises ``Stopped``."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        async with contextlib.aclosing(self._updates(job.id, None, deadline)) as updates:
             async for update in updates:
-                if update is None:
-                    job = self.server.jobs.get(job.id)
-                    if job.terminal:
-                        break
-                    await self._send(_progress_of(job))
-                else:
+                if update is not None:
                     await self._send(_progress(update))
-                    if update.state in TERMINAL:
-                        break
-        return self.server.jobs.get(job.id)
+                    ended = update.state in TERMINAL
+                else:
+                    job = self.server.jobs.get(job.id)
+                    ended = job.terminal
+                    if not ended:
+                        await self._send(_progress_of(job))
+                if ended:
+                    break
+        job = self.server.jobs.get(job.id)
+        if not job.terminal and (deadline is None or loop.time() < deadline):
+            raise Stopped("the daemon is stopping; the job goes on after its next start", job=job.id)
+        return job
 
     async def _updates(
-        self, job_id: str | None, target: str | None, timeout_s: float | None
+        self, job_id: str | None, target: str | None, deadline: float | None
     ) -> AsyncGenerator[Update | None, None]:
-        """Updates as they come; ``None`` when it is time for a sign of life, and once before the first.
+        """Updates as they come, the first of them how things are; ``None`` when it is time for a sign of life.
 
         Raises ``_Gone`` when the client has left, ``Stopped`` when the daemon stops.
         """
         loop = asyncio.get_running_loop()
-        deadline = None if timeout_s is None else loop.time() + timeout_s
         source = self.server.jobs.watch(job_id=job_id, target=target)
         pending = asyncio.ensure_future(_first(source))
-        await asyncio.sleep(0)  # The watcher is registered before the state is looked at: no change falls in between.
         try:
-            yield None
             while True:
                 patience = self.limits.heartbeat_s
                 if deadline is not None:
@@ -709,11 +714,12 @@ class _Connection:
 
     async def _watch(self, values: dict[str, Any]) -> None:
         what = values["job|target|*"]
-        names = [str(entry.get("name", "")) for entry in self.server.jobs.targets()]
+        names = [str(entry["name"]) for entry in self.server.jobs.targets()]
         if what != "*" and what not in names:
             job = self.server.jobs.get(what)
             await self._send(final_reply(job if job.terminal else await self._follow(job, None)))
             return
+        await self._send(Reply(150, "WATCHING", {"watch": what}, more=True))
         async with contextlib.aclosing(self._updates(None, None if what == "*" else what, None)) as updates:
             async for update in updates:
                 # Without a job there is no end: the sign of life says only that we are here.
@@ -743,12 +749,13 @@ class _Connection:
 
     async def _targets(self, _values: dict[str, Any]) -> None:
         found = self.server.jobs.targets()
-        await self._send_many([Reply(250, "", _named_first(entry), more=True) for entry in found])
+        await self._send_many([Reply(250, "", _target_data(entry), more=True) for entry in found])
         await self._send(Reply(250, "", {"targets": len(found)}))
 
     async def _info(self, values: dict[str, Any]) -> None:
         info = self.server.jobs.info(values["target"])
-        await self._send_many([Reply(250, "", {key: value}, more=True) for key, value in info.items() if value is not None])
+        rows = [(key, value) for key, value in _target_data(info).items() if key != "target" and value not in (None, "")]
+        await self._send_many([Reply(250, "", {key: value}, more=True) for key, value in rows])
         await self._send(Reply(250, "", {"target": values["target"]}))
 
     async def _plan(self, values: dict[str, Any]) -> None:
@@ -889,7 +896,12 @@ def _progress_of(job: Job) -> Reply:
     return Reply(150, "", data, more=True)
 
 
-def _named_first(entry: dict[str, Any]) -> dict[str, Any]:
-    """``name`` of a target goes out as ``target``, the word that every other line uses."""
-    rest = {key: value for key, value in entry.items() if key != "name"}
-    return {"target": entry["name"], **rest} if "name" in entry else rest
+def _target_data(info: dict[str, Any]) -> dict[str, Any]:
+    """``name`` goes out as ``target``, the word that every other line uses; times as people read them."""
+    data = {"target": info["name"], **{key: value for key, value in info.items() if key != "name"}}
+    for key in ("identified", "proven"):
+        if isinstance(data.get(key), int | float):
+            data[key] = utc(data[key])
+    if isinstance(data.get("pid"), int):
+        data["pid"] = f"0x{data['pid']:03x}" if data["pid"] else None
+    return data

@@ -29,6 +29,7 @@ from prometheus_client.exposition import choose_encoder
 from bridged import __version__
 from bridged.api.line import check_loopback
 from bridged.errors import BridgedError, ConfigError, TargetError
+from bridged.events import Event, SectorErased, StepDone
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Update
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # The ``_created`` series double the page, and no rule of ours uses them.
@@ -149,21 +150,20 @@ class Metrics:
             known.phase, known.phase_at = update.phase, update.at
         self.running.labels(update.target).set(update.state is JobState.RUNNING)
         self.progress.labels(update.target).set(update.done / update.total if update.total else 0)
-        self._event(update)
+        if update.event.get("event") == "Retried":
+            self.retries.labels(update.target, str(update.event["step"])).inc()
         if update.state is JobState.INTERRUPTED:
             known.started, known.phase = 0.0, ""  # The pause between two lives of the daemon is no duration.
         elif update.state in TERMINAL:
             self._end(update, job, known)
 
-    def _event(self, update: Update) -> None:
-        event = update.event
-        match event.get("event"):
-            case "StepDone":
-                self.ack_seconds.labels(str(event["step"])).observe(float(event["seconds"]))
-            case "Retried":
-                self.retries.labels(update.target, str(event["step"])).inc()
-            case "SectorErased":
-                self.sectors.labels(update.target, "erased").inc()
+    def count(self, target: str, event: Event) -> None:
+        """Events of a session that are too many for the log of a job, and so come beside its updates."""
+        match event:
+            case StepDone():
+                self.ack_seconds.labels(event.step).observe(event.seconds)
+            case SectorErased():
+                self.sectors.labels(target, "erased").inc()
 
     def _end_phase(self, known: _Running, at: float) -> None:
         if known.phase and known.started:
@@ -209,7 +209,7 @@ class Metrics:
             state = str(entry.get("state", ""))
             for known in TARGET_STATES:
                 self.target_state.labels(name, known).set(known == state)
-            self.queued.labels(name).set(int(entry.get("queue") or 0))
+            self.queued.labels(name).set(int(entry.get("queued") or 0))
             pid = entry.get("pid") or entry.get("chip_id") or ""
             chip_id = f"0x{pid:03x}" if isinstance(pid, int) else str(pid)
             firmware = str(entry.get("image_name") or entry.get("firmware") or "")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bridged.errors import (
+    BadRequest,
     BridgedError,
     IdempotencyConflict,
     NotCancellable,
@@ -49,6 +50,7 @@ class FakeJobs:
         self.updates: dict[str, list[Update]] = {}
         self.watchers: set[asyncio.Queue[Update]] = set()
         self.refuse: BridgedError | None = None
+        self.results: dict[str, Path] = {}
         self.surprises: list[str] = []
         self._ids: dict[str, tuple[Submission, str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,10 +103,13 @@ class FakeJobs:
             return
         job = replace(old, seq=old.seq + 1, **changes)
         self.jobs[job_id] = job
-        update = Update(job.id, job.target, job.seq, NOW + job.seq, job.state, job.phase, job.done, job.total, 10500.0)
+        update = self.update_of(job)
         self.updates[job_id].append(update)
         for queue in self.watchers:
             queue.put_nowait(update)
+
+    def update_of(self, job: Job) -> Update:
+        return Update(job.id, job.target, job.seq, NOW + job.seq, job.state, job.phase, job.done, job.total, 10500.0)
 
     async def close(self) -> None:
         """Ends jobs that still wait for their gate."""
@@ -131,6 +136,8 @@ class FakeJobs:
     async def watch(self, job_id: str | None = None, target: str | None = None) -> AsyncIterator[Update]:
         queue: asyncio.Queue[Update] = asyncio.Queue()
         self.watchers.add(queue)
+        for job in [self.get(job_id)] if job_id else [j for j in self.jobs.values() if not j.terminal]:
+            queue.put_nowait(self.update_of(job))
         try:
             while True:
                 update = await queue.get()
@@ -151,7 +158,22 @@ class FakeJobs:
     def info(self, name: str) -> dict[str, Any]:
         if name not in ("motor1", "motor2"):
             raise UnknownTarget(f"there is no target {name}", target=name)
-        return {"name": name, "state": "idle", "reason": None, "chip": "F756", "uid": "", "queue": 0}
+        return {
+            "name": name,
+            "state": "idle",
+            "reason": None,
+            "chip": "F756",
+            "uid": "",
+            "pid": 0x449,
+            "proven": NOW,
+            "queued": 0,
+        }
+
+    def read_result(self, job_id: str) -> Path:
+        job = self.get(job_id)
+        if job.kind is not JobKind.READ or job.state is not JobState.SUCCEEDED:
+            raise BadRequest(f"job {job_id} ({job.kind}, {job.state}) has no bytes to show", job=job_id)
+        return self.results[job_id]
 
     async def plan(self, target: str, image_ref: str, params: dict[str, Any]) -> dict[str, Any]:
         self.info(target)

@@ -158,7 +158,7 @@ def test_json_lines(tmp_path: Path) -> None:
         await c.say("TARGETS")
         lines = await c.replies()
         assert [r.data.get("target") for r in lines] == ["motor1", "motor2", None]
-        assert lines[0].data["queue"] == 0
+        assert lines[0].data["queued"] == 0
         error = await c.ask("STATUS nope")
         assert (error.code, error.text, error.data["retryable"]) == (404, "UNKNOWN_JOB", False)
         assert error.data["cause"]
@@ -480,16 +480,18 @@ def test_put_have_get(tmp_path: Path) -> None:
 
 def test_what_a_read_job_read_comes_back(tmp_path: Path) -> None:
     async def body(w: World) -> None:
-        digest = w.store.add(DATA)
-        w.jobs.expect(Script(JobKind.READ, "motor1", "", {"address": 0, "length": 16}, result={"data_sha256": digest}))
+        result = {"sha256": sha(DATA), "size": len(DATA)}
+        w.jobs.expect(Script(JobKind.READ, "motor1", "", {"address": 0, "length": 16}, result=result))
         w.jobs.expect(Script(JobKind.IDENTIFY, "motor1"))
+        w.jobs.results["j1"] = tmp_path / "j1.bin"
+        w.jobs.results["j1"].write_bytes(DATA)
         c = await w.connect()
         await c.ask("READ motor1 0x0 16 wait=1")
         await c.say("GET j1")
-        assert (await c.reply()).data["sha256"] == digest
+        assert (await c.reply()).data == {"size": str(len(DATA)), "sha256": sha(DATA)}
         assert await c.reader.readexactly(len(DATA)) == DATA
         await c.ask("ID motor1 wait=1")
-        assert (await c.ask("GET j2")).text == "UNKNOWN_IMAGE"
+        assert (await c.ask("GET j2")).text == "BAD_REQUEST"
 
     run(tmp_path, body)
 

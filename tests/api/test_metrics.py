@@ -81,8 +81,10 @@ def test_a_flash_that_succeeds() -> None:
     story = Story(metrics)
     story.tell(1000.0, JobState.QUEUED)
     story.tell(1001.0, JobState.RUNNING, "sync")
-    story.tell(1001.5, JobState.RUNNING, "erase", SectorErased(0x08000000, 32768, 0.4))
-    story.tell(1002.0, JobState.RUNNING, "write", StepDone("write_memory", 0.004), done=0, total=4096)
+    story.tell(1001.5, JobState.RUNNING, "erase")
+    metrics.count("motor1", SectorErased(0x08000000, 32768, 0.4))
+    story.tell(1002.0, JobState.RUNNING, "write", done=0, total=4096)
+    metrics.count("motor1", StepDone("write_memory", 0.004))
     story.tell(1003.0, JobState.RUNNING, "write", Retried("write_memory", "NACK"), done=1024)
     assert value(metrics, "bridged_job_running", target="motor1") == 1
     assert value(metrics, "bridged_job_progress_ratio", target="motor1") == 0.25
@@ -132,7 +134,7 @@ def test_an_interrupted_job_does_not_count_the_time_between_two_daemons() -> Non
 
 def test_targets_and_openmetrics_exemplars() -> None:
     metrics = Metrics(["motor1"])
-    entry: dict[str, Any] = {"name": "motor1", "state": "busy", "queue": 3, "pid": 0x449, "family": "F74x/F75x"}
+    entry: dict[str, Any] = {"name": "motor1", "state": "busy", "queued": 3, "pid": 0x449, "family": "F74x/F75x"}
     metrics.refresh([entry | {"image_name": "app-1"}])
     metrics.refresh([entry | {"image_name": "app-2"}])
     assert value(metrics, "bridged_target_state", target="motor1", state="busy") == 1
