@@ -518,7 +518,7 @@ def run(images: Sequence[DemoImage], directory: Path, fast: bool, screen: Screen
         screen.say("\nThe figures, from the jobs' own results:\n")
         screen.say(figures([outcomes[name] for name in names], paced=not fast))
         screen.say("\n  wire limit: bytes that AN3155 needs to read, write and read back, both directions, 11 bits each;")
-        screen.say("  reached: that limit against the time really spent, the flash's own programming time included.\n")
+        screen.say("  reached: that limit against the time spent, with programming and this machine's latency in it.\n")
         samples = fetch_metrics(metrics_port)
         screen.say(f"$ curl -s 127.0.0.1:{metrics_port}/metrics | grep {names[0]}\n")
         screen.say(excerpt(samples, names))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from bridged import cli
 from bridged.chips import CHIPS
 from bridged.errors import BY_CODE
 from bridged.protocol.line import VERBS
@@ -71,6 +74,20 @@ def test_readme_promises_the_families_of_the_chip_table() -> None:
         if not chip.layout_confirmed:
             only_family = chip.family not in flashed[1].split()
             assert (chip.family if only_family else f"0x{chip.pid:03X}") in unsure[1]
+
+
+def test_exit_codes_are_those_of_the_command_line() -> None:
+    text = (ROOT / "docs" / "getting-started.md").read_text()
+    documented = re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)
+    assert documented == [(str(code.value), meaning) for code, meaning in cli.EXIT_TEXT.items()]
+
+
+def test_commands_used_in_the_pages_exist(page: Path) -> None:
+    text = page.read_text()
+    used = set(re.findall(r"^(?:sudo )?bridged ([a-z-]+)", "".join(_blocks(text)), re.MULTILINE))
+    used |= set(re.findall(r"`bridged ([a-z-]+)[^`]*`", text))
+    known = subprocess.run([sys.executable, "-m", "bridged", "--help"], capture_output=True, text=True, check=True).stdout
+    assert {command for command in used if f"\n    {command} " not in known} == set()
 
 
 def _blocks(text: str) -> list[str]:
