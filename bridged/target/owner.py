@@ -7,6 +7,9 @@ progress and barriers go to the callables of the caller.
 
 States: ``absent`` (no device, or somebody else has it; tried again by itself), ``idle``, ``busy``, ``broken`` (lines could not
 be brought back to idle; only ``clear`` or a restart gets out of it). Opening moves the lines to idle and resets nothing.
+
+A target that ``shares`` its port or a line with another cannot keep them open. It takes them once to bring the lines to idle,
+then for each session only; the caller runs such targets one at a time.
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ class Target:
         self._changed = asyncio.Condition()
         self._not_before = 0.0
         self._session: _Session | None = None
+        self._shared = bool(settings.shares)
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -122,6 +126,8 @@ class Target:
                     if error.message != self.reason:
                         await self._set("absent", error.message)
                 else:
+                    if self._shared:
+                        await asyncio.to_thread(self._let_go)
                     await self._set("idle", "")
             elif self.state == "idle" and self._vanished():
                 await asyncio.to_thread(self._let_go)
@@ -148,7 +154,8 @@ class Target:
 
     def _vanished(self) -> bool:
         """Whether the open port no longer is what its name means. What an idle target says is dropped: there is no console."""
-        assert self._uart is not None
+        if self._uart is None:
+            return not os.path.exists(self.config.port)
         try:
             if os.stat(self.config.port).st_rdev != os.fstat(self._uart.fd).st_rdev:
                 return True
@@ -183,13 +190,24 @@ class Target:
         Raises ``LineUnavailable`` or ``PortGone``; the target is marked broken then.
         """
         await asyncio.sleep(hazard_s)
-        if self._lines is None or self._uart is None:
-            raise PortGone(f"target {self.name}: {self.reason}")
         try:
+            await self._open_shared()
+            if self._lines is None:
+                raise PortGone(f"target {self.name}: {self.reason}")
             await self._back_to_application()
         except LinkError as error:
             await self._set("broken", f"after an interrupted session: {error.message}")
             raise
+        finally:
+            await self._close_shared()
+
+    async def _open_shared(self) -> None:
+        if self._shared and self._uart is None:
+            await asyncio.to_thread(self._take)
+
+    async def _close_shared(self) -> None:
+        if self._shared:
+            await asyncio.to_thread(self._let_go)
 
     async def _back_to_application(self) -> None:
         assert self._lines is not None
@@ -283,17 +301,19 @@ class Target:
         if self.lease is not None or self.state == "busy":
             holder = self.lease.holder if self.lease else "another session"
             raise TargetBusy(f"target {self.name} is held by {holder}", target=self.name, holder=holder)
-        if self._uart is None or self._lines is None:
+        if self.state == "absent":
             raise PortGone(f"target {self.name}: {self.reason}", target=self.name, port=self.config.port)
         self.lease = Lease(job_id, "job", time.time())
         await self._set("busy", f"job {job_id}")
         on_event(PhaseStarted(Phase.LOCK))
         try:
+            await self._open_shared()
             request = self._request(kind, params, proven)
             return await self._run(request, image, kept, on_event, on_progress, on_barrier)
         finally:
             self._session = None
             self.lease = None
+            await self._close_shared()
             if self.state == "busy":
                 if self._vanished():
                     await asyncio.to_thread(self._let_go)

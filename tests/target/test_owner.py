@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +257,21 @@ def test_a_device_may_come_late_and_go(tmp_path: Path, monkeypatch: pytest.Monke
         await target.close()
 
     asyncio.run(main())
+
+
+def test_two_targets_that_share_a_port_take_turns(tmp_path: Path) -> None:
+    with simulated(tmp_path) as rig:
+        settings = replace(rig.target.config, shares=["other"])
+        first, second = Target("one", settings), Target("two", settings)
+
+        async def main() -> None:
+            for target in (first, second):
+                await target.open()
+                assert await target.wait_idle_hardware(5), target.reason
+            for target in (first, second, first):
+                assert (await target.run("identify", {}, None, job_id="j"))["pid"] == 0x415
+                assert target.state == "idle"
+            for target in (first, second):
+                await target.close()
+
+        asyncio.run(main())
