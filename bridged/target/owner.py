@@ -75,7 +75,6 @@ class Target:
         self.reason = "not opened yet"
         self.lease: Lease | None = None
         self.last_trace = ""
-        self.uart_errors: Counters | None = None
         self._on_change = on_change
         self._uart: Uart | None = None
         self._lines: wires.Lines | None = None
@@ -291,7 +290,8 @@ class Target:
         on_progress: Callable[[int], None] = lambda _done: None,
         on_barrier: Barrier | None = None,
     ) -> dict[str, Any]:
-        """Run one session and return ``Result.to_dict()`` (with ``data``, bytes, for kind read).
+        """Run one session and return ``Result.to_dict()``, with ``uart_errors`` (what the kernel counted, by kind) and, for kind
+        read, ``data`` (bytes).
 
         ``on_barrier(state, hazard_s, kept)`` must not return before the state is on disk; what it raises ends the session.
         Raises what the session raised; ``SessionDied`` or ``DeadlineExceeded`` after the target was released.
@@ -348,22 +348,27 @@ class Target:
                 raise SessionDied(f"the session process ended with {session.ending} and left no result", ending=session.ending)
             if session.board.lines_failed:
                 await self._after_death(session)
-            if before is not None and (after := self._counters()) is not None:
-                self.uart_errors = after - before
+            errors = self._uart_errors(before)
             if "error" in outcome:
-                raise from_dict(outcome["error"])
-            result: dict[str, Any] = outcome["result"]
+                error = from_dict(outcome["error"])
+                error.facts.update({f"uart_{name}_errors": count for name, count in errors.items() if count})
+                raise error
+            result: dict[str, Any] = {**outcome["result"], "uart_errors": errors}
             if outcome["data_bytes"]:
                 result["data"] = os.pread(session.out, int(outcome["data_bytes"]), 0)
             return result
         finally:
             session.close()
 
-    def _counters(self) -> Counters | None:
+    def _uart_errors(self, before: Counters | None) -> dict[str, int]:
+        """What the kernel counted on the port during the session; empty where the driver does not count (a pty)."""
         assert self._uart is not None
         with contextlib.suppress(LinkError):
-            return self._uart.counters()
-        return None
+            after = self._uart.counters()
+            if before is not None and after is not None:
+                new = after - before
+                return {"frame": new.frame, "parity": new.parity, "overrun": new.overrun + new.buf_overrun, "brk": new.brk}
+        return {}
 
     async def _after_death(self, session: _Session) -> None:
         """P9, then P4, by the daemon, which has the same descriptors."""
