@@ -290,7 +290,7 @@ class Target:
         on_progress: Callable[[int], None] = lambda _done: None,
         on_barrier: Barrier | None = None,
     ) -> dict[str, Any]:
-        """Run one session and return ``Result.to_dict()``, with ``uart_errors`` (what the kernel counted, by kind) and, for kind
+        """Run one session and return ``Result.to_dict()``, with ``uart_errors`` (what the kernel counted) and, for kind
         read, ``data`` (bytes).
 
         ``on_barrier(state, hazard_s, kept)`` must not return before the state is on disk; what it raises ends the session.
