@@ -38,6 +38,7 @@ _PIECE_NS = 10_000_000  # long answers come in pieces, as from the FIFO of a UAR
 _LINE_LIMIT = 80
 _SAVE_AFTER_NS = 1_000_000_000
 _CONNECTION_LIMIT = 8
+_SELECT_LIMIT = 1024  # select() takes no descriptor beyond
 
 
 class PtyDevice:
@@ -80,7 +81,7 @@ class PtyDevice:
         self._saved: bytes | None = None
         self._looked_ns = 0
         self._thread = threading.Thread(target=self._loop, name=f"sim {self.path}", daemon=True)
-        self._poll = select.poll()
+        self._watched: list[int] = []
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -95,10 +96,12 @@ class PtyDevice:
         except (OSError, ValueError) as error:
             self._close()
             raise LinkError(f"Starting a simulated device at {self.path}: {error}") from error
-        for fd in (self._master, self._stop_read):
-            self._poll.register(fd, select.POLLIN)
+        self._watched = [self._master, self._stop_read]
         if self._server is not None:
-            self._poll.register(self._server, select.POLLIN)
+            self._watched.append(self._server.fileno())
+        if max(self._watched) >= _SELECT_LIMIT:
+            self._close()
+            raise LinkError(f"Starting a simulated device at {self.path}: this process has too many files open")
         self._base_ns = time.monotonic_ns() - self.device.now_ns
         # Power comes only now, so that a flash file already counts for what the chip starts.
         self.device.set_lines(self.device.now_ns, power=True)
@@ -164,8 +167,9 @@ class PtyDevice:
     def _loop(self) -> None:
         while True:
             with self.lock:
-                wait_ms = self._work()
-            for fd, _ in self._poll.poll(wait_ms):
+                wait_s = self._work()
+            # Not poll(): its milliseconds, rounded up, would add several byte times to every turnaround.
+            for fd in select.select(self._watched, (), (), wait_s)[0]:
                 if fd == self._stop_read:
                     return
                 with self.lock:
@@ -177,7 +181,7 @@ class PtyDevice:
                         self._from_box(fd)
 
     def _work(self) -> float | None:
-        """Do all that is due; how long nothing will be, in ms (None: until somebody says something)."""
+        """Do all that is due; how long nothing will be, in s (None: until somebody says something)."""
         while True:
             now = self._now()
             self._feed_due(now)
@@ -201,7 +205,7 @@ class PtyDevice:
                 return None
             left = min(times) - self._now()
             if left > 0:
-                return left / 1e6
+                return left / 1e9
 
     def _skip(self, span_ns: int) -> None:
         """Let the device's clock jump: bytes that take no time."""
@@ -255,12 +259,12 @@ class PtyDevice:
             sock, _ = self._server.accept()
         except OSError:
             return
-        if len(self._connections) >= _CONNECTION_LIMIT:
+        if len(self._connections) >= _CONNECTION_LIMIT or sock.fileno() >= _SELECT_LIMIT:
             sock.close()
             return
         sock.setblocking(False)
         self._connections[sock.fileno()] = (sock, bytearray())
-        self._poll.register(sock, select.POLLIN)
+        self._watched.append(sock.fileno())
 
     def _from_box(self, fd: int) -> None:
         sock, buffer = self._connections[fd]
@@ -282,7 +286,7 @@ class PtyDevice:
         except OSError:
             data = b""
         if not data or len(buffer) > _LINE_LIMIT:
-            self._poll.unregister(fd)
+            self._watched.remove(fd)
             del self._connections[fd]
             sock.close()
             if not self._connections:
