@@ -1,4 +1,4 @@
-"""Hosts that others wrote must work against the simulator: stm32flash 0.7 (Debian) and stm32loader 0.7 (PyPI).
+"""Hosts that others wrote must work against the simulator: stm32flash 0.7 and stm32loader 0.7.
 
 They know nothing of us, so they show that the simulator is like silicon where ours and it could err alike. What it takes, and
 why: a pty has no parity (``-m 8n1``, ``-P none``) and no modem lines (the line box, ``stm32loader_on_pty``); the rate error is
