@@ -337,6 +337,7 @@ class Screen:
         self._shown = ""
         self._phase = ""
         self._said_at = 0.0
+        self._complete = False
 
     def progress(self, what: str, phase: str, done: int, total: int, rate: float) -> None:
         if self.json:
@@ -352,9 +353,9 @@ class Screen:
         if self._tty:
             self._rewrite(f"{what}  {_bar(done, total)}  {'  '.join(parts)}")
             return
-        now = time.monotonic()
-        if phase != self._phase or now - self._said_at >= self.QUIET_S:
-            self._phase, self._said_at = phase, now
+        now, complete = time.monotonic(), bool(total) and done >= total
+        if phase != self._phase or now - self._said_at >= self.QUIET_S or (complete and not self._complete):
+            self._phase, self._said_at, self._complete = phase, now, complete
             print(f"{what}: {', '.join(part.strip() for part in parts)}", file=sys.stderr, flush=True)
 
     def _rewrite(self, text: str) -> None:
@@ -416,7 +417,8 @@ def _cell(value: Any) -> str:
 
 def facts(data: Mapping[str, Any]) -> str:
     """One fact a line, nested ones by dotted names, as the text protocol would say them."""
-    pairs = [(key, value) for key, value in codec.flatten(data) if value]
+    # What a session did not do, or did not ask the chip, is 0 in its result; people need not read that.
+    pairs = [(key, value) for key, value in codec.flatten(data) if value and not (value == "0" and key.startswith("result."))]
     width = max((len(key) for key, _ in pairs), default=0)
     return "\n".join(f"{key.ljust(width)}  {value}" for key, value in pairs)
 
@@ -439,20 +441,8 @@ def outcome(reply: Reply) -> str:
     elif kind == "verify":
         text = f"{who}equal{seconds}: {size_text(int(data.get('bytes_compared') or 0))} compared"
     elif kind == "identify":
-        left_out = (
-            "job",
-            "kind",
-            "state",
-            "target",
-            "phases",
-            "changed",
-            "content",
-            "evidence",
-            "banner",
-            "seconds",
-            "layouts",
-        )
-        return facts({"target": data.get("target")} | {k: v for k, v in data.items() if k not in left_out})
+        known = ("target", "names", "family", "pid", "uid", "flash_bytes", "layout", "loader", "loader_id", "baud")
+        return facts({key: data.get(key) for key in known})
     else:
         text = f"{who}{kind} done{seconds}"
     banner = str(data.get("banner") or "").strip()
@@ -540,7 +530,9 @@ def _send_file(session: Session, link: Link, local: LocalFile, offset: int, scre
             offset += len(chunk)
             session.alive()
             seconds = time.monotonic() - started
-            screen.progress(local.path.name, "upload", offset, local.size_bytes, (offset - first) / seconds if seconds else 0)
+            # What the socket buffers swallow in the first moment says nothing about the link.
+            rate = (offset - first) / seconds if seconds > 0.5 else 0.0
+            screen.progress(local.path.name, "upload", offset, local.size_bytes, rate)
 
 
 def fetch(session: Session, ref: str, path: Path) -> int:
@@ -655,15 +647,16 @@ class Command:
             "outside": "discard" if getattr(args, "discard_outside", False) else None,
             "entry": "one-shot" if getattr(args, "one_shot", False) else None,
             "force": ",".join(getattr(args, "force", None) or []) or None,
+            "trace": 1 if getattr(args, "trace", False) else None,
         }
         return {name: values[name] for name in names}
 
     def _run_job(self, verb: str, *words: str, **options: Any) -> Exit:
         # Our own id makes the submission one that may be said twice: after a lost link we cannot know whether it was heard.
         own_id = self.args.id or f"cli-{os.urandom(8).hex()}"
-        reply = self._ask(format_request(verb, *words, id=own_id, **options))
+        reply = self._ask(format_request(verb, *words, id=own_id, **self._options("trace"), **options))
         self.job = str(reply.data.get("job", ""))
-        if reply.code == 251:
+        if reply.code == 251:  # An ensure that was true already; there was nothing to wait for.
             self._print(outcome(reply))
             return Exit.DONE
         if self.args.no_wait:
@@ -688,7 +681,9 @@ class Command:
             self.screen.note(f"{data.get('target', '')}: warning: {data.get('text', '')}")
         state = str(data.get("state", ""))
         phase = str(data.get("phase") or "") if state == "running" else state
-        if state not in ("succeeded", "failed"):
+        if state in ("running", "queued", "waiting", "interrupted"):
+            if state != "running" and data.get("reason"):
+                phase += f" ({data['reason']})"
             total, rate = int(data.get("total") or 0), float(data.get("rate") or 0)
             self.screen.progress(str(data.get("target", "")), phase, int(data.get("done") or 0), total, rate)
 
@@ -731,7 +726,11 @@ class Command:
         rows: list[Reply] = []
         self._ask(format_request("JOBS", target=args.target, state=args.state, limit=args.limit), rows.append)
         columns = ("job", "kind", "target", "state", "phase", "reason", "error", "image", "created", "ended")
-        self._print(table([row.data for row in rows], columns) if rows else "no jobs")
+        found = [dict(row.data) for row in rows]
+        for row in found:
+            if row.get("reason") == row.get("error"):
+                row["reason"] = None
+        self._print(table(found, columns) if rows else "no jobs")
         return Exit.DONE
 
     def watch(self) -> Exit:
@@ -920,6 +919,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def job(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--id", metavar="TEXT", help="your own id: the same command with the same id starts nothing twice")
+        sub.add_argument("--trace", action="store_true", help="keep the flight recording also when all goes well")
         sub.add_argument("--no-wait", action="store_true", help="print the job's id and return at once")
 
     def writing(sub: argparse.ArgumentParser) -> None:

@@ -161,7 +161,7 @@ def test_flash_uploads_waits_and_says_what_was_proven(gateway: Gateway, tmp_path
         "motor1: done in 1.5 s: 4.0 KiB written, 1 sector erased; every byte read back and compared",
         "  it says: hello 1.0",
     ]
-    assert said[0].startswith("app.elf: upload, 100 %, 4.0 KiB of 4.0 KiB, ")
+    assert said[0] == "app.elf: upload, 100 %, 4.0 KiB of 4.0 KiB\n"
     assert said[-1] == "motor1: verify, 100 %, 4.0 KiB of 4.0 KiB, 10.5 kB/s\n"
     assert gateway.store.get("app.elf").sha256 == digest
     # It is there already, so nothing is sent again; and the flash options reach the job.

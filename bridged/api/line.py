@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import ipaddress
 import logging
 import os
@@ -32,12 +31,20 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from bridged import __version__
+from bridged.api.replies import (
+    final_reply,
+    job_data,
+    job_summary,
+    progress,
+    progress_of,
+    target_data,
+    unchanged,
+    update_data,
+)
 from bridged.errors import (
     BadRequest,
     BridgedError,
-    Canceled,
     ConfigError,
-    DeadlineExceeded,
     ForeignProtocol,
     ImageTooLarge,
     NotAllowed,
@@ -631,7 +638,7 @@ class _Connection:
         job = await self.server.jobs.submit(Submission(kind, target, image, values, own_id, self.principal))
         if wait:
             await self._send(final_reply(await self._follow(job, None)))
-        elif kind is JobKind.ENSURE and job.state is JobState.SUCCEEDED and _unchanged(job):
+        elif kind is JobKind.ENSURE and job.state is JobState.SUCCEEDED and unchanged(job):
             await self._send(final_reply(job))
         else:
             await self._send(Reply(250, "", {"job": job.id, "state": job.state, "target": job.target, "kind": job.kind}))
@@ -643,13 +650,13 @@ class _Connection:
         async with contextlib.aclosing(self._updates(job.id, None, deadline)) as updates:
             async for update in updates:
                 if update is not None:
-                    await self._send(_progress(update))
+                    await self._send(progress(update))
                     ended = update.state in TERMINAL
                 else:
                     job = self.server.jobs.get(job.id)
                     ended = job.terminal
                     if not ended:
-                        await self._send(_progress_of(job))
+                        await self._send(progress_of(job))
                 if ended:
                     break
         job = self.server.jobs.get(job.id)
@@ -723,7 +730,7 @@ class _Connection:
         async with contextlib.aclosing(self._updates(None, None if what == "*" else what, None)) as updates:
             async for update in updates:
                 # Without a job there is no end: the sign of life says only that we are here.
-                await self._send(Reply(150, "WATCHING", {"watch": what}, more=True) if update is None else _progress(update))
+                await self._send(Reply(150, "WATCHING", {"watch": what}, more=True) if update is None else progress(update))
         raise Stopped("the stream of updates has ended")
 
     async def _cancel(self, values: dict[str, Any]) -> None:
@@ -732,7 +739,7 @@ class _Connection:
 
     async def _log(self, values: dict[str, Any]) -> None:
         updates = self.server.jobs.log(values["job"], values.get("from", 0))
-        await self._send_many([Reply(250, "", _update_data(update), more=True) for update in updates])
+        await self._send_many([Reply(250, "", update_data(update), more=True) for update in updates])
         following = updates[-1].seq + 1 if updates else values.get("from", 0)
         await self._send(Reply(250, "", {"job": values["job"], "entries": len(updates), "next": following}))
 
@@ -749,12 +756,12 @@ class _Connection:
 
     async def _targets(self, _values: dict[str, Any]) -> None:
         found = self.server.jobs.targets()
-        await self._send_many([Reply(250, "", _target_data(entry), more=True) for entry in found])
+        await self._send_many([Reply(250, "", target_data(entry), more=True) for entry in found])
         await self._send(Reply(250, "", {"targets": len(found)}))
 
     async def _info(self, values: dict[str, Any]) -> None:
         info = self.server.jobs.info(values["target"])
-        rows = [(key, value) for key, value in _target_data(info).items() if key != "target" and value not in (None, "")]
+        rows = [(key, value) for key, value in target_data(info).items() if key != "target" and value not in (None, "")]
         await self._send_many([Reply(250, "", {key: value}, more=True) for key, value in rows])
         await self._send(Reply(250, "", {"target": values["target"]}))
 
@@ -790,118 +797,3 @@ def _principal(writer: asyncio.StreamWriter) -> str:
         _pid, uid, _gid = struct.unpack("3i", raw)
         return f"uid-{uid}"
     return "local"
-
-
-# --- jobs as reply lines ------------------------------------------------------------------------------------------
-
-
-def utc(seconds: float) -> str | None:
-    """RFC 3339 in UTC with milliseconds; ``None`` for 0, which means "not yet"."""
-    if not seconds:
-        return None
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def job_summary(job: Job) -> dict[str, Any]:
-    """One line of JOBS."""
-    return {
-        "job": job.id,
-        "kind": job.kind,
-        "target": job.target,
-        "state": job.state,
-        "phase": job.phase or None,
-        "reason": job.reason or None,
-        "done": job.done,
-        "total": job.total,
-        "error": (job.error or {}).get("code"),
-        "image": f"sha256:{job.image}" if job.image else None,
-        "created": utc(job.created),
-        "ended": utc(job.ended),
-    }
-
-
-def job_data(job: Job) -> dict[str, Any]:
-    """Everything about one job."""
-    rest = {
-        "seq": job.seq,
-        "attempts": job.attempts,
-        "content": job.content or None,
-        "principal": job.principal or None,
-        "started": utc(job.started),
-        "params": job.params or None,
-        "message": (job.error or {}).get("message"),
-        "remedy": (job.error or {}).get("remedy"),
-        "result": job.result,
-    }
-    return job_summary(job) | rest
-
-
-def final_reply(job: Job) -> Reply:
-    """The line that says how a job ended: 250 done, 251 nothing was to be done, else the error with its evidence."""
-    context: dict[str, Any] = {"job": job.id, "kind": job.kind, "target": job.target, "state": job.state}
-    if job.state is JobState.SUCCEEDED:
-        return Reply(251 if _unchanged(job) else 250, "", context | dict(job.result or {}))
-    error = job.error or _error_of(job).as_dict()
-    reply = codec.failure_reply(error, context | {"phase": job.phase or None})
-    code = 550 if job.state is JobState.REJECTED else 400 if reply.code in (421, 423, 429) else reply.code
-    return Reply(code, reply.text, dict(reply.data) | ({"result": job.result} if job.result else {}))
-
-
-def _unchanged(job: Job) -> bool:
-    return job.kind in (JobKind.FLASH, JobKind.ENSURE) and (job.result or {}).get("changed") is False
-
-
-def _error_of(job: Job) -> BridgedError:
-    """For a job that ended badly without an error of its own."""
-    text = f"job {job.id} on {job.target} ended as {job.state}" + (f" ({job.reason})" if job.reason else "")
-    classes: dict[JobState, type[BridgedError]] = {
-        JobState.CANCELED: Canceled,
-        JobState.REJECTED: NotAllowed,
-        JobState.TIMED_OUT: DeadlineExceeded,
-    }
-    return classes.get(job.state, BridgedError)(text)
-
-
-def _update_data(update: Update) -> dict[str, Any]:
-    return {
-        "job": update.job,
-        "target": update.target,
-        "seq": update.seq,
-        "at": utc(update.at),
-        "state": update.state,
-        "phase": update.phase or None,
-        "done": update.done,
-        "total": update.total,
-        "rate": round(update.rate),
-        "code": update.code or None,
-        **update.event,
-    }
-
-
-def _progress(update: Update) -> Reply:
-    return Reply(150, "", _update_data(update), more=True)
-
-
-def _progress_of(job: Job) -> Reply:
-    data = {
-        "job": job.id,
-        "target": job.target,
-        "seq": job.seq,
-        "state": job.state,
-        "phase": job.phase or None,
-        "reason": job.reason or None,
-        "done": job.done,
-        "total": job.total,
-    }
-    return Reply(150, "", data, more=True)
-
-
-def _target_data(info: dict[str, Any]) -> dict[str, Any]:
-    """``name`` goes out as ``target``, the word that every other line uses; times as people read them."""
-    data = {"target": info["name"], **{key: value for key, value in info.items() if key != "name"}}
-    for key in ("identified", "proven"):
-        if isinstance(data.get(key), int | float):
-            data[key] = utc(data[key])
-    if isinstance(data.get("pid"), int):
-        data["pid"] = f"0x{data['pid']:03x}" if data["pid"] else None
-    return data

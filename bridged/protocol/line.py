@@ -743,6 +743,8 @@ def _text(name: str, value: Any) -> str:
         return "1" if value else "0"
     if isinstance(value, int) and re.search(r"(?:^|[._])(?:address|addr|start|end)$", name) and 0 <= value < 1 << 32:
         return f"0x{value:08x}"
+    if isinstance(value, int) and re.search(r"(?:^|[._])(?:pid|loader_id)$", name):
+        return f"0x{value:03x}" if name.endswith("pid") else f"0x{value:02x}"  # As ST's documents write them.
     if isinstance(value, float):
         return f"{round(value, 6):.15g}"
     if isinstance(value, list | tuple | set | frozenset):

@@ -311,14 +311,14 @@ def test_every_kind_of_job_reaches_the_service_with_its_parameters(tmp_path: Pat
             Script(JobKind.ERASE, "motor1", "", {"address": 0x08008000, "length": 32768}),
             Script(JobKind.ERASE, "motor1", "", {"address": 0, "length": 0, "entry": "one-shot"}),
             Script(JobKind.RESET, "motor2", "", {"mode": "boot"}),
-            Script(JobKind.IDENTIFY, "motor2", "", {}),
+            Script(JobKind.IDENTIFY, "motor2", "", {"trace": True}),
         )
         c = await w.connect()
         assert (await c.ask("READ motor1 0x08000000 64K")).data["kind"] == "read"
         assert (await c.ask("ERASE motor1 0x08008000+0x8000")).data["state"] == "queued"
         assert (await c.ask("ERASE motor1 all entry=one-shot wait=1")).code == 250
         assert (await c.ask("RESET motor2 mode=boot")).code == 250
-        assert (await c.ask("ID motor2 wait=1")).data["state"] == "succeeded"
+        assert (await c.ask("ID motor2 trace=1 wait=1")).data["state"] == "succeeded"
         assert {s.principal for s in w.jobs.submissions} == {"local"}
         await c.say("JOBS target=motor1 limit=2")
         rows = await c.replies()
