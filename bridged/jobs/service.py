@@ -294,8 +294,6 @@ class Jobs:
         for session in await asyncio.to_thread(self._journal.sessions):
             await self._recover_session(session)
         for lane in self._lanes.values():
-            # What was interrupted goes first; a stable sort keeps the order of submission otherwise.
-            lane.queue = deque(sorted(lane.queue, key=lambda live: live.job.state is not JobState.INTERRUPTED))
             head = lane.head()
             if head is None or head.job.state is not JobState.INTERRUPTED:
                 lane.free.set()
@@ -627,6 +625,9 @@ class Jobs:
         """One job, or one thing to wait for."""
         lane.wake.clear()  # What happens from here on is seen below, or wakes.
         live = lane.head()
+        if live is not None and live.cancel:  # Canceled while it ran, and its session died of something else.
+            await self._end(lane, live, JobState.CANCELED, Canceled("canceled, and interrupted before that could be heard"))
+            return
         untried = lane.debt is not None and not lane.debt.tried
         absent = lane.port.state == "absent"
         if self._held(live) or (live is None and not untried and not (lane.debt and absent)):
@@ -644,9 +645,7 @@ class Jobs:
             live = lane.head()
             if live is None or self._stopping.is_set() or self._held(live):
                 return
-            if live.cancel:
-                await self._end(lane, live, JobState.CANCELED, Canceled("canceled before it ran"))
-            elif lane.port.state == "absent":
+            if lane.port.state == "absent":
                 return
             elif problem is not None:
                 await self._end(lane, live, JobState.FAILED, problem)

@@ -46,6 +46,7 @@ class Recorder:
     accepted: dict[str, str] = field(default_factory=dict)
     ended: dict[str, JobState] = field(default_factory=dict)
     seqs: dict[str, int] = field(default_factory=dict)
+    twice: list[str] = field(default_factory=list)
 
     def attach(self, bench: Bench) -> None:
         bench.journal.on_commit = lambda: self.copy(bench.root)
@@ -54,7 +55,7 @@ class Recorder:
     def hear(self, job: Job, seq: int) -> None:
         self.seqs[job.id] = seq
         if job.terminal:
-            assert job.id not in self.ended, "a job ends once"
+            self.twice += [job.id] if job.id in self.ended else []
             self.ended[job.id] = job.state
 
     def copy(self, source: Path) -> None:
@@ -134,6 +135,7 @@ async def recover(moment: Moment, work: Path, recorder: Recorder | None = None) 
         check_ends(bench, before, moment)
         check_targets(bench, before, time)
         assert bench.journal.sessions() == []
+    assert recorder is None or recorder.twice == [], "a job ends once"
 
 
 def check_ends(bench: Bench, before: Before, moment: Moment) -> None:
@@ -187,6 +189,7 @@ def play(root: Path, steps: list[Step]) -> Recorder:
             assert ends_right(bench)
 
     run(work)
+    assert recorder.twice == [], "a job ends once"
     return recorder
 
 

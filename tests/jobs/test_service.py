@@ -315,8 +315,14 @@ def test_the_queue_is_bounded_and_in_order(tmp_path: Path) -> None:
 def test_a_client_who_goes_away_leaves_its_job_behind(tmp_path: Path) -> None:
     async def work() -> None:
         async with Bench(tmp_path) as bench:
+            loop, committed = asyncio.get_running_loop(), asyncio.Event()
+
+            def on_commit() -> None:
+                loop.call_soon_threadsafe(committed.set)
+
+            bench.journal.on_commit = on_commit
             asking = asyncio.ensure_future(bench.submit(id="order-1"))
-            await asyncio.sleep(0)
+            await committed.wait()  # On disk, and the service does not know it yet.
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
@@ -383,6 +389,20 @@ def test_between_erase_and_proof_only_force_cancels(tmp_path: Path) -> None:
             await bench.jobs.cancel(job.id, force=True)
             assert (await bench.end(job)).state is JobState.CANCELED
             assert bench.jobs.info("m1")["content"] == ""
+
+    run(work)
+
+
+def test_a_canceled_job_whose_session_dies_is_not_resumed(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            bench["m1"].scripts = [Script(hold_at="erasing", fail_at="erasing", error=DIED)]
+            job = await bench.submit()
+            await bench["m1"].at("erasing").wait()
+            bench["m1"].set_state("absent", "unplugged")
+            await bench.jobs.cancel(job.id, force=True)
+            assert (await bench.end(job)).state is JobState.CANCELED, "and not when the target comes back, some day"
+            assert len(bench["m1"].runs) == 1
 
     run(work)
 
@@ -539,6 +559,7 @@ def test_stop_parks_and_the_next_start_goes_on(tmp_path: Path) -> None:
         async with Bench(tmp_path, resume_limit=1) as bench:
             assert (await bench.jobs.wait(job_id)).state is JobState.SUCCEEDED
             assert (await bench.end(queued)).state is JobState.SUCCEEDED
+            assert bench.jobs.get(job_id).attempts == 1
             assert [r.job for r in bench["m1"].runs] == [job_id, queued.id]
             assert bench["m1"].released == 0, "it was released in order before"
 
@@ -560,6 +581,20 @@ def test_drain_finishes_what_runs_and_starts_nothing(tmp_path: Path) -> None:
             assert bench.jobs.get(second.id).state is JobState.QUEUED
         async with Bench(tmp_path) as bench:
             assert (await bench.end(second)).state is JobState.SUCCEEDED
+
+    run(work)
+
+
+def test_the_journal_knows_of_a_session_before_it_begins(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            bench["m1"].scripts = [Script(hold_at="lock")]
+            job = await bench.submit()
+            await bench["m1"].at("lock").wait()
+            assert [(s.target, s.job, s.hazard_s) for s in bench.journal.sessions()] == [("m1", job.id, 0.0)]
+            bench["m1"].go.set()
+            await bench.end(job)
+            assert bench.journal.sessions() == []
 
     run(work)
 
@@ -592,6 +627,8 @@ def test_only_the_target_that_was_in_a_session_is_released_and_after_its_hazard(
         session = OpenSession("a", "job-a", hazard_s, time.boot_s, time.boot_id, 1.0)
         bench.journal.apply(Change(replace(jobs["a"], state=JobState.RUNNING, attempts=1, seq=5), session=session)).result(5)
         async with bench:
+            assert bench["b"].wires.until == (time.mono_s + hazard_s), "told before anybody could open its port"
+            assert bench["c"].wires.until == 0
             done = {n: await bench.end(job) for n, job in jobs.items()}
             assert {job.state for job in done.values()} == {JobState.SUCCEEDED}
             assert [bench[n].released for n in names] == [1, 0, 0]
