@@ -64,7 +64,7 @@ install: ## as root: the daemon for systemd under /opt/bridged (DESTDIR= for pac
 	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
 	$(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --no-deps --no-build-isolation .
-	install -D -m 644 -t $(DESTDIR)/etc/systemd/system systemd/bridged.service systemd/bridged.socket systemd/bridged-metrics.socket
+	install -D -m 644 -t $(DESTDIR)/etc/systemd/system systemd/bridged.service systemd/bridged.socket
 	install -D -m 644 systemd/bridged.sysusers $(DESTDIR)/etc/sysusers.d/bridged.conf
 	install -D -m 644 -t $(DESTDIR)/etc/udev/rules.d systemd/60-bridged.rules
 	test -e $(DESTDIR)/etc/bridged/bridged.toml || install -D -m 644 config/bridged.toml $(DESTDIR)/etc/bridged/bridged.toml

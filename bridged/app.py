@@ -379,7 +379,9 @@ class Daemon:
         from bridged.api.metrics import MetricsServer
 
         api, passed = self.config.api, passed_sockets()
-        line = [*passed.get("line", []), *passed.get("line-unix", [])]
+        line = [*passed.pop("line", []), *passed.pop("line-unix", [])]
+        for name in passed:
+            log.warning("a socket called %r was passed in; only line and line-unix are known, so it is not used", name)
         for sock in line:
             await self.line.listen_socket(sock)
             self.listening.append(f"{_address(sock)} (passed)")

@@ -16,7 +16,7 @@ import pytest
 from tests.support import missing, require_tool
 
 ROOT = Path(__file__).resolve().parent.parent
-UNITS = ("bridged.service", "bridged.socket", "bridged-metrics.socket")
+UNITS = ("bridged.service", "bridged.socket")
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 
