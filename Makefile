@@ -6,7 +6,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG ?= config/bridged.toml
 PREFIX ?= /opt/bridged
-DESTDIR ?=
 
 # Two sets of locked packages, so that who only wants to try it does not install compilers and test tools.
 RUN_STAMP := $(VENV)/.installed-run
@@ -60,14 +59,15 @@ lock: $(DEV_STAMP) ## choose package versions anew (hashes of every file, no add
 	$(LOCK) --group setup --constraints requirements-dev.lock --no-annotate -o requirements.lock
 	@! grep -nE '://|^-' requirements.lock requirements-dev.lock
 
-install: ## as root: the daemon for systemd under /opt/bridged (DESTDIR= for packagers)
-	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
-	$(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --require-hashes -r requirements.lock
-	$(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --no-deps --no-build-isolation .
-	install -D -m 644 -t $(DESTDIR)/etc/systemd/system systemd/bridged.service systemd/bridged.socket
-	install -D -m 644 systemd/bridged.sysusers $(DESTDIR)/etc/sysusers.d/bridged.conf
-	install -D -m 644 -t $(DESTDIR)/etc/udev/rules.d systemd/60-bridged.rules
-	test -e $(DESTDIR)/etc/bridged/bridged.toml || install -D -m 644 config/bridged.toml $(DESTDIR)/etc/bridged/bridged.toml
+install: ## as root: the daemon for systemd under /opt/bridged
+	$(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(PREFIX)/bin/python -m pip install --quiet --no-deps --no-build-isolation .
+	ln -sf $(PREFIX)/bin/bridged /usr/local/bin/bridged
+	install -D -m 644 -t /etc/systemd/system systemd/bridged.service systemd/bridged.socket
+	install -D -m 644 systemd/bridged.sysusers /etc/sysusers.d/bridged.conf
+	install -D -m 644 -t /etc/udev/rules.d systemd/60-bridged.rules
+	test -e /etc/bridged/bridged.toml || install -D -m 644 config/bridged.toml /etc/bridged/bridged.toml
 	@echo 'installed; next:  systemd-sysusers && udevadm control --reload && systemctl daemon-reload'
 	@echo 'then edit /etc/bridged/bridged.toml and:  systemctl enable --now bridged'
 
