@@ -63,7 +63,6 @@ install: ## as root: the daemon for systemd under /opt/bridged
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(PREFIX)/bin/python -m pip install --quiet --no-deps --no-build-isolation .
-	ln -sf $(PREFIX)/bin/bridged /usr/local/bin/bridged
 	install -D -m 644 -t /etc/systemd/system systemd/bridged.service systemd/bridged.socket
 	install -D -m 644 systemd/bridged.sysusers /etc/sysusers.d/bridged.conf
 	install -D -m 644 -t /etc/udev/rules.d systemd/60-bridged.rules
