@@ -6,6 +6,7 @@ session plans again from what the chip itself says; this is for people and for r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from bridged import chips
@@ -14,18 +15,30 @@ from bridged.images.model import Image
 from bridged.images.plan import make_plan
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the last identification found; it counts only while the same chip is meant. 0 and empty where unknown."""
+
+    pid: int = 0
+    flash_bytes: int = 0
+    layout: str = ""
+
+
 def dry_run(
-    image: Image, *, chip: str = "", pid: int = 0, flash_bytes: int = 0, layout: str = "", baud: int = 0
+    image: Image, *, chip: str = "", flash_bytes: int = 0, layout: str = "", baud: int = 0, seen: Seen | None = None
 ) -> dict[str, Any]:
     """``{chip, pid, layout, flash_bytes, sectors, write_bytes, keep_bytes, erase_bytes, seconds, baud, assumed}``.
 
-    ``chip``: as configured; ``pid``: as last identified; each may be missing. ``sectors``: ``{code, address, size, action}`` by
-    address, action ``erase`` (to be erased, written and proven) or ``keep`` (its bytes outside the image are read and restored
-    as well). ``assumed``: what was guessed. Raises ``UnknownChip``, ``LayoutUnknown``, ``ImageDoesNotFit``.
+    ``chip``, ``flash_bytes``, ``layout``, ``baud``: as configured, empty or 0 where not. ``sectors``: ``{code, address, size,
+    action}`` by address, action ``erase`` (to be erased, written and proven) or ``keep`` (its bytes outside the image are read
+    and restored as well). ``assumed``: what was guessed. Raises ``UnknownChip``, ``LayoutUnknown``, ``ImageDoesNotFit``.
     """
-    if not chip and not pid:
+    last = seen or Seen()
+    if not chip and not last.pid:
         raise UnknownChip("neither configured nor identified yet: which chip is it? Run ID, or state `chip`")
-    found = chips.find(chip) if chip else chips.by_pid(pid)
+    found = chips.find(chip) if chip else chips.by_pid(last.pid)
+    if last.pid == found.pid:
+        flash_bytes, layout = flash_bytes or last.flash_bytes, layout or last.layout
     assumed: list[str] = []
     if not flash_bytes:
         flash_bytes = found.flash_max_bytes

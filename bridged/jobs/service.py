@@ -454,7 +454,7 @@ class Jobs:
 
     async def plan(self, target: str, image_ref: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What a flash would do, without touching anything; see ``images.dry_run``."""
-        from bridged.images.dry_run import dry_run  # late: it loads the tables of all chips
+        from bridged.images.dry_run import Seen, dry_run  # late: it loads the tables of all chips
 
         self._lane(target)
         settings, record = self._settings(target), self._records.get(target, TargetRecord(target))
@@ -464,10 +464,10 @@ class Jobs:
             return dry_run(
                 image,
                 chip=settings.chip,
-                pid=record.pid,
-                flash_bytes=settings.flash_kib * 1024 or record.flash_bytes,
-                layout=settings.layout or record.layout,
+                flash_bytes=settings.flash_kib * 1024,
+                layout=settings.layout,
                 baud=settings.baud,
+                seen=Seen(record.pid, record.flash_bytes, record.layout),
             )
 
         return await asyncio.to_thread(work)
