@@ -90,7 +90,7 @@ SEQ_LEAP = 10 * LOG_LIMIT  # More than a crash can have lost.
 REMEMBERED = 1000  # Ended jobs held in memory; older ones are read from the journal.
 LIST_LIMIT = 1000
 OLD_SESSION_S = 30.0  # An old session process sees that its daemon is gone and releases its target; no longer than this.
-PARK_S = 120.0  # How long ``stop`` waits for sessions: the longest command is an erase, within its hazard.
+PARK_S = 150.0  # How long ``stop`` waits for sessions: the longest command is an erase, within its hazard.
 RETRY_S = 1.0  # How often a write that failed for want of room is tried again.
 
 WITH_IMAGE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.VERIFY})

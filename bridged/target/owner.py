@@ -82,6 +82,7 @@ class Target:
         self._changed = asyncio.Condition()
         self._not_before = 0.0
         self._session: _Session | None = None
+        self._asked = ""
         self._shared = bool(settings.shares)
 
     # --- life -----------------------------------------------------------------------------------------------------
@@ -227,13 +228,17 @@ class Target:
 
     def cancel(self) -> None:
         """Ask the running session to end at its next checkpoint: ``run`` raises ``Canceled``."""
-        if self._session is not None:
-            self._session.ask("cancel")
+        self._ask("cancel")
 
     def stop(self) -> None:
         """The same for a stop of the daemon: ``run`` raises ``Stopped``."""
+        self._ask("stop")
+
+    def _ask(self, what: str) -> None:
         if self._session is not None:
-            self._session.ask("stop")
+            self._session.ask(what)
+        elif self.lease is not None:
+            self._asked = what  # It is being started; it hears this as the first thing.
 
     @property
     def session_pid(self) -> int | None:
@@ -290,8 +295,8 @@ class Target:
         on_progress: Callable[[int], None] = lambda _done: None,
         on_barrier: Barrier | None = None,
     ) -> dict[str, Any]:
-        """Run one session and return ``Result.to_dict()``, with ``uart_errors`` (what the kernel counted) and, for kind
-        read, ``data`` (bytes).
+        """Run one session and return ``Result.to_dict()``, with ``uart_errors`` (what the kernel counted), ``uart_bytes``
+        (in both directions) and, for kind read, ``data`` (bytes).
 
         ``on_barrier(state, hazard_s, kept)`` must not return before the state is on disk; what it raises ends the session.
         Raises what the session raised; ``SessionDied`` or ``DeadlineExceeded`` after the target was released.
@@ -312,6 +317,7 @@ class Target:
             return await self._run(request, image, kept, on_event, on_progress, on_barrier)
         finally:
             self._session = None
+            self._asked = ""
             self.lease = None
             await self._close_shared()
             if self.state == "busy":
@@ -336,6 +342,8 @@ class Target:
         before = self._uart.counters()
         session = _Session(self._uart, self._lines, request, on_event, on_progress, on_barrier)
         self._session = session
+        if self._asked:
+            session.ask(self._asked)
         try:
             await session.run(image, kept)
             # Between here and the next statement nothing may be awaited that can be cancelled: the target must be released.
@@ -353,7 +361,7 @@ class Target:
                 error = from_dict(outcome["error"])
                 error.facts.update({f"uart_{name}_errors": count for name, count in errors.items() if count})
                 raise error
-            result: dict[str, Any] = {**outcome["result"], "uart_errors": errors}
+            result: dict[str, Any] = {**outcome["result"], "uart_errors": errors, "uart_bytes": outcome["uart_bytes"]}
             if outcome["data_bytes"]:
                 result["data"] = os.pread(session.out, int(outcome["data_bytes"]), 0)
             return result
@@ -404,7 +412,6 @@ class _Session:
         self._mine, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._mine.setblocking(False)
         self._deadline = time.monotonic() + self.limit_s
-        self._asked = ""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
@@ -415,7 +422,6 @@ class _Session:
 
     def ask(self, what: str) -> None:
         """``cancel`` or ``stop``. Sent once; the socket has room for it, the session reads it at its next checkpoint."""
-        self._asked = what
         with contextlib.suppress(OSError):
             self._mine.send(json.dumps({"do": what}).encode())
 

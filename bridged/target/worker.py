@@ -4,7 +4,8 @@ It inherits everything: the open UART, the control lines, the image in a sealed 
 for the daemon, with one exception: before the first destructive command it waits for the journal (``Barrier``).
 
 - It ends in order when its control socket closes (the daemon is gone): the current command is finished, the target released.
-  SIGTERM and SIGINT are ignored; systemd sends them to the whole group, and half a command would leave a deaf loader.
+  SIGTERM, SIGINT and SIGABRT are ignored; systemd sends them to the whole group (SIGABRT when the watchdog runs out), and
+  half a command would leave a deaf loader.
 - Events go over the control socket, which never blocks: what does not fit waits in memory. Progress, result and recorder are on
   the board, readable after a SIGKILL.
 - Small: standard library, protocol, chips, images and this room; no asyncio. The garbage collector is off (a session is short).
@@ -164,6 +165,7 @@ class Driver:
 
     def __init__(self, uart: Uart, wires: lines.Lines, board: Board, control: Control, out_fd: int) -> None:
         self._uart, self._wires, self._board, self._control, self._out = uart, wires, board, control, out_fd
+        self.bytes_out = self.bytes_in = 0
         self._sent_until = 0.0
         self._frame_s = 11 / 115200
         self._do: dict[type[Any], Any] = {
@@ -202,6 +204,7 @@ class Driver:
         else:
             self._board.record(REFERENCE, reference(step.payload_address, len(step.data) - 2))
         self._uart.write_all(step.data, WRITE_LIMIT_S)
+        self.bytes_out += len(step.data)
         # write() returns when the kernel has the bytes; the answer cannot come before they were on the wire.
         self._sent_until = max(self._sent_until, time.monotonic()) + len(step.data) * self._frame_s
 
@@ -216,6 +219,9 @@ class Driver:
                     break
                 parts += self._uart.read(step.count - len(parts))
             got = bytes(parts)
+        if got:
+            self._sent_until = 0.0  # An answer proves that all was sent, also on a pty that is faster than its baud rate.
+        self.bytes_in += len(got)
         self._board.record(RECEIVED, got)
         return got
 
@@ -228,6 +234,7 @@ class Driver:
                 break
             parts += self._uart.read(DRAIN_LIMIT_BYTES - len(parts))
             now = time.monotonic()
+        self.bytes_in += len(parts)
         self._board.record(RECEIVED, bytes(parts))
         return bytes(parts)
 
@@ -277,7 +284,7 @@ class Driver:
 
 def main(argv: list[str]) -> int:
     """``argv``: the number of the descriptor with the ``Spec``."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT, signal.SIGABRT):
         signal.signal(number, signal.SIG_IGN)
     gc.disable()
     _prefer()
@@ -286,13 +293,15 @@ def main(argv: list[str]) -> int:
     board = Board.attach(spec.board)
     control = Control(socket.socket(fileno=spec.control))
     result: dict[str, Any] = {}
+    driver: Driver | None = None
     try:
         uart = Uart.inherit(spec.uart, spec.uart_path, spec.uart_is_pty)
         wires = lines.inherit(spec.lines, spec.line_fds, uart)
         request = Request.from_dict(spec.request)
         image = map_sealed(spec.image) if spec.image >= 0 else None
         kept = os.pread(spec.kept, os.fstat(spec.kept).st_size, 0) if spec.kept >= 0 else b""
-        done = Driver(uart, wires, board, control, spec.out).run(session.run(request, image, kept))
+        driver = Driver(uart, wires, board, control, spec.out)
+        done = driver.run(session.run(request, image, kept))
         if done.data:
             os.ftruncate(spec.out, 0)
             _write_whole(spec.out, done.data)
@@ -304,6 +313,8 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(text)
         failure = BridgedError(f"{type(error).__name__}: {error}", traceback=text[-4000:])
         result = {"error": failure.as_dict()}
+    if driver is not None:
+        result |= {"uart_bytes": {"out": driver.bytes_out, "in": driver.bytes_in}}
     board.set_result(result)
     control.finish(1.0)
     return 0
