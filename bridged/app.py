@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING
 
 from bridged import __version__, config
 from bridged.errors import BridgedError, ConfigError, from_dict
-from bridged.events import Event, SectorErased, StepDone
 
 if TYPE_CHECKING:
     from bridged.images.store import Store
@@ -350,7 +349,7 @@ class Daemon:
         self.metrics = Metrics(self.targets)
         self.jobs = Jobs(settings, self.journal, self.store, self.targets)
         self.jobs.on_update.append(self._tell_job)
-        self.jobs.on_event.append(self._count)
+        self.jobs.on_event.append(lambda job, event: self.metrics.count(job.target, event))
         limits = Limits(
             image_bytes=self.store.image_limit_bytes,
             connections=settings.api.connections,
@@ -438,14 +437,6 @@ class Daemon:
         else:
             log_error(from_dict(job.error), text)
 
-    def _count(self, job: Job, event: Event) -> None:
-        """Events that are too many for the log of a job, but not for a counter."""
-        match event:
-            case StepDone():
-                self.metrics.ack_seconds.labels(event.step).observe(event.seconds)
-            case SectorErased():
-                self.metrics.sectors.labels(job.target, "erased").inc()
-
     async def _tidy(self) -> None:
         """Keep a part of the image store free, and never at the cost of an image that a job or a last known good one needs."""
         while True:
@@ -460,7 +451,7 @@ class Daemon:
         await self.drain()
 
     async def _refresh(self) -> None:
-        self.metrics.refresh([{**info, "queue": info["queued"]} for info in self.jobs.targets()])
+        self.metrics.refresh(self.jobs.targets())
         self.metrics.connections.set(self.line.connections)
         self.metrics.staging.set(await asyncio.to_thread(lambda: self.store.usage_bytes))
         self.metrics.staging_limit.set(self.store.limit_bytes)

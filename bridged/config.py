@@ -42,10 +42,11 @@ def _f(
     kind: str = "",
     required: bool = False,
     example: Any = None,
+    zero: bool = False,
 ) -> Any:
     """One configuration field. ``kind``: how a string is checked (``listen``, ``path``, ``socket``, ``line``, ``chip``,
-    ``sequence``); ``low`` and ``high``: limits of a number, or of the length of a string; ``example``: shown in the reference
-    where the default would say nothing."""
+    ``sequence``); ``low`` and ``high``: limits of a number, or of the length of a string; ``zero``: 0 is allowed as
+    well, and means that the value is found out; ``example``: shown in the reference where the default would say nothing."""
     meta = {
         "help": help,
         "low": low,
@@ -54,6 +55,7 @@ def _f(
         "kind": kind,
         "required": required,
         "example": example,
+        "zero": zero,
     }
     if (isinstance(default, type) and dataclasses.is_dataclass(default)) or default in (dict, list):
         return field(default_factory=default, metadata=meta)
@@ -130,7 +132,9 @@ class Target:
         example="/dev/ttyAMA0",
     )
     chip: str = _f("", "Expected chip: a name (F756), or a product id (0x449); empty: any known.", kind="chip")
-    baud: int = _f(115200, "First baud rate tried with the loader.", low=1200, high=1000000)
+    baud: int = _f(
+        0, "First baud rate tried with the loader; 0: 57600 on an F7, else 115200.", low=1200, high=1000000, zero=True
+    )
     flash_kib: int = _f(0, "Flash size where the chip does not tell; 0: ask the chip.", low=0, high=16384)
     layout: str = _f("", "Sector layout where option bits decide or the table is unsure; empty: ask the chip.")
     startup_s: float = _f(0.0, "From reset to the listening loader; 0: the table's value.", low=0, high=60)
@@ -522,21 +526,24 @@ def _wrong_value(kind: Any, meta: Mapping[str, Any], value: Any) -> str:
         guess = _did_you_mean(value, choices) if isinstance(value, str) else ""
         return f"{_shown(value)} is not one of {', '.join(map(json.dumps, choices))}{guess}"
     if not right:
-        return f"must be {_wanted(kind, low, high)}, not {_shown(value)}"
+        return f"must be {_wanted(kind, meta)}, not {_shown(value)}"
     if kind is str:
         if high is not None and len(value) > high:
             return f"is longer than {high:g} characters"
         return _STRINGS.get(meta["kind"], _wrong_text)(value)
-    if kind is not bool and (
-        not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high)
-    ):
-        return f"must be {_wanted(kind, low, high)}, not {_shown(value)}"
+    if kind is bool or (meta["zero"] and value == 0):
+        return ""
+    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+        return f"must be {_wanted(kind, meta)}, not {_shown(value)}"
     return ""
 
 
-def _wanted(kind: Any, low: float | None, high: float | None) -> str:
+def _wanted(kind: Any, meta: Mapping[str, Any]) -> str:
     word = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}[kind]
-    return f"{word} from {low:.15g} to {high:.15g}" if kind in (int, float) and low is not None and high is not None else word
+    low, high = meta["low"], meta["high"]
+    if kind not in (int, float) or low is None or high is None:
+        return word
+    return f"{'0 or ' if meta['zero'] else ''}{word} from {low:.15g} to {high:.15g}"
 
 
 def _wrong_text(value: str) -> str:
@@ -692,7 +699,7 @@ def _settings(cls: type[Any]) -> str:
         if meta["choices"]:
             limits = f" One of {', '.join(map(json.dumps, meta['choices']))}."
         elif kind in (int, float) and meta["low"] is not None:
-            limits = f" {meta['low']:.15g} to {meta['high']:.15g}."
+            limits = f" {'0, or ' if meta['zero'] else ''}{meta['low']:.15g} to {meta['high']:.15g}."
         elif meta["high"] is not None:
             limits = f" At most {meta['high']} characters."
         value = spec.default if spec.default is not dataclasses.MISSING else []

@@ -147,7 +147,7 @@ application = { listen_s = 61, parity = "even" }
         '7:1: api.idle_timeout_s: must be a number from 1 to 86400, not "5"',
         "9:10: targets.m1.port: is required",
         "10:1: targets.m1.prot: no such key; did you mean port?",
-        "11:1: targets.m1.baud: must be a whole number from 1200 to 1000000, not 115200.0",
+        "11:1: targets.m1.baud: must be 0 or a whole number from 1200 to 1000000, not 115200.0",
         '12:11: targets.m1.lines.kind: "gipo" is not one of "gpio", "modem", "socket", "none"; did you mean gpio?',
         '14:10: targets."a b": not a name for a target',
         '15:1: targets."a b".port: "ttyS1" is not an absolute path',

@@ -38,6 +38,7 @@ DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 ACK_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40)
 TARGET_STATES = ("idle", "busy", "absent", "broken")
 UART_ERRORS = ("parity", "frame", "overrun", "brk")
+DIRECTIONS = ("out", "in")
 LAG_INTERVAL_S = 1.0
 LAG_WINDOW = 60  # Samples: a scraper that comes once a minute still sees the worst moment.
 
@@ -107,6 +108,7 @@ class Metrics:
             "rom_ack_seconds", "From the last byte of a command to its acknowledgement.", ACK_BUCKETS, "step"
         )
         self.uart_errors = counter("uart_errors_total", "Errors that the kernel counted on the UART.", "target", "type")
+        self.uart_bytes = counter("uart_bytes_total", "Bytes of the ROM dialogue.", "target", "direction")
         self.last_success = gauge("last_success_timestamp_seconds", "When a job last succeeded; 0: never.", "target")
         self.upload_bytes = counter("upload_bytes_total", "Bytes of images that clients sent.")
         self.uploads_resumed = counter("uploads_resumed_total", "Uploads that went on where an earlier one had broken off.")
@@ -133,6 +135,8 @@ class Metrics:
             self.sectors.labels(target, op)
         for type_ in UART_ERRORS:
             self.uart_errors.labels(target, type_)
+        for direction in DIRECTIONS:
+            self.uart_bytes.labels(target, direction)
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
@@ -192,6 +196,9 @@ class Metrics:
         for type_, count in dict(result.get("uart_errors") or {}).items():
             if type_ in UART_ERRORS:
                 self.uart_errors.labels(target, type_).inc(max(0, int(count)))
+        for direction, count in dict(result.get("uart_bytes") or {}).items():
+            if direction in DIRECTIONS:
+                self.uart_bytes.labels(target, direction).inc(max(0, int(count)))
 
     def uploaded(self, count: int, resumed: bool) -> None:
         """An upload has ended, well or not, after ``count`` bytes. (``LineServer``'s ``on_upload``.)"""
