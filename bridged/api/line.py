@@ -25,7 +25,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -65,6 +65,12 @@ Updates = list[Update]  # Aliases, because ``JobsApi`` has a method named ``list
 Rows = list[dict[str, Any]]
 
 CHUNK_BYTES = 64 * 1024
+BACKLOG = 512  # Connections that the kernel holds until we take them: a burst of a thousand is taken within this.
+RESERVED_CONNECTIONS = 32  # Beyond ``Limits.connections`` of one principal: the others, an administrator above all, get in.
+REFUSED_CONNECTIONS = 64  # So many that are one too many may take their time to read why; the next ones are closed at once.
+LOG_PAGE = 200  # Entries of a log held for one client at a time.
+# A client on TCP whose machine vanished is found within 30 + 3 * 10 s, also while nobody has anything to say to it.
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
 
 
 class StagedFile(Protocol):
@@ -102,7 +108,7 @@ class JobsApi(Protocol):
     def list(self, target: str | None = None, state: JobState | None = None, limit: int = 50) -> list[Job]: ...
     async def cancel(self, job_id: str, force: bool = False) -> Job: ...
     def watch(self, job_id: str | None = None, target: str | None = None) -> AsyncIterator[Update]: ...
-    def log(self, job_id: str, from_seq: int = 0) -> Updates: ...
+    def log(self, job_id: str, from_seq: int = 0, limit: int | None = None) -> Updates: ...
     def targets(self) -> Rows: ...
     def info(self, name: str) -> dict[str, Any]: ...
     async def plan(self, target: str, image_ref: str, params: dict[str, Any]) -> dict[str, Any]: ...
@@ -111,16 +117,52 @@ class JobsApi(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of the server; the first three come from the configuration."""
+    """Bounds of the server; the first three come from the configuration. docs/limits.md is made from these lines."""
 
-    image_bytes: int = 32 << 20
-    connections: int = 1000
-    idle_timeout_s: float = 300.0
+    image_bytes: int = 32 << 20  # Largest file that PUT takes.
+    connections: int = 1000  # At once, of one principal.
+    idle_timeout_s: float = 300.0  # Without a word; someone who types by hand thinks, a dead client does not come back.
     drain_timeout_s: float = 30.0  # A phone on a bad link can stall for 20 s; TCP itself would hold on for 15 minutes.
     heartbeat_s: float = 15.0  # A line in every stream at least so often: finds dead peers, keeps NAT entries alive.
-    linger_s: float = 2.0
-    write_buffer_bytes: int = 256 * 1024
-    mistakes: int = 50
+    linger_s: float = 2.0  # For the last line to arrive before the connection is closed.
+    write_buffer_bytes: int = 256 * 1024  # Of answers that a client has not fetched, before we wait for it.
+    mistakes: int = 50  # In a row: what makes so many is no client.
+    takeover_s: float = 5.0  # An upload silent for so long gives way to its sender's next connection; TCP resends sooner.
+
+
+class _Transfer:
+    """The bytes of one PUT on their way. ``waiting_since``: loop time since when nothing came, None while we are at work.
+
+    The same client may come back before TCP has noticed that its first connection died: ``give_way`` ends the older upload
+    once it has been silent for long enough.
+    """
+
+    def __init__(self) -> None:
+        self.waiting_since: float | None = None
+        self.ended = asyncio.Event()
+        self.taken = False
+        self._timeout: asyncio.Timeout | None = None
+
+    @contextlib.asynccontextmanager
+    async def waiting(self, seconds: float) -> AsyncIterator[None]:
+        """The time in which bytes must come. Raises ``TimeoutError`` also when another connection takes over."""
+        try:
+            async with asyncio.timeout(0 if self.taken else seconds) as self._timeout:
+                self.waiting_since = asyncio.get_running_loop().time()
+                yield
+        finally:
+            self.waiting_since = self._timeout = None
+
+    @property
+    def silent_s(self) -> float:
+        return 0.0 if self.waiting_since is None else asyncio.get_running_loop().time() - self.waiting_since
+
+    async def give_way(self) -> None:
+        """End, and return when what came is synced and the store is free for the next one."""
+        self.taken = True
+        if self._timeout is not None:
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+        await self.ended.wait()
 
 
 class _Gone(Exception):
@@ -172,6 +214,8 @@ class LineServer:
         self.stopping = False
         self._servers: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
+        self._refusing = 0
+        self._transfers: dict[tuple[str, str], _Transfer] = {}
         self._socket_path: Path | None = None
 
     @property
@@ -182,7 +226,7 @@ class LineServer:
         """Returns the port (useful where 0 was asked for). Raises ``NotAllowed`` (P7) or ``ConfigError``."""
         check_loopback(host, "The line protocol")
         try:
-            server = await asyncio.start_server(self._accept, host.strip("[]"), port, limit=CHUNK_BYTES)
+            server = await asyncio.start_server(self._accept, host.strip("[]"), port, limit=CHUNK_BYTES, backlog=BACKLOG)
         except OSError as error:
             raise ConfigError(f"listening on {host}:{port} failed: {error.strerror or error}", host=host, port=port) from error
         self._servers.append(server)
@@ -192,16 +236,16 @@ class LineServer:
     async def listen_unix(self, path: Path, mode: int = 0o660) -> None:
         """Takes the place of a socket that a dead daemon left, never of one that answers. Raises ``ConfigError``."""
         sock = await asyncio.to_thread(_bind_unix, path, mode)
-        self._servers.append(await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES))
+        self._servers.append(await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG))
         self._socket_path = path
 
     async def listen_socket(self, sock: socket.socket) -> None:
         """A listening socket that was passed in (socket activation); the same rule holds for it."""
         if sock.family == socket.AF_UNIX:
-            server = await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES)
+            server = await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG)
         else:
             check_loopback(sock.getsockname()[0], "The line protocol")
-            server = await asyncio.start_server(self._accept, sock=sock, limit=CHUNK_BYTES)
+            server = await asyncio.start_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG)
         self._servers.append(server)
 
     async def stop(self, grace_s: float = 5.0) -> None:
@@ -226,15 +270,61 @@ class LineServer:
         task = asyncio.current_task()
         assert task is not None
         connection = _Connection(self, reader, writer)
-        if len(self._connections) >= self.limits.connections:
-            error = TooMany(f"{len(self._connections)} connections are open, which is the limit", limit=self.limits.connections)
-            await connection.refuse(codec.error_reply(error))
+        if error := self._one_too_many(connection.principal):
+            # Beyond a bound not even a farewell may cost us anything: a flood would otherwise take all descriptors.
+            self._refusing += 1
+            try:
+                await connection.refuse(codec.error_reply(error), patient=self._refusing <= REFUSED_CONNECTIONS)
+            finally:
+                self._refusing -= 1
             return
         self._connections[task] = connection
         try:
             await connection.serve()
         finally:
             del self._connections[task]
+
+    def _one_too_many(self, principal: str) -> TooMany | None:
+        """No principal can lock out the others: a few connections more than one may have are there for them."""
+        count, limit = len(self._connections), self.limits.connections
+        if count < limit:
+            return None
+        own = sum(connection.principal == principal for connection in self._connections.values())
+        if own >= limit or count >= limit + RESERVED_CONNECTIONS:
+            return TooMany(f"{count} connections are open, which is the limit", limit=limit)
+        return None
+
+    # --- uploads of a client that came back ---
+
+    def stalled(self, principal: str, sha256: str) -> _Transfer | None:
+        """An unfinished upload of this file by the same principal from which nothing has come for long enough."""
+        transfer = self._transfers.get((principal, sha256))
+        return transfer if transfer is not None and transfer.silent_s >= self.limits.takeover_s else None
+
+    def retry_after_s(self, principal: str, sha256: str) -> float:
+        """When the running upload of this file could be taken over, should nothing more come of it."""
+        transfer = self._transfers.get((principal, sha256))
+        return max(1.0, self.limits.takeover_s - (transfer.silent_s if transfer is not None else 0.0))
+
+    @contextlib.contextmanager
+    def transfer(self, principal: str, sha256: str) -> Iterator[_Transfer]:
+        """Known under its file from here on, so that the same client can take over."""
+        key, transfer = (principal, sha256), _Transfer()
+        self._transfers[key] = transfer
+        try:
+            yield transfer
+        finally:
+            transfer.ended.set()
+            if self._transfers.get(key) is transfer:
+                del self._transfers[key]
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Have the kernel find clients whose machine or link died without a word."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
 def _bind_unix(path: Path, mode: int) -> socket.socket:
@@ -257,7 +347,7 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
             temporary.unlink()
         sock.bind(str(temporary))
         temporary.chmod(mode)
-        sock.listen(128)
+        sock.listen(BACKLOG)
         temporary.rename(path)
     except OSError as error:
         sock.close()
@@ -329,6 +419,9 @@ class _Connection:
         self.json = False
         self.interruptible = False
         self.principal = _principal(writer)
+        sock = writer.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            _keep_alive(sock)
         writer.transport.set_write_buffer_limits(high=self.limits.write_buffer_bytes)
         self._commands: dict[str, Callable[[dict[str, Any]], Awaitable[None]]] = {
             "HELP": self._help,
@@ -378,10 +471,14 @@ class _Connection:
                 await self._close(last)
             self._gone.cancel()
 
-    async def refuse(self, reply: Reply) -> None:
-        """One line instead of a conversation."""
+    async def refuse(self, reply: Reply, *, patient: bool) -> None:
+        """One line instead of a conversation. ``patient``: wait a moment for the client to fetch it."""
         with contextlib.suppress(Exception):
-            await self._close(reply)
+            if patient:
+                await self._close(reply)
+            else:
+                self.writer.write(codec.format_reply(reply, self.json))
+                self.writer.close()
 
     async def _loop(self) -> None:
         greeting = f"bridged {__version__}"
@@ -506,9 +603,13 @@ class _Connection:
     # --- images ---------------------------------------------------------------------------------------------------
 
     async def _have(self, values: dict[str, Any]) -> None:
-        offset, size, complete = await _in_thread(self.server.store.have, values["sha256"], self.principal)
+        sha256 = values["sha256"]
+        offset, size, complete = await _in_thread(self.server.store.have, sha256, self.principal)
+        if not complete and (stalled := self.server.stalled(self.principal, sha256)):
+            await stalled.give_way()
+            offset, size, complete = await _in_thread(self.server.store.have, sha256, self.principal)
         if not offset and not complete:
-            raise UnknownImage(f"nothing of {values['sha256']} is staged", sha256=values["sha256"])
+            raise UnknownImage(f"nothing of {sha256} is staged", sha256=sha256)
         await self._send(Reply(250, "", {"offset": offset, "size": size, "complete": complete}))
 
     async def _put(self, request: Request) -> None:
@@ -526,49 +627,89 @@ class _Connection:
         failure: BridgedError | None = None
         try:
             values = codec.bind(request)
-            name, type_hint = values.get("name", ""), values.get("type", "auto")
-            upload = await _in_thread(
-                self.server.store.open_upload, self.principal, size, values["sha256"], offset, name, type_hint
-            )
+            sha256, name, type_hint = values["sha256"], values.get("name", ""), values.get("type", "auto")
+            upload = await self._open_upload(size, sha256, offset, name, type_hint)
         except BridgedError as error:
             failure = error
         if isinstance(failure, ImageTooLarge | TooLarge):
             raise _Bye(codec.error_reply(failure))
+        if upload is None:
+            await self._swallow(size - offset, failure)
+            return
+        with self.server.transfer(self.principal, sha256) as transfer:
+            staged = await self._receive(upload, size, offset, transfer)
+        answer = {"image": f"sha256:{staged.sha256}", "size": staged.size_bytes, "complete": True}
+        await self._send(Reply(250, "", answer | ({"name": name} if name else {})))
+
+    async def _open_upload(self, size: int, sha256: str, offset: int, name: str, type_hint: str) -> Upload:
+        """An upload of the same file by the same client that has fallen silent is ended, and its bytes are gone on from."""
+        arguments = (self.principal, size, sha256, offset, name, type_hint)
+        try:
+            return await _in_thread(self.server.store.open_upload, *arguments)
+        except TooMany as error:
+            if stalled := self.server.stalled(self.principal, sha256):
+                await stalled.give_way()
+                return await _in_thread(self.server.store.open_upload, *arguments)
+            if "offset" in error.facts:
+                seconds = self.server.retry_after_s(self.principal, sha256)
+                text = f"{error.message}; when nothing more comes from it, it gives way in {seconds:.0f} s"
+                raise TooMany(text, retry_after_s=round(seconds, 1), **error.facts) from error
+            raise
+
+    async def _swallow(self, count: int, failure: BridgedError | None) -> None:
+        """The bytes of a PUT that was refused: a piped script has sent them already and must not lose step."""
+        await self._send(Reply(354, "SEND", {"bytes": count}))
+        received = 0
+        try:
+            while received < count:
+                data = await self._raw(count - received, _Transfer())
+                if not data:
+                    assert failure is not None
+                    raise _Bye(codec.error_reply(failure))
+                received += len(data)
+        finally:
+            self.server.on_upload(received, False)
+        assert failure is not None
+        raise failure
+
+    async def _receive(self, upload: Upload, size: int, offset: int, transfer: _Transfer) -> StagedFile:
+        """The announced bytes into the store; a failure of the store is told after the last of them."""
+        failure: BridgedError | None = None
         finished = False
         received = 0
         try:
             await self._send(Reply(354, "SEND", {"bytes": size - offset}))
             while received < size - offset:
-                data = await self._raw(size - offset - received)
+                data = await self._raw(size - offset - received, transfer)
                 if not data:
                     cut = BadRequest(
                         f"PUT announced {size - offset} bytes and the connection ended after {received}", received=received
                     )
                     raise _Bye(codec.error_reply(failure or cut))
                 received += len(data)
-                if upload is not None and failure is None:
+                if failure is None:
                     try:
                         await _in_thread(upload.write, data)
                     except BridgedError as error:
                         failure = error
             if failure is not None:
                 raise failure
-            assert upload is not None
             staged = await _in_thread(upload.finish)
             finished = True
         finally:
-            if upload is not None and not finished:
+            if not finished:
                 await _in_thread(upload.abandon)
             self.server.on_upload(received, offset > 0)
-        answer = {"image": f"sha256:{staged.sha256}", "size": staged.size_bytes, "complete": True}
-        await self._send(Reply(250, "", answer | ({"name": name} if name else {})))
+        return staged
 
-    async def _raw(self, limit: int) -> bytes:
+    async def _raw(self, limit: int, transfer: _Transfer) -> bytes:
         try:
-            async with asyncio.timeout(self.limits.idle_timeout_s):
+            async with transfer.waiting(self.limits.idle_timeout_s):
                 return await self.incoming.raw(min(limit, CHUNK_BYTES))
         except TimeoutError:
             text = f"no byte of the announced data came for {self.limits.idle_timeout_s:g} s; what was synced is kept"
+            if transfer.taken:
+                text = "no byte came for a while and another connection goes on with this upload; what was synced is kept"
             raise _Bye(Reply(421, "IDLE", {"message": text})) from None
         except ConnectionError as error:
             raise _Gone from error
@@ -738,10 +879,13 @@ class _Connection:
         await self._send(Reply(250, "", {"job": job.id, "state": job.state, "phase": job.phase or None}))
 
     async def _log(self, values: dict[str, Any]) -> None:
-        updates = self.server.jobs.log(values["job"], values.get("from", 0))
-        await self._send_many([Reply(250, "", update_data(update), more=True) for update in updates])
-        following = updates[-1].seq + 1 if updates else values.get("from", 0)
-        await self._send(Reply(250, "", {"job": values["job"], "entries": len(updates), "next": following}))
+        count, following = 0, values.get("from", 0)
+        while updates := self.server.jobs.log(values["job"], following, LOG_PAGE):
+            await self._send_many([Reply(250, "", update_data(update), more=True) for update in updates])
+            count, following = count + len(updates), updates[-1].seq + 1
+            if len(updates) < LOG_PAGE:
+                break
+        await self._send(Reply(250, "", {"job": values["job"], "entries": count, "next": following}))
 
     async def _jobs(self, values: dict[str, Any]) -> None:
         state = None
@@ -750,7 +894,7 @@ class _Connection:
                 state = JobState(values["state"].lower())
             except ValueError:
                 raise BadRequest(f"JOBS: there is no state {values['state']}; expected {' or '.join(JobState)}") from None
-        found = self.server.jobs.list(values.get("target"), state, min(values.get("limit", 50), 1000))
+        found = self.server.jobs.list(values.get("target"), state, values.get("limit", 50))
         await self._send_many([Reply(250, "", job_summary(job), more=True) for job in found])
         await self._send(Reply(250, "", {"jobs": len(found)}))
 

@@ -309,8 +309,9 @@ class Journal:
             _job(r) for r in self._read(f"SELECT {_JOB_COLUMNS} FROM jobs {clause} ORDER BY n DESC LIMIT ?", (*values, limit))
         ]
 
-    def log(self, job_id: str, from_seq: int = 0) -> list[Update]:
-        rows = self._read("SELECT * FROM updates WHERE job = ? AND seq >= ? ORDER BY seq", (job_id, from_seq))
+    def log(self, job_id: str, from_seq: int = 0, limit: int | None = None) -> list[Update]:
+        sql = "SELECT * FROM updates WHERE job = ? AND seq >= ? ORDER BY seq LIMIT ?"
+        rows = self._read(sql, (job_id, from_seq, -1 if limit is None else limit))
         return [Update(**{**row, "state": JobState(row["state"]), "event": json.loads(row["event"])}) for row in rows]
 
     def proven(self, job_id: str) -> tuple[SectorProven, ...]:

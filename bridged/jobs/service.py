@@ -383,14 +383,17 @@ class Jobs:
         shown = [self._live[job.id].job if job.id in self._live else job for job in found]
         return [job for job in shown if state is None or job.state is state]
 
-    def log(self, job_id: str, from_seq: int = 0) -> _UpdateList:
-        """State and phase changes and notable events, oldest first; mere progress is not kept. Raises ``UnknownJob``."""
+    def log(self, job_id: str, from_seq: int = 0, limit: int | None = None) -> _UpdateList:
+        """State and phase changes and notable events, oldest first; mere progress is not kept. Raises ``UnknownJob``.
+
+        ``limit``: at most so many; the next ones begin after the ``seq`` of the last.
+        """
         job = self.get(job_id)
-        found = {update.seq: update for update in self._journal.log(job_id, from_seq)}
+        found = {update.seq: update for update in self._journal.log(job_id, from_seq, limit)}
         live = self._live.get(job_id)
         if live is not None:
             found.update((update.seq, update) for update in live.unsaved)
-        return [found[seq] for seq in sorted(found) if from_seq <= seq <= job.seq]
+        return [found[seq] for seq in sorted(found) if from_seq <= seq <= job.seq][:limit]
 
     def watch(self, job_id: str | None = None, target: str | None = None) -> Watch:
         """Updates of one job, one target or everything, beginning with how things are.

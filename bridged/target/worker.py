@@ -146,8 +146,7 @@ class Control:
             left = deadline - time.monotonic()
             if self._gone or left <= 0:
                 raise Stopped("the daemon did not confirm that the journal is on disk", state=str(message.get("barrier")))
-            readable, _, _ = select.select([self._sock], [self._sock] if self._waiting else [], [], min(left, 1.0))
-            if readable:
+            if self._ready(select.POLLIN | (select.POLLOUT if self._waiting else 0), min(left, 1.0)) & ~select.POLLOUT:
                 self.poll()
             self.flush()
         return self._answer
@@ -156,8 +155,17 @@ class Control:
         """Give the last events a chance, bounded: the result is on the board in any case."""
         deadline = time.monotonic() + limit_s
         while self._waiting and not self._gone and time.monotonic() < deadline:
-            select.select([], [self._sock], [], 0.1)
+            self._ready(select.POLLOUT, 0.1)
             self.flush()
+
+    def _ready(self, events: int, timeout_s: float) -> int:
+        """Which of ``events`` there are, after ``timeout_s`` at most.
+
+        Not select(): it cannot take a descriptor beyond 1023, and a daemon with a thousand clients hands those over.
+        """
+        poller = select.poll()
+        poller.register(self._sock, events)
+        return sum(found for _, found in poller.poll(timeout_s * 1000))
 
 
 class Driver:

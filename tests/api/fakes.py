@@ -148,9 +148,9 @@ class FakeJobs:
         finally:
             self.watchers.discard(queue)
 
-    def log(self, job_id: str, from_seq: int = 0) -> _Updates:
+    def log(self, job_id: str, from_seq: int = 0, limit: int | None = None) -> _Updates:
         self.get(job_id)
-        return [u for u in self.updates[job_id] if u.seq >= from_seq]
+        return [u for u in self.updates[job_id] if u.seq >= from_seq][:limit]
 
     def targets(self) -> _Rows:
         return [self.info("motor1"), self.info("motor2")]

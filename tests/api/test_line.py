@@ -9,7 +9,7 @@ import shutil
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -594,6 +594,101 @@ def test_half_a_put_that_ends_in_half_close_is_told(tmp_path: Path) -> None:
         c.writer.write_eof()
         replies = [parse_reply(x) for x in (await c.rest()).splitlines()]
         assert [(r.code, r.text) for r in replies] == [(354, "SEND"), (501, "BAD_REQUEST")]
+
+    run(tmp_path, body)
+
+
+async def _half_a_put(w: World, data: bytes, count: int) -> Client:
+    """A client that has sent ``count`` bytes of ``data``, which the store has taken, and then says nothing more."""
+    seen = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    w.store.on_write = lambda taken: loop.call_soon_threadsafe(seen.set) if taken >= count else None
+    client = await w.connect()
+    await client.say(f"PUT {len(data)} {sha(data)} name=app\n".encode() + data[:count])
+    await asyncio.wait_for(seen.wait(), 10)
+    return client
+
+
+@pytest.mark.parametrize("first", ["HAVE", "PUT"])
+def test_a_client_that_comes_back_takes_over_its_silent_upload(tmp_path: Path, first: str) -> None:
+    """No FIN and no RST came from the connection that died; the daemon still believes in it."""
+
+    async def body(w: World) -> None:
+        data = bytes(range(251)) * 800
+        dead = await _half_a_put(w, data, 100_000)
+        c = await w.connect()
+        if first == "HAVE":
+            have = await c.ask(f"HAVE {sha(data)}")
+            assert (have.data["offset"], have.data["complete"]) == ("100000", "0")
+        await c.say(f"PUT {len(data)} {sha(data)} offset=100000 name=app\n".encode() + data[100_000:])
+        assert [(await c.reply()).code for _ in range(2)] == [354, 250]
+        told = [parse_reply(x) for x in (await dead.rest()).splitlines()]
+        assert [(r.code, r.text) for r in told] == [(354, "SEND"), (421, "IDLE")]
+        assert "another connection goes on" in str(told[-1].data["message"])
+        assert w.store.get(sha(data)).path.read_bytes() == data
+
+    run(tmp_path, body, replace(LIMITS, takeover_s=0.0))
+
+
+def test_an_active_upload_is_not_disturbed(tmp_path: Path) -> None:
+    async def body(w: World) -> None:
+        data = bytes(range(251)) * 800
+        active = await _half_a_put(w, data, 100_000)
+        c = await w.connect()
+        assert (await c.ask(f"HAVE {sha(data)}")).code == 404, "nothing of it was synced yet"
+        await c.say(f"PUT {len(data)} {sha(data)}\n".encode() + data)
+        assert (await c.reply()).code == 354
+        refused = await c.reply()
+        assert (refused.code, refused.text) == (429, "TOO_MANY")
+        assert 1 <= float(str(refused.data["fact.retry_after_s"])) <= 60
+        await active.say(data[100_000:])
+        assert [(await active.reply()).code for _ in range(2)] == [354, 250]
+
+    run(tmp_path, body, replace(LIMITS, takeover_s=60.0))
+
+
+def test_a_principal_does_not_take_over_from_another(tmp_path: Path) -> None:
+    async def body(w: World) -> None:
+        data = bytes(range(251)) * 800
+        path = tmp_path / "line.sock"
+        await w.server.listen_unix(path)
+        silent = await _half_a_put(w, data, 100_000)
+        other = Client(*await asyncio.open_unix_connection(path))
+        assert (await other.reply()).code == 220
+        assert (await other.ask(f"HAVE {sha(data)}")).code == 404
+        await other.say(f"PUT {len(data)} {sha(data)}\n".encode() + data)
+        assert [(await other.reply()).code for _ in range(2)] == [354, 250]
+        await silent.say(data[100_000:])
+        assert [(await silent.reply()).code for _ in range(2)] == [354, 250]
+
+    run(tmp_path, body, replace(LIMITS, takeover_s=0.0))
+
+
+def test_tcp_finds_clients_that_vanished(tmp_path: Path) -> None:
+    async def body(w: World) -> None:
+        await w.connect()
+        (connection,) = w.server._connections.values()
+        sock = connection.writer.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        idle, interval, probes = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+        assert idle + interval * probes == 60
+
+    run(tmp_path, body)
+
+
+def test_a_long_log_comes_in_pieces_and_whole(tmp_path: Path) -> None:
+    async def body(w: World) -> None:
+        w.jobs.expect(Script(JobKind.IDENTIFY, "motor1"))
+        c = await w.connect()
+        job = (await c.ask("ID motor1 wait=1")).data["job"]
+        template = w.jobs.updates[str(job)][-1]
+        w.jobs.updates[str(job)] += [replace(template, seq=template.seq + n) for n in range(1, 1000)]
+        everything = w.jobs.updates[str(job)]
+        await c.say(f"LOG {job}")
+        replies = await c.replies()
+        assert len(replies) - 1 == len(everything)
+        assert (replies[-1].data["entries"], replies[-1].data["next"]) == (str(len(everything)), str(everything[-1].seq + 1))
 
     run(tmp_path, body)
 
