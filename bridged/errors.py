@@ -205,6 +205,13 @@ class Garbled(LoaderError):
     retryable = True
 
 
+class UnstableLink(LoaderError):
+    """The link loses or changes so much that its answers cannot be believed."""
+
+    code = "UNSTABLE_LINK"
+    retryable = True
+
+
 class EraseTimeout(LoaderError):
     code = "ERASE_TIMEOUT"
 
@@ -388,7 +395,7 @@ HINTS: dict[str, Hint] = {
     "IMAGE": Hint("The image cannot be used.", "See the message; build the image again and compare its SHA-256."),
     "IMAGE_FORMAT": Hint(
         "The bytes are none of the formats that were asked for.",
-        "Say the format (`type=bin|hex|elf`); a BIN needs `addr=` as well.",
+        "Say the format (`type=bin|hex|elf|srec|dfuse`); a BIN needs `addr=` as well.",
     ),
     "IMAGE_CORRUPT": Hint(
         "The file was cut short or changed on its way, or the tool that wrote it is at fault.",
@@ -488,6 +495,10 @@ HINTS: dict[str, Hint] = {
     "GARBLED": Hint(
         "The answer was neither ACK nor NACK: noise, a wrong baud rate, or somebody else talks on the line.",
         "Try again; check that the application's UART pins are not shared and lower the baud rate.",
+    ),
+    "UNSTABLE_LINK": Hint(
+        "The wire loses or changes bytes all the time: a loose contact, no common ground, noise, a rate at its limit.",
+        "Check ground, cable and supply, set `baud = 57600` or less, and look at the retries in the log of the job.",
     ),
     "ERASE_TIMEOUT": Hint(
         "The flash took longer than twice the worst case that is known, or the target lost power while erasing.",

@@ -10,7 +10,8 @@ Every command has its section in AN3155 under the name that it has here. Rules k
   loader that programs or erases does not read its USART (one-byte receiver), so what is sent early is lost.
 - Exactly the bytes that an answer has are read. A stale byte can therefore never be taken for the answer of a later step.
 - After a NACK the line is listened to for a moment: some loaders send two under readout protection (AN2606).
-- An erase, or a command that ends in an option-byte write, declares its hazard before its last frame is sent (P9).
+- An erase, or a command that ends in an option-byte write, declares its hazard before its last frame is sent (P9). Who called
+  it ends the hazard, when the loader has answered another command.
 
 An ACK proves nothing about the content of the flash: ST's public code of this protocol acknowledges whatever the flash driver
 returned. Only reading back, or a checksum computed on the target, proves it; that is the session's business.
@@ -45,6 +46,7 @@ SYNC = 0x7F
 
 MAX_BLOCK = 256  # One length byte, n - 1: AN3155
 NACK_QUIET_S = 0.02  # Two NACKs come back to back; 20 ms is long against a byte at 1200 baud (9 ms).
+STALE_QUIET_S = 0.005  # Before a list of sectors is sent: long against a byte, short against an erase.
 GET_QUIET_S = 0.02  # "until the line is quiet": for a Get whose count is wrong (H743 loader V9.0, AN2606).
 
 
@@ -253,6 +255,37 @@ def _diagnose(junk: bytes) -> LoaderError:
     return SyncNoise(f"{shown} came after 0x7F, expected ACK (79)", received=shown)
 
 
+def resynchronise(timing: Timing, keep_out: bytes = b"") -> Flow[Loader]:
+    """Without NRST: bring a loader that waits for the rest of a command back to a command boundary.
+
+    It has no time-out between bytes, so its command is filled up, one byte at a time, until it is refused. The filler must not
+    occur in the frame that may be half received (``keep_out``, the data of a Write Memory): with one byte lost, the checksum
+    would match exactly when the filler equals that byte, and rubbish would be programmed. Never use it while a list of sectors
+    may be pending. In the end FF 00 must be refused exactly once, and Get answered.
+
+    Raises ``NoReply`` when no filler is left or nothing helps.
+    """
+    frame = with_checksum(bytes([max(0, len(keep_out) - 1)]) + keep_out)
+    # 0x00 and 0xFF are the commonest bytes of firmware, and opcode or complement of Get; they come last.
+    filler = next((f for f in (0x5A, 0xA5, *range(1, 255)) if f not in frame), None)
+    if filler is None:
+        raise NoReply("the loader waits for the rest of a block in which every byte value occurs; only a reset helps")
+    yield Drain(0.05, 0.5)
+    for _ in range(MAX_BLOCK + 5):
+        yield Send(bytes([filler]))
+        got: bytes = yield Receive(1, 0.01)
+        if got and got[0] == NACK:
+            break
+    else:
+        raise NoReply(f"{MAX_BLOCK + 5} bytes {filler:#04x} were not refused: the loader does not listen; only a reset helps")
+    yield Drain(0.05, 0.5)
+    yield Send(b"\xff\x00")
+    refused: bytes = yield Drain(0.05, 0.5)
+    if refused != bytes([NACK]):
+        raise Garbled(f"{refused.hex(' ') or 'nothing'} came after FF 00, expected one NACK (1F)", received=refused.hex())
+    return (yield from get(timing))
+
+
 # --- asking -------------------------------------------------------------------------------------------------------
 
 
@@ -360,16 +393,20 @@ def get_checksum(
 
 
 def _erase(command: Command, stage: str, frame: bytes, timing: Timing, wait_s: float) -> Flow[None]:
-    """Opcode, then the list; the hazard ends with the ACK, or with a NACK, and otherwise only by its time."""
+    """Opcode, then the list, with a hazard of ``wait_s`` from the list on.
+
+    The caller ends the hazard when the loader has answered another command: noise can look like an ACK or a NACK while the
+    flash is still at work. For the same reason nothing may be waiting on the line before the list is sent.
+    """
     yield from _start(command, timing)
+    stale: bytes = yield Drain(STALE_QUIET_S, 0.1)
+    if stale:
+        raise Garbled(
+            f"{_describe(command, stage, None)}: {stale.hex(' ')} came before it was sent", stage="stale", received=stale.hex()
+        )
     yield Hazard(wait_s)
     yield Send(frame)
-    try:
-        yield from expect_ack(command, stage, wait_s, silence=EraseTimeout)
-    except Nack:
-        yield Hazard(0)
-        raise
-    yield Hazard(0)
+    yield from expect_ack(command, stage, wait_s, silence=EraseTimeout)
 
 
 def erase(pages: Sequence[int], timing: Timing, *, wait_s: float) -> Flow[None]:

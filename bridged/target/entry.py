@@ -1,8 +1,8 @@
-"""Into the ROM loader, out of it, and finding out what it is: the stages before and after the work of a session.
+"""Into the ROM loader, and out of it into the application: the stages before and after the work of a session.
 
-``enter`` gives a ``Connected``, ``identify`` a ``Known``: the next stages take these, so that nothing can be called out of
-order. A failure here is what most users meet first, so each error carries what a person at the board needs: attempts, pins,
-activation pattern. Flows without I/O.
+``enter`` gives a ``Connected``, which the next stages take, so that nothing can be called out of order. A failure here is what
+most users meet first, so each error carries what a person at the board needs: attempts, pins, activation pattern. Flows without
+I/O.
 
 Documents: AN2606 (activation, start-up times, autobaud), AN3155 (Get, Get ID).
 """
@@ -12,18 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bridged import chips
-from bridged.chips.model import Chip, FlashMap, Layout, OptionField, Quirk
+from bridged.chips.model import Chip, Quirk
 from bridged.errors import (
     ApplicationRunning,
     ChipError,
     Garbled,
-    LayoutUnknown,
     LinkError,
     LoaderError,
     Loopback,
     Nack,
+    NoReply,
     NoSync,
-    ReadProtected,
     SyncNoise,
     UnknownChip,
     Unsupported,
@@ -32,7 +31,6 @@ from bridged.errors import (
 )
 from bridged.events import (
     Booted,
-    Identified,
     Phase,
     PhaseStarted,
     Retried,
@@ -61,7 +59,6 @@ STARTUP_MARGIN = 1.2
 STARTUP_LEAST_S = 0.02
 BANNER_BYTES = 256
 POWER_OFF_S = 0.5
-SHORT_READ_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +72,6 @@ class Connected:
     baud: int
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A chip whose real flash is known, as far as it tells. ``flash`` is None where its layout is unsure."""
-
-    chip: Chip
-    loader: Loader
-    timing: Timing
-    loader_id: int | None
-    flash: FlashMap | None
-    why_no_flash: str
-
-
 def phase_started(phase: Phase, total: int = 0) -> Flow[None]:
     yield Report(PhaseStarted(phase, total))
 
@@ -98,30 +83,52 @@ def _expected(request: Request) -> Chip | None:
     return chips.find(request.chip) if request.chip else None
 
 
-def _attempts(request: Request, chip: Chip | None) -> list[tuple[int, float]]:
-    """(baud, start-up wait) of each attempt. First the waits that this chip may need, then lower rates (AN2606, autobaud)."""
-    first = request.baud or (chip.first_baud if chip else 115200)
+def _attempts(request: Request, chip: Chip | None, again_at: int | None) -> list[tuple[int, float]]:
+    """(baud, start-up wait) of each attempt: the waits that this chip may need, then lower rates (AN2606, autobaud).
+
+    ``again_at``: the rate at which the loader was reached before in this session. The rate is measured anew at each reset, so
+    it gets some tries.
+    """
+    first = again_at or request.baud or (chip.first_baud if chip else 115200)
     if request.startup_s:
         waits = [request.startup_s]
     else:
         waits = [max(STARTUP_LEAST_S, s * STARTUP_MARGIN) for s in (chip.startup_s if chip else UNKNOWN_STARTUP_S)]
     plan = [(first, wait) for wait in waits]
-    plan += [(first, waits[0])]
+    plan += [(first, waits[0])] * (2 if again_at else 1)
     plan += [(baud, waits[0]) for baud in LOWER_BAUDS if baud < first]
-    return plan if request.wiring.has_reset else plan[:1]
+    return plan if request.wiring.has_reset or request.wiring.has_power else plan[:1]
 
 
-def enter(request: Request, result: Result) -> Flow[Connected]:
+def enter(request: Request, result: Result, again_at: int | None = None) -> Flow[Connected]:
     """Bring the target into its loader and confirm it with Get and Get ID, whose bytes have different parity bits.
 
     Each attempt starts from a fresh reset. A wrong rate shows as noise at the sync or as garbage at Get, and is answered with
     the next attempt, in the end at lower rates; application output or an echo ends it at once, because no retry mends wiring.
+    Where there is a power line, all of it is tried once more after a power cycle. ``again_at``: see ``_attempts``; the phase
+    of the job stays what it is then.
     """
     chip = _expected(request)
-    attempts = _attempts(request, chip)
+    attempts = _attempts(request, chip, again_at)
+    try:
+        return (yield from _try_all(request, result, chip, attempts, again=again_at is not None))
+    except (NoSync, SyncNoise, Garbled, NoReply, WrongParity) as error:
+        if not request.wiring.has_power or request.one_shot:
+            raise
+        yield Report(Retried("power", f"{error.code}: {error.message}"))
+    yield SetLines(boot0=False, power=False)
+    yield Pause(POWER_OFF_S)
+    yield SetLines(power=True)
+    return (yield from _try_all(request, result, chip, attempts, again=True))
+
+
+def _try_all(
+    request: Request, result: Result, chip: Chip | None, attempts: list[tuple[int, float]], *, again: bool
+) -> Flow[Connected]:
     last: LoaderError | None = None
     told: LoaderError | None = None  # The most telling error: silence says less than noise.
-    yield from phase_started(Phase.ACTIVATE)
+    if not again:
+        yield from phase_started(Phase.ACTIVATE)
     for number, (baud, wait_s) in enumerate(attempts, start=1):
         if isinstance(last, SyncNoise | Garbled) and wait_s != attempts[0][1]:
             continue  # It answered, so it was up: a longer wait changes nothing.
@@ -133,7 +140,8 @@ def enter(request: Request, result: Result) -> Flow[Connected]:
             said: bytes = yield Receive(4096, wait_s)
         else:
             said = yield Drain(0.02, 0.2)
-        yield from phase_started(Phase.SYNC)
+        if not again:
+            yield from phase_started(Phase.SYNC)
         try:
             connected = yield from _synchronise(timing, baud, number, said, request)
         except (ApplicationRunning, Loopback) as error:
@@ -145,12 +153,17 @@ def enter(request: Request, result: Result) -> Flow[Connected]:
             yield Drain(0.02, 0.2)
             continue
         if chip is not None and connected.pid != chip.pid:
-            raise WrongChip(
+            wrong = WrongChip(
                 f"{chip.title} is configured, and product id {connected.pid:#05x} answered"
                 + (f" ({connected.chip.title})" if connected.chip else ""),
                 expected=chip.pid,
                 found=connected.pid,
             )
+            # An answer has no checksum: believe it when it comes again.
+            if (yield from an3155.get_id(timing)) == connected.pid:
+                raise wrong
+            last = told = Garbled(f"Get ID answered differently a second time; first {connected.pid:#05x}")
+            continue
         result.pid = connected.pid
         return connected
     assert told is not None
@@ -231,10 +244,9 @@ def _start_by_go(request: Request, chip: Chip, timing: Timing, result: Result) -
     yield SetFormat(request.application_baud, request.application_parity)
 
 
-def boot(request: Request, result: Result, connected: Connected | None = None) -> Flow[None]:
-    """Start the application and listen to the first thing that it says."""
+def boot(request: Request, result: Result, chip: Chip | None = None, timing: Timing | None = None) -> Flow[None]:
+    """Start the application and listen to the first thing that it says. ``chip`` and ``timing``: of the loader, if entered."""
     yield from phase_started(Phase.BOOT)
-    chip = connected.chip if connected else None
     wiring = request.wiring
     # Parts that check for an empty flash remember the answer from power-on: after the first flash a plain reset enters the
     # loader once more (AN2606). A power cycle forgets it; else Go, which leaves clocks and peripherals as the loader set them.
@@ -243,8 +255,8 @@ def boot(request: Request, result: Result, connected: Connected | None = None) -
         yield SetLines(boot0=False, power=False)
         yield Pause(POWER_OFF_S)
         yield SetLines(power=True)
-    elif connected and chip and result.changed and (stuck or not wiring.has_reset):
-        yield from _start_by_go(request, chip, connected.timing, result)
+    elif chip and timing and result.changed and (stuck or not wiring.has_reset):
+        yield from _start_by_go(request, chip, timing, result)
     else:
         yield from leave(request)
     if request.listen_s:
@@ -254,130 +266,3 @@ def boot(request: Request, result: Result, connected: Connected | None = None) -
         text = "".join(chr(b) if 32 <= b < 127 else " " for b in first)
         result.banner = " ".join(text.split())
         yield Report(Booted(result.banner))
-
-
-# --- identification -----------------------------------------------------------------------------------------------
-
-
-def _register(chip: Chip, address: int, count: int, timing: Timing) -> Flow[bytes]:
-    """``count`` bytes of a register or option word.
-
-    Some loaders refuse short reads there and give the surrounding block (a report about F4 and L0). A NACK at the opcode
-    means that reading is forbidden altogether.
-    """
-    try:
-        return (yield from an3155.read_memory(address, count, timing))
-    except Nack as error:
-        if error.facts.get("stage") == "opcode":
-            raise ReadProtected(
-                f"{chip.title}: Read Memory is refused, while Get and Get ID were answered", pid=chip.pid
-            ) from error
-        if chip.has(Quirk.NO_NACK_ON_BAD_ADDRESS, None):
-            raise
-        block = address // chip.read_max_bytes * chip.read_max_bytes
-        data = yield from an3155.read_memory(block, chip.read_max_bytes, timing)
-        return data[address - block : address - block + count]
-
-
-def _try_register(chip: Chip, address: int | None, count: int, timing: Timing) -> Flow[bytes]:
-    """The same, or nothing where the loader does not allow it; protection is still an error."""
-    if address is None:
-        return b""
-    try:
-        return (yield from _register(chip, address, count, timing))
-    except Nack:
-        return b""
-
-
-def identify(request: Request, connected: Connected, chip: Chip, result: Result) -> Flow[Known]:
-    timing = connected.timing
-    result.family, result.names, result.loader = chip.family, "/".join(chip.names), connected.loader.version_text
-    try:
-        size = yield from _try_register(chip, chip.flash_size_register, 2, timing)
-        uid = yield from _try_register(chip, chip.uid_address, 12, timing)
-        version = yield from _try_register(chip, chip.loader_id_address, 1, timing)
-    except ReadProtected:
-        if request.kind != "identify":
-            raise
-        yield Report(Warned("READ_PROTECTED", "readout protection is on: Read Memory is refused"))
-        size = uid = version = b""
-    result.uid = uid.hex()
-    result.loader_id = version[0] if version else None
-    kib = int.from_bytes(size, "little") if len(size) == 2 else 0
-    if not 0 < kib * 1024 <= chip.flash_max_bytes:
-        kib = request.flash_bytes // 1024
-    elif request.flash_bytes and request.flash_bytes != kib * 1024:
-        text = f"the chip says {kib} KiB of flash, the configuration {request.flash_bytes // 1024}; the chip is believed"
-        yield Report(Warned("FLASH_SIZE", text))
-    result.flash_bytes = kib * 1024
-    flash: FlashMap | None = None
-    why = ""
-    try:
-        layout = yield from _choose_layout(request, chip, result.flash_bytes, timing)
-        flash = chip.flash_map(result.flash_bytes, layout.name)
-        result.layout = layout.name
-    except (LayoutUnknown, ReadProtected) as error:
-        why = error.message
-    yield Report(
-        Identified(
-            pid=chip.pid,
-            family=chip.family,
-            names=result.names,
-            loader=result.loader,
-            loader_id=result.loader_id,
-            flash_bytes=result.flash_bytes,
-            uid=result.uid,
-            layout=result.layout,
-        )
-    )
-    return Known(chip, connected.loader, timing, result.loader_id, flash, why)
-
-
-def _choose_layout(request: Request, chip: Chip, flash_bytes: int, timing: Timing) -> Flow[Layout]:
-    """The layout that the configuration states, else the one that option bits select, else the only one there is."""
-    if not flash_bytes:
-        raise LayoutUnknown(f"{chip.title}: the flash size could not be read; state `flash_kib`", pid=chip.pid)
-    found = chip.layouts_for(flash_bytes)
-    names = ", ".join(lay.name for lay in found) or "none"
-    if request.layout:
-        for lay in found:
-            if lay.name == request.layout:
-                return lay
-        raise LayoutUnknown(
-            f"{chip.title}: no layout {request.layout!r} with {flash_bytes // 1024} KiB; there are: {names}", pid=chip.pid
-        )
-    if not chip.layout_confirmed or not found:
-        raise LayoutUnknown(
-            f"{chip.title}: the sources for its sector layout are unsure; it is identified and read only until `layout` "
-            f"states one of: {names}",
-            pid=chip.pid,
-        )
-    default: Layout | None = None
-    for lay in found:
-        if lay.when is None:
-            default = default or lay
-            continue
-        option, value = lay.when
-        word = yield from read_option(chip, option, timing)
-        if word is None:
-            raise LayoutUnknown(
-                f"{chip.title}: {option.name} at {option.address:#010x} decides the layout and cannot be read; state "
-                f"`layout` as one of: {names}",
-                pid=chip.pid,
-                option=option.name,
-            )
-        if option.value(word) == value:
-            default = lay
-            break
-    if default is None or not default.confirmed:
-        raise LayoutUnknown(
-            f"{chip.title}: the numbering of its sectors at {flash_bytes // 1024} KiB is not sure; state `layout` as one "
-            f"of: {names}",
-            pid=chip.pid,
-        )
-    return default
-
-
-def read_option(chip: Chip, option: OptionField, timing: Timing) -> Flow[int | None]:
-    data = yield from _try_register(chip, option.address, 4, timing)
-    return int.from_bytes(data, "little") if len(data) == 4 else None

@@ -18,9 +18,9 @@ Documents: AN3155 (commands), AN2606 (activation, errata); the order of erase an
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from bridged.chips.model import Chip, FlashMap, Quirk, Sector
 from bridged.errors import (
@@ -47,22 +47,23 @@ from bridged.events import (
     Warned,
 )
 from bridged.images.model import Image
-from bridged.images.plan import Plan, make_plan
+from bridged.images.plan import Block, Plan, make_plan
 from bridged.images.vectors import check_vectors_for
 from bridged.protocol import an3155
-from bridged.protocol.an3155 import Command, MassErase
+from bridged.protocol.an3155 import Command, MassErase, Timing
 from bridged.protocol.flow import (
     Barrier,
     Checkpoint,
     Flow,
-    Hazard,
     Now,
     Pause,
     Progress,
     Report,
     SetLines,
 )
-from bridged.target.entry import Connected, Known, boot, enter, identify, leave, phase_started, read_option
+from bridged.target.dialogue import Dialogue, Dirty
+from bridged.target.entry import boot, enter, leave, phase_started
+from bridged.target.identify import Known, identify, read_option
 from bridged.target.request import PhaseCost, Request, Result
 
 NOTHING_KEPT = b"BRIMG01\n\x00\x00\x00\x00"  # An encoded image without segments: "read, and all of it was blank".
@@ -73,6 +74,7 @@ ERASE_LEAST_S = 5.0
 SLOW_ERASE_LEAST_S = 25.0
 SLOW_SECTOR_S = 0.5
 CHECK_BYTES = 256
+SECTOR_TRIES = 3
 
 
 # --- the whole ----------------------------------------------------------------------------------------------------
@@ -113,15 +115,11 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result) ->
     if request.kind == "reset":
         yield SetLines(boot0=False)  # The loader was chosen when NRST was released; the pin matters at the next reset only.
         return
-    if connected.chip is None and request.kind not in ("identify", "read"):
-        raise UnknownChip(f"product id {connected.pid:#05x} is in no table of this version", pid=connected.pid)
-    known: Known | None = None
-    if connected.chip is not None:
-        known = yield from identify(request, connected, connected.chip, result)
-    else:
-        result.pid, result.loader = connected.pid, connected.loader.version_text
+    line = Dialogue(request, result, connected)
+    yield from line.confirm()
+    known = yield from _know(request, line, result)
     if request.kind == "read":
-        result.data = yield from _read(request.address, request.length, connected)
+        result.data = yield from _read(request.address, request.length, line)
     elif request.kind == "erase" and known:
         yield from _erase_range(request, known, result)
     elif request.kind in ("flash", "ensure", "verify") and known:
@@ -130,7 +128,17 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result) ->
         yield from _program(request, known, image, kept, result)
     elif request.kind != "identify":
         raise BadRequest(f"there is no job of kind {request.kind!r}")
-    yield from boot(request, result, connected)
+    yield from boot(request, result, line.chip, line.timing)
+
+
+def _know(request: Request, line: Dialogue, result: Result) -> Flow[Known | None]:
+    """What is known of the chip; None where its product id is in no table, which is enough to identify and to read."""
+    result.pid, result.loader = line.pid, line.loader.version_text
+    if line.chip is None:
+        if request.kind in ("identify", "read"):
+            return None
+        raise UnknownChip(f"product id {line.pid:#05x} is in no table of this version", pid=line.pid)
+    return (yield from identify(request, line, line.chip, result))
 
 
 # --- flash, ensure, verify ----------------------------------------------------------------------------------------
@@ -161,17 +169,19 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
         plan = yield from _backup(plan, known, result)
     yield Checkpoint()
     if known.chip.empty_check:
-        word = yield from an3155.read_memory(known.chip.flash_base, 4, known.timing)
+        word = yield from known.line.read_twice(known.chip.flash_base, 4)
         result.was_empty = word == bytes([known.chip.erased_value]) * 4
     if plan.erase:
         yield from _erase(plan.erase, known, result, _encode_kept(plan))
+    if request.one_shot and plan.erase:
+        known.line.may_reset = False  # Nothing says that the loader could be entered again (P10).
     # All but the vector block is written and proven first; only then does the image become bootable.
-    held = plan.erases_vector_sector
-    blocks, reads = plan.blocks(), plan.reads()
-    yield from _write([b for b in blocks if not (held and plan.in_vector_block(b.address))], known, result)
-    yield from _prove(plan, [r for r in reads if not (held and plan.in_vector_block(r[0]))], known, result)
-    yield from _write([b for b in blocks if held and plan.in_vector_block(b.address)], known, result)
-    yield from _prove(plan, [r for r in reads if held and plan.in_vector_block(r[0])], known, result)
+    work = _Work(plan, known, result)
+    yield from work.write(final=False)
+    yield from work.prove(final=False)
+    if plan.erases_vector_sector:
+        yield from work.write(final=True)
+        yield from work.prove(final=True)
     result.evidence = "full"
 
 
@@ -189,7 +199,7 @@ def _check_entry(request: Request, known: Known) -> Flow[None]:
     """
     chip, wiring = known.chip, request.wiring
     for unreachable in chip.app_checks:
-        word = yield from read_option(chip, unreachable.option, known.timing)
+        word = yield from read_option(chip, unreachable.option, known.line)
         if word is not None and not unreachable.holds(word):
             text = f"{unreachable.option.name} is {unreachable.option.value(word):#06x}: {unreachable.otherwise}"
             yield Report(Warned("APPLICATION_UNREACHABLE", text))
@@ -205,7 +215,7 @@ def _check_entry(request: Request, known: Known) -> Flow[None]:
         )
     unread: list[str] = []
     for check in chip.entry_checks:
-        word = yield from read_option(chip, check.option, known.timing)
+        word = yield from read_option(chip, check.option, known.line)
         if word is None:
             unread.append(check.option.name)
         elif check.option.value(word) not in check.values:
@@ -236,7 +246,10 @@ def _backup(plan: Plan, known: Known, result: Result) -> Flow[Plan]:
         for gap in plan.outside:
             for address, count in _pieces(gap.start, gap.end, known.chip.read_max_bytes):
                 yield Checkpoint()
-                data = yield from an3155.read_memory(address, count, known.timing)
+                data = yield from known.line.read(address, count)
+                if data.strip(blank):
+                    # What is kept is written back and proven against this reading, which has no checksum: read it again.
+                    data = yield from known.line.read_twice(address, count)
                 done += count
                 yield Progress(done)
                 cost.payload_bytes += count
@@ -274,51 +287,132 @@ def _cost(result: Result, phase: Phase) -> PhaseCost:
     return result.phases.setdefault(phase.value, PhaseCost())
 
 
-def _write(blocks: Iterable[Any], known: Known, result: Result) -> Flow[None]:
-    todo = list(blocks)
-    if not todo:
-        return
-    yield from phase_started(Phase.WRITE, sum(len(b.data) for b in todo))
-    cost = _cost(result, Phase.WRITE)
-    begun: float = yield Now()
-    done = 0
-    for block in todo:
-        yield Checkpoint()
-        yield from an3155.write_memory(block.address, block.data, known.timing, ack_max_s=known.chip.write_ack_max_s)
-        done += len(block.data)
-        yield Progress(done)
-        cost.payload_bytes += len(block.data)
-        cost.wire_bytes += len(block.data) + 12
-    result.bytes_written += done
-    cost.seconds += (yield Now()) - begun
+class _Work:
+    """Writing and proving one plan. ``final`` False: all but the block with the vectors; True: that block alone.
 
+    A sector that holds something else than it should, after an accident or for a bad word, is erased and written again, a
+    bounded number of times. Nothing else is ever erased here.
+    """
 
-def _prove(plan: Plan, reads: list[tuple[int, int]], known: Known, result: Result) -> Flow[None]:
-    """Read back and compare; a sector all of whose reads agree is reported as proven, once its last byte was compared."""
-    if not reads:
-        return
-    yield from phase_started(Phase.VERIFY, sum(n for _, n in reads))
-    cost = _cost(result, Phase.VERIFY)
-    begun: float = yield Now()
-    done = 0
-    erased = {s.address: s for s in plan.erase}
-    ends = {s.address: _last_byte(s, reads) for s in plan.erase}
-    for address, count in reads:
-        yield Checkpoint()
-        data = yield from an3155.read_memory(address, count, known.timing)
-        _must_equal(address, plan.content.read(address, count), data)
-        done += count
-        yield Progress(done)
-        cost.payload_bytes += count
-        cost.wire_bytes += count + 12
-        for start, last in list(ends.items()):
-            if last is not None and address <= last < address + count:
-                del ends[start]
-                sector = erased[start]
-                if not sector.address <= plan.vector_address < sector.end or plan.in_vector_block(address):
+    def __init__(self, plan: Plan, known: Known, result: Result) -> None:
+        self.plan, self.known, self.result = plan, known, result
+        self.blocks = plan.blocks()
+        self.reads = plan.reads()
+        self.repaired: set[int] = set()
+
+    def _is_final(self, address: int) -> bool:
+        return self.plan.erases_vector_sector and self.plan.in_vector_block(address)
+
+    def _blocks_of(self, sector: Sector, *, final: bool) -> list[Block]:
+        return [b for b in self.blocks if sector.address <= b.address < sector.end and self._is_final(b.address) is final]
+
+    def _reads_of(self, sector: Sector, *, final: bool) -> list[tuple[int, int]]:
+        overlapping = [(a, n) for a, n in self.reads if a < sector.end and sector.address < a + n]
+        return [r for r in overlapping if self._is_final(r[0]) is final]
+
+    def write(self, *, final: bool) -> Flow[None]:
+        total = sum(len(b.data) for b in self.blocks if self._is_final(b.address) is final)
+        if not total:
+            return
+        yield from phase_started(Phase.WRITE, total)
+        cost = _cost(self.result, Phase.WRITE)
+        begun: float = yield Now()
+        done = 0
+        for sector in sorted(self.plan.erase, key=lambda s: s.address):
+            done = yield from self._write_sector(sector, final=final, done=done)
+        self.result.bytes_written += done
+        cost.payload_bytes += done
+        cost.wire_bytes += done + 12 * sum(self._is_final(b.address) is final for b in self.blocks)
+        cost.seconds += (yield Now()) - begun
+
+    def _write_sector(self, sector: Sector, *, final: bool, done: int = 0) -> Flow[int]:
+        """The blocks of one sector; ``done`` bytes of the phase before it. Returns them with those of this sector."""
+        for attempt in range(SECTOR_TRIES):
+            at = done
+            try:
+                for block in self._blocks_of(sector, final=final):
+                    yield Checkpoint()
+                    yield from self._put(block)
+                    at += len(block.data)
+                    yield Progress(at)
+                return at
+            except Dirty as dirty:
+                if attempt == SECTOR_TRIES - 1:
+                    raise VerifyError(f"{dirty.why}, {SECTOR_TRIES} times in a row", address=dirty.address) from dirty
+                yield Report(Retried("sector", dirty.why))
+                yield from self._start_over(sector, final=final)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _put(self, block: Block) -> Flow[None]:
+        chip = self.known.chip
+        yield from self.known.line.write(block.address, block.data, ack_max_s=chip.write_ack_max_s, blank=chip.erased_value)
+
+    def _start_over(self, sector: Sector, *, final: bool) -> Flow[None]:
+        """Erase ``sector`` and bring it to where this stage began: for the final one all its other blocks, proven."""
+        seconds = yield from _erase_batch([sector], self.known)
+        yield Report(SectorErased(sector.address, sector.size_bytes, seconds))
+        if final:
+            yield from self._write_sector(sector, final=False)
+            for address, count in self._reads_of(sector, final=False):
+                data = yield from self.known.line.read(address, count)
+                if data != self.plan.content.read(address, count):
+                    data = yield from self.known.line.read(address, count)
+                _must_equal(address, self.plan.content.read(address, count), data)
+
+    def prove(self, *, final: bool, repair: bool = True) -> Flow[None]:
+        """Read back and compare. A sector is reported as proven when its last byte was compared.
+
+        A difference is read again first, for the wire may have made it; what is really wrong is repaired once, if it may be.
+        """
+        plan, line = self.plan, self.known.line
+        reads = [r for r in self.reads if self._is_final(r[0]) is final]
+        if not reads:
+            return
+        total = sum(n for _, n in reads)
+        yield from phase_started(Phase.VERIFY, total)
+        cost = _cost(self.result, Phase.VERIFY)
+        begun: float = yield Now()
+        queue, done = deque(reads), 0
+        ends = {s: last for s in plan.erase if (last := _last_byte(s, reads)) is not None}
+        while queue:
+            yield Checkpoint()
+            address, count = queue.popleft()
+            expected = plan.content.read(address, count)
+            data = yield from line.read(address, count)
+            if data != expected:
+                data = yield from line.read(address, count)
+                if data == expected:
+                    yield Report(Retried("verify", f"a second reading of {address:#010x} was right"))
+            if data != expected:
+                sector = self._at_fault(address, expected, data)
+                if not repair or sector is None:
+                    _must_equal(address, expected, data)
+                    continue
+                yield Report(Retried("sector", f"sector {sector.code} differs at {address:#010x} and is written again"))
+                yield from self._start_over(sector, final=final)
+                yield from self._write_sector(sector, final=final)
+                again = [r for r in reads if r[0] < sector.end and sector.address < r[0] + r[1]]
+                queue = deque(again + [r for r in queue if r not in again])
+                continue
+            done += count
+            yield Progress(min(done, total))
+            for sector in [s for s, last in ends.items() if address <= last < address + count]:
+                del ends[sector]
+                if final or not sector.address <= plan.vector_address < sector.end:
                     yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
-    result.bytes_compared += done
-    cost.seconds += (yield Now()) - begun
+        self.result.bytes_compared += total
+        cost.payload_bytes += total
+        cost.wire_bytes += total + 12 * len(reads)
+        cost.seconds += (yield Now()) - begun
+
+    def _at_fault(self, address: int, expected: bytes, found: bytes) -> Sector | None:
+        """The sector of the first difference, if it is one of this plan's and was not repaired yet."""
+        at = address + _first_difference(expected, found)
+        sector = next((s for s in self.plan.erase if s.address <= at < s.end), None)
+        if sector is None or sector.code in self.repaired:
+            return None
+        self.repaired.add(sector.code)
+        return sector
 
 
 def _last_byte(sector: Sector, reads: list[tuple[int, int]]) -> int | None:
@@ -327,10 +421,14 @@ def _last_byte(sector: Sector, reads: list[tuple[int, int]]) -> int | None:
     return max(ends) if ends else None
 
 
+def _first_difference(expected: bytes, found: bytes) -> int:
+    return next(i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b)
+
+
 def _must_equal(address: int, expected: bytes, found: bytes) -> None:
     if expected == found:
         return
-    at = next(i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b)
+    at = _first_difference(expected, found)
     wrong = sum(a != b for a, b in zip(expected, found, strict=True))
     raise VerifyError(
         f"flash differs at {address + at:#010x}: expected {expected[at]:02x}, found {found[at]:02x} "
@@ -346,7 +444,7 @@ def _compare(plan: Plan, known: Known, result: Result, *, tolerate: bool) -> Flo
     """Whether the flash holds the image; the first difference ends it, as an answer or as an error."""
     before = result.bytes_compared
     try:
-        yield from _prove(plan, list(plan.reads()), known, result)
+        yield from _Work(plan, known, result).prove(final=False, repair=False)
     except VerifyError as error:
         if not tolerate:
             raise
@@ -417,16 +515,19 @@ def _erase(sectors: tuple[Sector, ...], known: Known, result: Result, kept: byte
 
 def _erase_batch(batch: list[Sector], known: Known) -> Flow[float]:
     codes, wait_s = [s.code for s in batch], _wait_s(batch)
+    # The ACK of some loaders comes early (AN2606): the flash still works, whatever they answer.
+    early_s = 2 * sum(s.erase_max_s for s in batch) if known.chip.has(Quirk.ERASE_NOT_AWAITED, known.loader_id) else 0.0
+
+    def command(timing: Timing) -> Flow[None]:
+        if known.line.loader.erase_command is Command.ERASE:
+            yield from an3155.erase(codes, timing, wait_s=wait_s)
+        else:
+            yield from an3155.extended_erase(codes, timing, wait_s=wait_s)
+        if early_s:
+            yield Pause(early_s)
+
     begun: float = yield Now()
-    if known.loader.erase_command is Command.ERASE:
-        yield from an3155.erase(codes, known.timing, wait_s=wait_s)
-    else:
-        yield from an3155.extended_erase(codes, known.timing, wait_s=wait_s)
-    if known.chip.has(Quirk.ERASE_NOT_AWAITED, known.loader_id):
-        rest_s = 2 * sum(s.erase_max_s for s in batch)  # The ACK came early (AN2606): the flash still works.
-        yield Hazard(rest_s)
-        yield Pause(rest_s)
-        yield Hazard(0)
+    yield from known.line.erase(command, wait_s)
     ended: float = yield Now()
     yield Report(StepDone("erase", ended - begun))
     return ended - begun
@@ -439,14 +540,16 @@ def _witnesses(sector: Sector, flash: FlashMap, known: Known) -> Flow[dict[int, 
     found: dict[int, bytes] = {}
     for address in ([before.end - count] if before else []) + ([after.address] if after else []):
         yield Checkpoint()
-        found[address] = yield from an3155.read_memory(address, count, known.timing)
+        found[address] = yield from known.line.read_twice(address, count)
     return found
 
 
 def _check_first(sector: Sector, witnesses: dict[int, bytes], known: Known) -> Flow[None]:
     count = min(CHECK_BYTES, known.chip.read_max_bytes, sector.size_bytes)
     for address in (sector.address, sector.end - count):
-        data = yield from an3155.read_memory(address, count, known.timing)
+        data = yield from known.line.read(address, count)
+        if data.count(known.chip.erased_value) != count:
+            data = yield from known.line.read(address, count)
         if data.count(known.chip.erased_value) != count:
             raise WrongSector(
                 f"sector {sector.code} was erased and {address:#010x} in it is not blank",
@@ -454,7 +557,9 @@ def _check_first(sector: Sector, witnesses: dict[int, bytes], known: Known) -> F
                 address=address,
             )
     for address, before in witnesses.items():
-        data = yield from an3155.read_memory(address, len(before), known.timing)
+        data = yield from known.line.read(address, len(before))
+        if data != before:
+            data = yield from known.line.read(address, len(before))
         if data != before:
             raise WrongSector(
                 f"sector {sector.code} ({sector.address:#010x}..{sector.end - 1:#010x}) was erased and {address:#010x} "
@@ -487,7 +592,7 @@ def _erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
         )
     yield from _check_entry(request, known)
     total = sum(s.size_bytes for s in sectors)
-    seconds = sum(s.erase_typ_s for s in sectors) + total * 1.05 * known.timing.byte_s
+    seconds = sum(s.erase_typ_s for s in sectors) + total * 1.05 * known.line.timing.byte_s
     limit_s = 60 + 4 * seconds + 2 * chip.mass_erase_max_s + sum(_wait_s(b) for b in _batches(sectors, chip, known.loader_id))
     yield Report(Planned(len(sectors), total, 0, 0, seconds, limit_s))
     if request.length or not chip.mass_erase or not (yield from _mass_erase(sectors, known, result)):
@@ -497,7 +602,9 @@ def _erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
     for sector in sectors:
         for address, count in _pieces(sector.address, sector.end, chip.read_max_bytes):
             yield Checkpoint()
-            data = yield from an3155.read_memory(address, count, known.timing)
+            data = yield from known.line.read(address, count)
+            if data.count(chip.erased_value) != count:
+                data = yield from known.line.read(address, count)
             _must_equal(address, bytes([chip.erased_value]) * count, data)
             done += count
             yield Progress(done)
@@ -511,11 +618,15 @@ def _mass_erase(sectors: tuple[Sector, ...], known: Known, result: Result) -> Fl
     begun: float = yield Now()
     yield Barrier("erasing", wait_s, NOTHING_KEPT)
     yield Checkpoint()
-    try:
-        if known.loader.erase_command is Command.ERASE:
-            yield from an3155.erase_all(known.timing, wait_s=wait_s)
+
+    def command(timing: Timing) -> Flow[None]:
+        if known.line.loader.erase_command is Command.ERASE:
+            yield from an3155.erase_all(timing, wait_s=wait_s)
         else:
-            yield from an3155.extended_erase_special(MassErase.ALL, known.timing, wait_s=wait_s)
+            yield from an3155.extended_erase_special(MassErase.ALL, timing, wait_s=wait_s)
+
+    try:
+        yield from known.line.erase(command, wait_s)
     except Nack as error:
         yield Report(Retried("erase", f"mass erase refused, erasing sector by sector: {error.message}"))
         return False
@@ -528,17 +639,17 @@ def _mass_erase(sectors: tuple[Sector, ...], known: Known, result: Result) -> Fl
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def _read(address: int, length: int, connected: Connected) -> Flow[bytes]:
-    seconds = length * 1.05 * connected.timing.byte_s
+def _read(address: int, length: int, line: Dialogue) -> Flow[bytes]:
+    seconds = length * 1.05 * line.timing.byte_s
     yield Report(Planned(0, 0, 0, length, seconds, 60 + 4 * seconds))
     yield from phase_started(Phase.READ, length)
-    most = connected.chip.read_max_bytes if connected.chip else CHECK_BYTES
+    most = line.chip.read_max_bytes if line.chip else CHECK_BYTES
     parts: list[bytes] = []
     done = 0
     for at, count in _pieces(address, address + length, most):
         yield Checkpoint()
         try:
-            parts.append((yield from an3155.read_memory(at, count, connected.timing)))
+            parts.append((yield from line.read_twice(at, count)))
         except Nack as error:
             if error.facts.get("stage") == "opcode":
                 raise ReadProtected(f"Read Memory is refused at its opcode: {error.message}") from error

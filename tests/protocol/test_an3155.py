@@ -195,6 +195,12 @@ BAD: dict[str, tuple[Make, str, type[BridgedError], dict[str, Any]]] = {
         EraseTimeout,
         {"timeout_s": 8},
     ),
+    "a stale byte before a list of sectors": (
+        lambda: an3155.extended_erase([5], TIMING, wait_s=8),
+        "> 44 BB\n< 79 79",
+        Garbled,
+        {"stage": "stale"},
+    ),
     "erase refused": (
         lambda: an3155.extended_erase([5], TIMING, wait_s=8),
         "> 44 BB\n< 79\n> 00 00 00 05 05\n< 1F",
@@ -254,7 +260,7 @@ def test_failure_says_what_and_where(name: str, bytewise: bool) -> None:
 def test_hazard_spans_the_erase_and_survives_silence() -> None:
     done = Peer.of("> 44 BB\n< 79\n> 00 00 00 05 05\n< 79")
     play(an3155.extended_erase([5], TIMING, wait_s=8), done)
-    assert done.hazards == [8, 0]
+    assert done.hazards == [8], "who called it ends the hazard, when the loader has answered once more"
     silent = Peer.of("> 44 BB\n< 79\n> 00 00 00 05 05")
     with pytest.raises(EraseTimeout):
         play(an3155.extended_erase([5], TIMING, wait_s=8), silent)

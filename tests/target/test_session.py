@@ -121,8 +121,16 @@ def test_verify_never_writes_and_names_the_first_difference() -> None:
     assert bench.boots(), "the target runs its application after a failed verify, too"
 
 
-def test_misprogrammed_word_is_never_a_success() -> None:
+def test_a_word_misprogrammed_once_is_written_again_after_an_erase() -> None:
     bench = Bench("F407", {"faults": ["misprogram:0x08001000"]})
+    image = make_image(bench.chip, 20_000)
+    bench.run("flash", image)
+    assert bench.holds(image)
+    assert bench.device.stats.erases[0] == 2
+
+
+def test_a_word_that_cannot_be_programmed_is_never_a_success() -> None:
+    bench = Bench("F407", {"faults": ["misprogram:0x08001000:*"]})
     with pytest.raises(errors.VerifyError) as caught:
         bench.run("flash", make_image(bench.chip, 20_000))
     assert caught.value.facts["address"] == 0x08001000

@@ -1,0 +1,217 @@
+"""A conversation with one loader that outlives its accidents: each command is repeated by the cheapest step that suffices.
+
+What can go wrong on a wire, and what is done, from cheap to dear, each bounded:
+
+1. NACK: the loader is at a command boundary again, so the command is sent once more. Refused twice, it may be the rate:
+   a reset. Refused again, it is meant.
+2. Silence or garbage: nobody knows what the loader waits for. Reset into the loader and synchronise (with NRST), or fill the
+   command up until it is refused (without; the loader has no time-out between bytes).
+3. Nothing helps at any rate: power cycle, where there is a power line.
+
+Writing is never repeated blindly: after any accident in a Write Memory the block is read. Equal: it had worked. Blank: it had
+not, and is written again. Anything else is ``Dirty``: the caller erases the sector and writes its blocks anew. A word of ECC
+flash is thus never programmed twice, and a loader that falls silent while reading such a block (an ECC fault in its own read)
+is not asked twice.
+
+After an erase the loader must answer once more before the hazard ends: a byte of noise can look like an ACK or a NACK while the
+flash is still at work, and a reset then would be the one thing that P9 forbids. Flows without I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from bridged.chips.model import Chip
+from bridged.errors import (
+    EraseTimeout,
+    Garbled,
+    LoaderError,
+    Nack,
+    NoReply,
+    UnstableLink,
+    WrongChip,
+)
+from bridged.events import Retried
+from bridged.protocol import an3155
+from bridged.protocol.an3155 import Loader, Timing
+from bridged.protocol.flow import Checkpoint, Drain, Flow, Hazard, Now, Receive, Report
+from bridged.target.entry import Connected, enter
+from bridged.target.request import Request, Result
+
+T = TypeVar("T")
+
+TRIES = 4  # Of one command. A single accident needs two; a third and fourth are for a link that is bad altogether.
+NACKS = 3  # The same refusal three times, once after a reset, is the loader's word.
+RECOVERIES = 40  # Of one session: a link that needs more is reported instead of nursed for hours.
+STALE_QUIET_S = 0.005
+
+
+class Dirty(Exception):
+    """A block that holds neither what was written nor blank bytes; only an erase of its sector helps."""
+
+    def __init__(self, address: int, why: str) -> None:
+        super().__init__(why)
+        self.address = address
+        self.why = why
+
+
+class Dialogue:
+    """See the module docstring. ``may_reset``: cleared where a reset would lose the way back (P10, ``entry=one-shot``)."""
+
+    def __init__(self, request: Request, result: Result, connected: Connected) -> None:
+        self.request = request
+        self.result = result
+        self.pid = connected.pid
+        self.chip: Chip | None = connected.chip
+        self.loader: Loader = connected.loader
+        self.timing: Timing = connected.timing
+        self.baud = connected.baud
+        self.may_reset = request.wiring.has_reset or request.wiring.has_power
+        self.recoveries = 0
+
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    def read(self, address: int, count: int, *, nacks: int = NACKS) -> Flow[bytes]:
+        """Read Memory, repeated where needed. ``nacks``: how often a refusal is needed to be believed."""
+        return (yield from self._again("read", lambda: an3155.read_memory(address, count, self.timing), nacks))
+
+    def read_twice(self, address: int, count: int, *, nacks: int = NACKS) -> Flow[bytes]:
+        """The same until two readings in a row agree: for facts on which the rest hangs, since an answer has no checksum."""
+        before: bytes | None = None
+        for _ in range(TRIES):
+            data = yield from self.read(address, count, nacks=nacks)
+            if data == before:
+                return data
+            before = data
+        raise UnstableLink(f"{TRIES} readings of {count} bytes at {address:#010x} all differ", address=address)
+
+    def confirm(self) -> Flow[None]:
+        """Get and Get ID until they answer twice the same: they decide what is erased, and their answers have no checksum."""
+        for _ in range(TRIES):
+            pid = yield from self._again("get id", lambda: an3155.get_id(self.timing))
+            loader = yield from self._again("get", lambda: an3155.get(self.timing))
+            if (pid, loader) == (self.pid, self.loader):
+                return
+            yield from self._told("identify", f"product id {self.pid:#05x} and then {pid:#05x}, or the commands differ")
+            self.pid, self.loader = pid, loader
+        raise UnstableLink(f"Get and Get ID answer differently each time, last {self.pid:#05x}", pid=self.pid)
+
+    def write(self, address: int, data: bytes, *, ack_max_s: float, blank: int) -> Flow[None]:
+        """Write Memory of a block whose flash is erased. Raises ``Dirty`` when the block holds something else afterwards."""
+        for attempt in range(TRIES):
+            try:
+                yield from an3155.write_memory(address, data, self.timing, ack_max_s=ack_max_s)
+                return
+            except (Nack, NoReply, Garbled) as error:
+                if attempt == TRIES - 1:
+                    raise
+                yield from self._accident("write", error)
+                if not isinstance(error, Nack) or attempt:
+                    yield from self.reconnect(keep_out=data)
+            found = yield from self._look(address, len(data))
+            if found == data:
+                return
+            if found.count(blank) != len(found):
+                raise Dirty(address, f"the block at {address:#010x} is neither written nor blank")
+        raise AssertionError("the last attempt returns or raises")
+
+    def _look(self, address: int, count: int) -> Flow[bytes]:
+        """Read a block after an accident while it was written: once, for the loader may stumble over it (ECC)."""
+        try:
+            return (yield from an3155.read_memory(address, count, self.timing))
+        except (Nack, NoReply, Garbled) as error:
+            yield from self._accident("look", error)
+            yield from self.reconnect()
+            raise Dirty(
+                address, f"the block at {address:#010x} cannot be read after it was written: {error.message}"
+            ) from error
+
+    def erase(self, command: Callable[[Timing], Flow[None]], wait_s: float) -> Flow[None]:
+        """An erase command, which may be repeated at will, and the proof that it has ended (P9)."""
+        for attempt in range(TRIES):
+            try:
+                return (yield from self._erase_once(command, wait_s))
+            except (Nack, NoReply, Garbled, EraseTimeout) as error:
+                # A second erase that never answers is no accident of the wire.
+                if attempt == TRIES - 1 or (isinstance(error, EraseTimeout) and attempt):
+                    raise
+                if isinstance(error, Nack) and attempt >= NACKS - 1:
+                    raise
+                if not self.may_reset and not isinstance(error, Nack):
+                    raise  # What is sent next could fill up a list of sectors, and name others.
+                yield from self._accident("erase", error)
+                if not isinstance(error, Nack) or attempt:
+                    yield from self.reconnect()
+        raise AssertionError("the last attempt returns or raises")
+
+    def _erase_once(self, command: Callable[[Timing], Flow[None]], wait_s: float) -> Flow[None]:
+        begun: float = yield Now()
+        trouble: LoaderError | None = None
+        try:
+            yield from command(self.timing)
+        except EraseTimeout:
+            raise  # The hazard ended by its time.
+        except NoReply:
+            yield Hazard(0)  # It never got as far as the list: the opcode was not answered.
+            raise
+        except (Nack, Garbled) as error:
+            if error.facts.get("stage") in ("opcode", "stale"):
+                raise  # Nothing was started, and no hazard declared.
+            trouble = error
+        try:
+            yield from an3155.get_version(self.timing)
+        except LoaderError as silent:
+            # It works, so what came was noise. Its own answer comes within the hazard; the bytes just sent were lost on it.
+            now: float = yield Now()
+            late: bytes = yield Receive(1, max(0.001, begun + wait_s - now))
+            if late and late[0] == an3155.ACK:
+                yield Drain(STALE_QUIET_S, 0.1)
+                yield Hazard(0)
+            raise (trouble or silent) from silent
+        yield Hazard(0)
+        if trouble is not None:
+            raise trouble
+
+    # --- recovery -------------------------------------------------------------------------------------------------
+
+    def _again(self, step: str, make: Callable[[], Flow[T]], nacks: int = NACKS) -> Flow[T]:
+        refused = 0
+        for attempt in range(TRIES):
+            try:
+                return (yield from make())
+            except (Nack, NoReply, Garbled) as error:
+                refused += isinstance(error, Nack)
+                if attempt == TRIES - 1 or (isinstance(error, Nack) and refused >= nacks):
+                    raise
+                yield from self._accident(step, error)
+                if not isinstance(error, Nack) or refused > 1:
+                    yield from self.reconnect()
+        raise AssertionError("the last attempt returns or raises")
+
+    def _accident(self, step: str, error: LoaderError) -> Flow[None]:
+        self.recoveries += 1
+        if self.recoveries > RECOVERIES:
+            raise UnstableLink(
+                f"{self.recoveries} accidents in one session, the last: {error.message}", accidents=self.recoveries
+            ) from error
+        yield from self._told(step, f"{error.code}: {error.message}")
+        yield Checkpoint()
+
+    def _told(self, step: str, reason: str) -> Flow[None]:
+        yield Report(Retried(step, reason))
+
+    def reconnect(self, *, keep_out: bytes = b"") -> Flow[None]:
+        """Bring the loader back to a command boundary. ``keep_out``: content of a Write Memory that may be half received."""
+        if self.may_reset:
+            connected = yield from enter(self.request, self.result, self.baud)
+            if connected.pid != self.pid:
+                raise WrongChip(
+                    f"product id {self.pid:#05x} was being worked on, and after a reset {connected.pid:#05x} answered",
+                    expected=self.pid,
+                    found=connected.pid,
+                )
+            self.loader, self.timing, self.baud = connected.loader, connected.timing, connected.baud
+            self.result.baud = connected.baud
+            return
+        yield from an3155.resynchronise(self.timing, keep_out)

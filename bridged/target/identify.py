@@ -1,0 +1,157 @@
+"""Finding out what answered: the real flash, the loader's version, the layout of the sectors, as far as the chip tells.
+
+``identify`` gives a ``Known``, which everything that touches flash takes. What decides about the erase (product id, flash size,
+option bits) is read until two readings agree, since an answer of the loader has no checksum: a flipped bit must not choose the
+layout of another part. Flows without I/O.
+
+Documents: AN2606 (loader versions, flash size registers), the rows of ``chips`` for addresses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridged.chips.model import Chip, FlashMap, Layout, OptionField, Quirk
+from bridged.errors import LayoutUnknown, Nack, ReadProtected
+from bridged.events import Identified, Warned
+from bridged.protocol.flow import Flow, Report
+from bridged.target.dialogue import Dialogue
+from bridged.target.request import Request, Result
+
+REFUSED = 2  # NACKs in a row until a register counts as forbidden: one may be an accident.
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A chip whose real flash is known, as far as it tells. ``flash`` is None where its layout is unsure."""
+
+    chip: Chip
+    line: Dialogue
+    loader_id: int | None
+    flash: FlashMap | None
+    why_no_flash: str
+
+
+def _register(chip: Chip, address: int, count: int, line: Dialogue) -> Flow[bytes]:
+    """``count`` bytes of a register or option word.
+
+    Some loaders refuse short reads there and give the surrounding block (a report about F4 and L0). A NACK at the opcode
+    means that reading is forbidden altogether.
+    """
+    try:
+        return (yield from line.read_twice(address, count, nacks=REFUSED))
+    except Nack as error:
+        if error.facts.get("stage") == "opcode":
+            raise ReadProtected(
+                f"{chip.title}: Read Memory is refused, while Get and Get ID were answered", pid=chip.pid
+            ) from error
+        if chip.has(Quirk.NO_NACK_ON_BAD_ADDRESS, None):
+            raise
+        block = address // chip.read_max_bytes * chip.read_max_bytes
+        data = yield from line.read_twice(block, chip.read_max_bytes, nacks=REFUSED)
+        return data[address - block : address - block + count]
+
+
+def _try_register(chip: Chip, address: int | None, count: int, line: Dialogue) -> Flow[bytes]:
+    """The same, or nothing where the loader does not allow it; protection is still an error."""
+    if address is None:
+        return b""
+    try:
+        return (yield from _register(chip, address, count, line))
+    except Nack:
+        return b""
+
+
+def identify(request: Request, line: Dialogue, chip: Chip, result: Result) -> Flow[Known]:
+    """Raises ``ReadProtected`` unless that is all that the job wants to know, ``UnstableLink`` when no two readings agree."""
+    yield from line.confirm()
+    result.family, result.names, result.loader = chip.family, "/".join(chip.names), line.loader.version_text
+    try:
+        size = yield from _try_register(chip, chip.flash_size_register, 2, line)
+        uid = yield from _try_register(chip, chip.uid_address, 12, line)
+        version = yield from _try_register(chip, chip.loader_id_address, 1, line)
+    except ReadProtected:
+        if request.kind != "identify":
+            raise
+        yield Report(Warned("READ_PROTECTED", "readout protection is on: Read Memory is refused"))
+        size = uid = version = b""
+    result.uid = uid.hex()
+    result.loader_id = version[0] if version else None
+    kib = int.from_bytes(size, "little") if len(size) == 2 else 0
+    if not 0 < kib * 1024 <= chip.flash_max_bytes:
+        kib = request.flash_bytes // 1024
+    elif request.flash_bytes and request.flash_bytes != kib * 1024:
+        text = f"the chip says {kib} KiB of flash, the configuration {request.flash_bytes // 1024}; the chip is believed"
+        yield Report(Warned("FLASH_SIZE", text))
+    result.flash_bytes = kib * 1024
+    flash: FlashMap | None = None
+    why = ""
+    try:
+        layout = yield from _choose_layout(request, chip, result.flash_bytes, line)
+        flash = chip.flash_map(result.flash_bytes, layout.name)
+        result.layout = layout.name
+    except (LayoutUnknown, ReadProtected) as error:
+        why = error.message
+    yield Report(
+        Identified(
+            pid=chip.pid,
+            family=chip.family,
+            names=result.names,
+            loader=result.loader,
+            loader_id=result.loader_id,
+            flash_bytes=result.flash_bytes,
+            uid=result.uid,
+            layout=result.layout,
+        )
+    )
+    return Known(chip, line, result.loader_id, flash, why)
+
+
+def _choose_layout(request: Request, chip: Chip, flash_bytes: int, line: Dialogue) -> Flow[Layout]:
+    """The layout that the configuration states, else the one that option bits select, else the only one there is."""
+    if not flash_bytes:
+        raise LayoutUnknown(f"{chip.title}: the flash size could not be read; state `flash_kib`", pid=chip.pid)
+    found = chip.layouts_for(flash_bytes)
+    names = ", ".join(lay.name for lay in found) or "none"
+    if request.layout:
+        for lay in found:
+            if lay.name == request.layout:
+                return lay
+        raise LayoutUnknown(
+            f"{chip.title}: no layout {request.layout!r} with {flash_bytes // 1024} KiB; there are: {names}", pid=chip.pid
+        )
+    if not chip.layout_confirmed or not found:
+        raise LayoutUnknown(
+            f"{chip.title}: the sources for its sector layout are unsure; it is identified and read only until `layout` "
+            f"states one of: {names}",
+            pid=chip.pid,
+        )
+    default: Layout | None = None
+    for lay in found:
+        if lay.when is None:
+            default = default or lay
+            continue
+        option, value = lay.when
+        word = yield from read_option(chip, option, line)
+        if word is None:
+            raise LayoutUnknown(
+                f"{chip.title}: {option.name} at {option.address:#010x} decides the layout and cannot be read; state "
+                f"`layout` as one of: {names}",
+                pid=chip.pid,
+                option=option.name,
+            )
+        if option.value(word) == value:
+            default = lay
+            break
+    if default is None or not default.confirmed:
+        raise LayoutUnknown(
+            f"{chip.title}: the numbering of its sectors at {flash_bytes // 1024} KiB is not sure; state `layout` as one "
+            f"of: {names}",
+            pid=chip.pid,
+        )
+    return default
+
+
+def read_option(chip: Chip, option: OptionField, line: Dialogue) -> Flow[int | None]:
+    data = yield from _try_register(chip, option.address, 4, line)
+    return int.from_bytes(data, "little") if len(data) == 4 else None
