@@ -22,6 +22,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -48,6 +49,7 @@ DEFAULT_STATE = Path("/var/lib/bridged")
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; the unit does not start it again after this.
 JOURNAL = "state.db"
 TIDY_S = 60.0
+OTHER_DESCRIPTORS = 512  # Journal, store, parsers, threads, and some ten for each target and its session.
 RELEASE_WAIT_S = 30.0  # How long --release-only waits for a device that somebody else still holds, or that is absent.
 
 
@@ -180,6 +182,27 @@ def log_error(error: BridgedError, doing: str = "") -> None:
             log.error("%s%s", where, line)
         return
     log.error("%s%s [%s]\n  %s\n  %s", where, error.message, error.code, error.hint.cause, error.hint.remedy)
+
+
+def allow_descriptors(connections: int, targets: int) -> int:
+    """Raise the soft limit on open files as far as needed and allowed; how many connections that leaves.
+
+    Without room for a descriptor nothing can be accepted, so a client would not even be told that there are too many.
+    """
+    others = OTHER_DESCRIPTORS + 16 * targets
+    needed = connections + others
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return connections
+    possible = max(16, soft - others)
+    log.warning(
+        "at most %d files may be open here (RLIMIT_NOFILE), so at most %d connections and not %d: set LimitNOFILE=%d",
+        *(soft, possible, connections, needed),
+    )
+    return possible
 
 
 # --- the watchdog -----------------------------------------------------------------------------------------------------
@@ -352,7 +375,7 @@ class Daemon:
         self.jobs.on_event.append(lambda job, event: self.metrics.count(job.target, event))
         limits = Limits(
             image_bytes=self.store.image_limit_bytes,
-            connections=settings.api.connections,
+            connections=allow_descriptors(settings.api.connections, len(settings.targets)),
             idle_timeout_s=settings.api.idle_timeout_s,
         )
         self.line = LineServer(self.jobs, self.store, settings.gateway.name, limits, self.metrics.uploaded)

@@ -39,6 +39,26 @@ def keep_logging() -> Iterator[None]:
     root.setLevel(level)
 
 
+# --- descriptors
+
+
+def limited(soft: int, hard: int, connections: int) -> tuple[int, int]:
+    """(connections that are possible, soft limit afterwards), asked in a process that has these limits."""
+    program = (
+        "import resource as r\nfrom bridged.app import allow_descriptors as allow\n"
+        f"r.setrlimit(r.RLIMIT_NOFILE, ({soft}, {hard}))\nprint(allow({connections}, 3), r.getrlimit(r.RLIMIT_NOFILE)[0])"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    return int(out[0]), int(out[1])
+
+
+def test_the_soft_limit_on_files_follows_the_configuration_and_the_hard_one_bounds_the_connections() -> None:
+    assert limited(1024, 4096, 1000) == (1000, 1000 + 512 + 3 * 16)
+    assert limited(2048, 4096, 1000) == (1000, 2048)
+    assert limited(800, 1024, 1000) == (1024 - 512 - 3 * 16, 1024)
+    assert limited(100, 100, 1000) == (16, 100)
+
+
 # --- a daemon as a process
 
 
