@@ -45,7 +45,7 @@ HANDED_OVER = {("cli", "app"), ("cli", "demo"), ("cli", "sim")}
 
 # Within target/: a module may import those of a lower number. Hardware and plain data, which are not named here, are 0 and
 # may import each other.
-TARGET_ORDER = {"entry": 1, "session": 2, "worker": 3, "supervisor": 4, "owner": 5}
+TARGET_ORDER = {"entry": 1, "dialogue": 2, "identify": 3, "session": 4, "worker": 5, "owner": 6}
 
 # Where packages from outside belong: a room (all of it) or one module.
 OUTSIDE = {
