@@ -31,9 +31,17 @@ from bridged.errors import BadRequest, BridgedError, CorruptImage, ImageError, I
 from bridged.images import memfd
 from bridged.images.model import MAX_SEGMENTS, Image
 
-TYPE_HINTS = ("auto", "bin", "hex", "elf")  # What formats.py reads, said here for those who must not import it.
+TYPE_HINTS = (
+    "auto",
+    "bin",
+    "hex",
+    "elf",
+    "srec",
+    "dfuse",
+)  # What formats.py reads, said here for those who must not import it.
 STATUS_LIMIT_BYTES = 65536
 MAX_DESCRIPTORS = 32
+GZIP_MAGIC = b"\x1f\x8b"  # As in formats.py, likewise.
 
 # The child must find the very modules that the daemon runs with, installed, editable or from a checkout, while -I keeps the
 # environment and the current directory out. So it gets our module path as an argument instead of PYTHONPATH.
@@ -44,13 +52,15 @@ _BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from bridged.i
 class Limits:
     """What one parser process may use. A HEX file of 1 MiB takes some 25 MiB and half a second; these stop bombs, not work.
 
-    ``memory_bytes`` of address space plus ``memory_factor`` for each byte of the file.
+    ``memory_bytes`` of address space plus ``memory_factor`` for each byte of the file. ``unpacked_bytes``: the most that a gzip
+    may hold; in a store the limit for a file, so that packing gets nobody around it.
     """
 
     memory_bytes: int = 512 << 20
     memory_factor: int = 16
     cpu_s: int = 60
     timeout_s: float = 120.0
+    unpacked_bytes: int = 32 << 20
 
     def address_space(self, size_bytes: int) -> int:
         return self.memory_bytes + self.memory_factor * size_bytes
@@ -60,7 +70,7 @@ DEFAULT_LIMITS = Limits()
 
 
 def encoded_limit(size_bytes: int) -> int:
-    """No format of ours yields more content than the file has bytes; then the table of segments and the head."""
+    """No format of ours yields more content than its text has bytes; then the table of segments and the head."""
     return size_bytes + 8 * MAX_SEGMENTS + 64
 
 
@@ -85,6 +95,8 @@ def parse_file(
         raise BadRequest(f"unknown image type {type_hint!r}, expected one of {', '.join(TYPE_HINTS)}", type=type_hint)
     if base_address is not None and not 0 <= base_address < 1 << 32:
         raise BadRequest(f"address {base_address:#x} is outside the 32-bit address space", address=base_address)
+    # One look at two bytes, because what a gzip holds is larger than the file that bounds everything else.
+    most = max(size_bytes, limits.unpacked_bytes) if os.pread(fd, len(GZIP_MAGIC), 0) == GZIP_MAGIC else size_bytes
     out = memfd.create("bridged-parsed")
     order: dict[str, int | str | None] = {
         "in": fd,
@@ -92,16 +104,17 @@ def parse_file(
         "size_bytes": size_bytes,
         "type": type_hint,
         "base": base_address,
-        "memory_bytes": limits.address_space(size_bytes),
+        "memory_bytes": limits.address_space(most),
         "cpu_s": limits.cpu_s,
-        "output_bytes": encoded_limit(size_bytes),
+        "output_bytes": encoded_limit(most),
+        "unpacked_bytes": limits.unpacked_bytes,
     }
     try:
         status = _run(order, (fd, out), limits, boot)
         if "code" in status:
             raise _reported(status)
         memfd.seal_fd(out)
-        return memfd.map_sealed(out, encoded_limit(size_bytes))
+        return memfd.map_sealed(out, encoded_limit(most))
     finally:
         os.close(out)
 
@@ -215,7 +228,8 @@ def _report(order: dict[str, int]) -> dict[str, object]:
     try:
         from bridged.images import formats  # late: after the limits, and never in the daemon
 
-        image = formats.parse(_read_at(order["in"], size_bytes), str(order["type"]), order["base"])
+        data = _read_at(order["in"], size_bytes)
+        image = formats.parse(data, str(order["type"]), order["base"], order["unpacked_bytes"])
         memfd.write_all(order["out"], image.encode())
         return {"ok": True}
     except BridgedError as error:

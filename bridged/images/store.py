@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -213,7 +214,8 @@ class Store:
         self.limit_bytes = limit_bytes
         self.image_limit_bytes = image_limit_bytes
         self._traces_kept = traces
-        self._parse = parse or parser.parse_file
+        limits = replace(parser.DEFAULT_LIMITS, unpacked_bytes=image_limit_bytes)
+        self._parse = parse or functools.partial(parser.parse_file, limits=limits)
         self._now = now
         self._lock = threading.RLock()
         self._images: dict[str, StagedImage] = {}

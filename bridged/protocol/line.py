@@ -216,7 +216,7 @@ class Verb:
         return " ".join(parts)
 
 
-TYPES = ("auto", "bin", "hex", "elf")
+TYPES = ("auto", "bin", "hex", "elf", "srec", "dfuse")
 
 _TARGET = Param("target", "target", "name of a target, as in TARGETS")
 _IMAGE = Param("image", "text", "a staged image: its SHA-256, the start of it (8 digits or more), or its name=")

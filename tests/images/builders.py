@@ -29,6 +29,48 @@ def hex_text(parts: list[tuple[int, bytes]], width: int = 16) -> str:
     return "\n".join([*lines, END, ""])
 
 
+def s_record(kind: int, address: int, data: bytes = b"") -> str:
+    """One Motorola S-record; for S5 and S6 ``address`` is the count."""
+    width = {0: 2, 1: 2, 2: 3, 3: 4, 5: 2, 6: 3, 7: 4, 8: 3, 9: 2}[kind]
+    body = bytes([width + len(data) + 1]) + address.to_bytes(width, "big") + data
+    return f"S{kind}{body.hex().upper()}{~sum(body) & 0xFF:02X}"
+
+
+def srec_text(parts: list[tuple[int, bytes]], width: int = 16, count: bool = True) -> str:
+    """S37 with a title, a count and an end."""
+    lines = [s_record(0, 0, b"title")]
+    for address, data in parts:
+        lines += [s_record(3, address + at, data[at : at + width]) for at in range(0, len(data), width)]
+    records = len(lines) - 1
+    return "\n".join([*lines, *([s_record(5, records)] if count else []), s_record(7, 0), ""])
+
+
+def dfu_crc(data: bytes) -> int:
+    """CRC-32 bit by bit, as the appendix of DFU 1.1 writes it: without the last inversion."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0xEDB88320 if crc & 1 else 0)
+    return crc
+
+
+DfuTarget = tuple[int, bytes, list[tuple[int, bytes]]]  # alternate setting, name, elements
+
+
+def dfu_suffix(data: bytes, vendor: int = 0x0483, product: int = 0xDF11, dfu: int = 0x011A) -> bytes:
+    data += struct.pack("<HHHH3sB", 0xFFFF, product, vendor, dfu, b"UFD", 16)
+    return data + struct.pack("<I", dfu_crc(data))
+
+
+def dfuse(targets: list[DfuTarget], *, vendor: int = 0x0483, version: int = 1) -> bytes:
+    body = b""
+    for setting, name, elements in targets:
+        content = b"".join(struct.pack("<II", address, len(data)) + data for address, data in elements)
+        body += struct.pack("<6sBI255sII", b"Target", setting, bool(name), name, len(content), len(elements)) + content
+    return dfu_suffix(struct.pack("<5sBIB", b"DfuSe", version, 11 + len(body), len(targets)) + body, vendor)
+
+
 PT_LOAD, PT_NOTE = 1, 4
 
 

@@ -22,6 +22,7 @@ from bridged.errors import (
 )
 from bridged.images import formats, parser
 from bridged.images.model import Image
+from bridged.protocol import line
 from tests.images.builders import END, PT_NOTE, elf, hex_text, record
 
 BASE = 0x08000000
@@ -49,7 +50,8 @@ def lines(*records: str) -> bytes:
 
 
 def test_the_names_that_the_daemon_accepts_are_the_formats_that_exist() -> None:
-    assert {"auto", "bin", *(f.name for f in formats.FORMATS)} == set(parser.TYPE_HINTS)
+    assert {"auto", "bin", *(f.name for f in formats.FORMATS)} == set(parser.TYPE_HINTS) == set(line.TYPES)
+    assert formats.GZIP_MAGIC == parser.GZIP_MAGIC
 
 
 def test_one_content_has_one_digest_whatever_file_it_came_in() -> None:
@@ -60,17 +62,26 @@ def test_one_content_has_one_digest_whatever_file_it_came_in() -> None:
     assert formats.parse(hex_text([(BASE + 8, DATA[8:]), (BASE, DATA[:8])], 5).encode(), "hex", None).digest == from_bin.digest
 
 
-@pytest.mark.parametrize("hint", ["auto", "bin", "hex", "elf"])
+@pytest.mark.parametrize("hint", parser.TYPE_HINTS)
 def test_no_byte_is_no_image(hint: str) -> None:
     check_refused(b"", EmptyImage, "empty", hint, BASE)
 
 
 def test_unknown_type() -> None:
-    check_refused(DATA, BadRequest, "'srec'", "srec", BASE)
+    check_refused(DATA, BadRequest, "'uf2'", "uf2", BASE)
 
 
 @pytest.mark.parametrize(
-    ("data", "hint"), [(DATA, "elf"), (DATA, "hex"), (elf([(BASE, DATA)]), "hex"), (lines(UPPER, END), "elf")]
+    ("data", "hint"),
+    [
+        (DATA, "elf"),
+        (DATA, "hex"),
+        (DATA, "srec"),
+        (DATA, "dfuse"),
+        (elf([(BASE, DATA)]), "hex"),
+        (lines(UPPER, END), "elf"),
+        (lines(UPPER, END), "srec"),
+    ],
 )
 def test_content_is_not_what_was_said(data: bytes, hint: str) -> None:
     check_refused(data, UnknownFormat, data[:4].hex(" "), hint)
