@@ -158,6 +158,9 @@ class Config:
 
 LIMIT_BYTES = 1 << 20  # A thousand targets with every option set are a third of this; more is not a configuration.
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
+MAX_TARGETS = 256  # Each has a port, a lane and up to a session process; a gateway with more wires is several gateways.
+MAX_ITEMS = 64  # Of a list: steps of a sequence, targets that share.
+MAX_CHARS = 4096  # Of a string that has no limit of its own; the longest path of Linux.
 
 KeyPath = tuple[str, ...]
 ChipCheck = Callable[[str, str], Iterable[tuple[str, str]]]
@@ -207,7 +210,7 @@ def load(source: str | Path, *, check_chip: ChipCheck | None = None) -> Config:
     file, text = _read(source)
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: its own, and a number with thousands of digits
         raise InvalidConfig(file, [_syntax_mistake(file, text, error)]) from error
     loader = _Loader(file, _places(text))
     config = loader.table(Config, data, ())
@@ -419,6 +422,9 @@ class _Loader:
             if not isinstance(value, list):
                 self.note(path, f"must be a list of strings, not {_shown(value)}")
                 return
+            if len(value) > MAX_ITEMS:
+                self.note(path, f"has {len(value)} items, at most {MAX_ITEMS} are allowed")
+                return
             bad = [(index, text) for index, item in enumerate(value) if (text := _wrong_item(item, meta))]
             for index, text in bad:
                 self.note((*path, str(index)), text)
@@ -431,6 +437,9 @@ class _Loader:
 
     def _targets(self, data: Mapping[str, Any], path: KeyPath) -> dict[str, Target]:
         found: dict[str, Target] = {}
+        if len(data) > MAX_TARGETS:
+            self.note(path, f"has {len(data)} targets, at most {MAX_TARGETS} are allowed")
+            return found
         for name, value in data.items():
             here = (*path, name)
             if not TARGET_NAME.fullmatch(name):
@@ -528,12 +537,17 @@ def _wrong_value(kind: Any, meta: Mapping[str, Any], value: Any) -> str:
     if not right:
         return f"must be {_wanted(kind, meta)}, not {_shown(value)}"
     if kind is str:
-        if high is not None and len(value) > high:
-            return f"is longer than {high:g} characters"
+        most = MAX_CHARS if high is None else high
+        if len(value) > most:
+            return f"is longer than {most:g} characters"
         return _STRINGS.get(meta["kind"], _wrong_text)(value)
     if kind is bool or (meta["zero"] and value == 0):
         return ""
-    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+    if (
+        (isinstance(value, float) and not math.isfinite(value))
+        or (low is not None and value < low)
+        or (high is not None and value > high)
+    ):
         return f"must be {_wanted(kind, meta)}, not {_shown(value)}"
     return ""
 
@@ -616,6 +630,8 @@ def _wrong_line(kind: str, name: str, value: str) -> str:
 def _wrong_item(item: Any, meta: Mapping[str, Any]) -> str:
     if not isinstance(item, str):
         return f"must be a string, not {_shown(item)}"
+    if len(item) > MAX_CHARS:
+        return f"is longer than {MAX_CHARS} characters"
     if meta["kind"] != "sequence":
         return _wrong_text(item)
     name, equals, value = (part.strip() for part in item.partition("="))
@@ -637,6 +653,8 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, dict | list):
         return "a table" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and value.bit_length() > 4096:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to write so many digits.
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

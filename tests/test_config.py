@@ -327,6 +327,31 @@ def test_other_rules_over_two_values() -> None:
     check(f'[gateway]\nname = "{"x" * 65}"', "2:1: gateway.name: is longer than 64 characters")
 
 
+def test_numbers_and_sizes_have_bounds() -> None:
+    long = config.MAX_CHARS + 1
+    check(f'[targets.m1]\nport = "/{"d" * long}"', f"2:1: targets.m1.port: is longer than {config.MAX_CHARS} characters")
+    steps = ", ".join(['"wait=1"'] * (config.MAX_ITEMS + 1))
+    check(
+        f'[targets.m1]\nport = "/dev/p"\nlines.enter = [{steps}]',
+        f"3:7: targets.m1.lines.enter: has {config.MAX_ITEMS + 1} items, at most {config.MAX_ITEMS} are allowed",
+    )
+    many = "\n".join(f'[targets.t{n}]\nport = "/dev/p{n}"' for n in range(config.MAX_TARGETS + 1))
+    check(many, f"1:2: targets: has {config.MAX_TARGETS + 1} targets, at most {config.MAX_TARGETS} are allowed")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("9" * 400, "1:5: api.idle_timeout_s: must be a number from 1 to 86400, not 9999…"),
+        ("inf", "1:5: api.idle_timeout_s: must be a number from 1 to 86400, not inf"),
+        ("0x" + "f" * 5000, "1:5: api.idle_timeout_s: must be a number from 1 to 86400, not a number of 20000 bits"),
+        ("9" * 5000, "1:5022: not valid TOML: …"),
+    ],
+)
+def test_numbers_of_any_length_are_mistakes_and_no_defects(value: str, told: str) -> None:
+    check(f"api.idle_timeout_s = {value}", told)
+
+
 def test_the_caller_judges_chips() -> None:
     def judge(chip: str, layout: str) -> Iterable[tuple[str, str]]:
         if chip == "F765":

@@ -60,10 +60,14 @@ CHUNK_BYTES = 1 << 20
 STALE_S = 24 * 3600.0  # An upload that nobody went on with for so long is given up.
 GRACE_S = 600.0  # A new image is not collected for so long: its job may still be on its way.
 MAX_IMAGES = 4096  # Bounds the directory and the index, which a stream of tiny images would otherwise fill.
-MAX_PARTS = 256
-MAX_NAMES = 4096
-NAME_CHARS = 128
-PREFIX_CHARS = 8
+MAX_PARTS = 256  # Unfinished uploads: two files and an entry of the index each.
+MAX_PARTS_EACH = 64  # Of one principal, so that the others can still send something.
+PARTS_SHARE = 2  # Unfinished uploads may promise 1/2 of the space; else a few first bytes would keep everybody out for a day.
+GIVE_WAY_S = 600.0  # An upload paused for so long is given up when another one has no room; a bad link comes back sooner.
+MAX_CONTENTS = 32  # Ways in which one file was read (type, base address), noted beside it; the oldest goes.
+MAX_NAMES = 4096  # The index of names is one file, written anew for each new name; the oldest name goes.
+NAME_CHARS = 128  # Of one name: as much as the line protocol takes.
+PREFIX_CHARS = 8  # Fewer digits of a SHA-256 name no image: 4096 images share the first three by chance.
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEX = re.compile(r"[0-9a-f]+")
@@ -336,7 +340,13 @@ class Store:
             raise BadRequest(
                 f"the upload of {sha256[:12]} goes on at offset {at}{announced}, the request says {offset} of {size}", offset=at
             )
-        self._check_room(size - (part.size_bytes if part else 0), size - offset, new=part is None)
+        if part:
+            part.active = True  # Not one of those that give way.
+        try:
+            self._check_room(principal, size - (part.size_bytes if part else 0), size - offset, new=part is None)
+        finally:
+            if part:
+                part.active = False
         with _disk("start an upload"):
             if not path.parent.exists():
                 path.parent.mkdir(mode=0o700)
@@ -356,8 +366,32 @@ class Store:
     def _write_part_sidecar(self, path: Path, size: int, synced: int) -> None:
         _write_file(path.with_suffix(".json"), json.dumps({"size_bytes": size, "synced": synced}).encode())
 
-    def _check_room(self, more_bytes: int, to_come_bytes: int, new: bool) -> None:
+    def _own_parts(self, principal: str) -> int:
+        return sum(part.principal == principal for part in self._parts.values())
+
+    def _pending_bytes(self) -> int:
+        """What unfinished uploads have been promised."""
+        return sum(part.size_bytes for part in self._parts.values())
+
+    @property
+    def _pending_limit_bytes(self) -> int:
+        return max(self.limit_bytes // PARTS_SHARE, self.image_limit_bytes)
+
+    def _let_give_way(self, principal: str, more_bytes: int, new: bool) -> None:
+        """Where an upload would find no room, give up others that were paused for long, the longest paused first."""
+        paused = [(self._used(self._part_path(p.principal, p.sha256)), p) for p in self._parts.values() if not p.active]
+        for since, part in sorted(paused, key=lambda found: found[0]):
+            full = new and len(self._parts) >= MAX_PARTS
+            own = new and self._own_parts(principal) >= MAX_PARTS_EACH
+            bytes_left = min(self._pending_limit_bytes - self._pending_bytes(), self.limit_bytes - self._promised_bytes())
+            if self._now() - since < GIVE_WAY_S or not (full or own or more_bytes > bytes_left):
+                return
+            if full or more_bytes > bytes_left or part.principal == principal:
+                self._forget_part(part)
+
+    def _check_room(self, principal: str, more_bytes: int, to_come_bytes: int, new: bool) -> None:
         """Room for an upload. Cached content gives way; images do not, only ``collect`` knows what is still needed."""
+        self._let_give_way(principal, more_bytes, new)
         promised = self._promised_bytes()
         if promised + more_bytes > self.limit_bytes:
             raise StorageFull(
@@ -367,8 +401,17 @@ class Store:
             )
         if new and len(self._images) >= MAX_IMAGES:
             raise StorageFull(f"there are {MAX_IMAGES} staged images already", limit=MAX_IMAGES)
+        if new and self._own_parts(principal) >= MAX_PARTS_EACH:
+            raise TooMany(f"there are {MAX_PARTS_EACH} unfinished uploads of {principal} already", limit=MAX_PARTS_EACH)
         if new and len(self._parts) >= MAX_PARTS:
             raise TooMany(f"there are {MAX_PARTS} unfinished uploads already", limit=MAX_PARTS)
+        pending = self._pending_bytes()
+        if pending + more_bytes > self._pending_limit_bytes:
+            raise StorageFull(
+                f"{more_bytes} more bytes do not fit: unfinished uploads have {pending} of {self._pending_limit_bytes} bytes",
+                used_bytes=pending,
+                limit_bytes=self._pending_limit_bytes,
+            )
         if promised + more_bytes + self._cached_bytes() > self.limit_bytes or to_come_bytes > self.free_bytes:
             self._drop_cached()
         if to_come_bytes > (free := self.free_bytes):
@@ -525,7 +568,10 @@ class Store:
             staged = self._images.get(sha256)
             if staged is None:
                 return
-            staged = replace(staged, contents={**staged.contents, key: image.digest})
+            contents = {k: d for k, d in staged.contents.items() if k != key} | {key: image.digest}
+            while len(contents) > MAX_CONTENTS:
+                del contents[next(iter(contents))]
+            staged = replace(staged, contents=contents)
             self._images[sha256] = staged
             self._write_sidecar(staged)
             encoded = image.encode()

@@ -53,6 +53,7 @@ from bridged.errors import (
     Stopped,
     StorageFull,
     TargetBroken,
+    TooLarge,
     UnknownImage,
     UnknownTarget,
     VerifyError,
@@ -71,7 +72,7 @@ from bridged.events import (
 from bridged.images.model import Image
 from bridged.jobs.journal import Backup, Change, Journal, OpenSession, TargetRecord, update_of
 from bridged.jobs.model import Job, JobKind, JobState, Submission, Update, advance, note
-from bridged.jobs.results import Results
+from bridged.jobs.results import JOB_LIMIT_BYTES, Results
 from bridged.jobs.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -501,6 +502,8 @@ class Jobs:
             raise BadRequest(f"a job of kind {sub.kind} {'needs an' if sub.kind in WITH_IMAGE else 'takes no'} image")
         if len(sub.id) > ID_CHARS or not sub.id.isprintable():
             raise BadRequest(f"an id has at most {ID_CHARS} printable characters")
+        if sub.kind is JobKind.READ:
+            _check_range(sub.params)
         image = sub.image
         if image:
             try:
@@ -1081,6 +1084,16 @@ def _outcome(problem: BridgedError | None, touched: bool) -> JobState:
     if isinstance(problem, REFUSALS) and not touched:
         return JobState.REJECTED
     return JobState.FAILED
+
+
+def _check_range(params: Mapping[str, Any]) -> None:
+    """What a job may read. Raises ``BadRequest`` and ``TooLarge``."""
+    address, length = params.get("address") or 0, params.get("length") or 0
+    if not isinstance(address, int) or not isinstance(length, int) or address < 0 or length < 0 or address + length > 1 << 32:
+        raise BadRequest("a job of kind read takes an address and a length within the 32-bit address space")
+    if length > JOB_LIMIT_BYTES:
+        text = f"{length} bytes are to be read, one job reads at most {JOB_LIMIT_BYTES}"
+        raise TooLarge(text, length=length, limit=JOB_LIMIT_BYTES)
 
 
 def _canonical(sub: Submission, image: str) -> str:

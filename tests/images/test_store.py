@@ -9,6 +9,7 @@ import json
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,50 @@ def test_numbers_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UnknownImage):
         here.get("n0")  # the oldest name gave way, its image is still there
     assert here.get(sha(b"\0")).name == "n0"
+
+
+def pause(here: Store, number: int, size: int, principal: str = "anna") -> None:
+    """A few first bytes of a file, and then nothing more."""
+    upload = here.open_upload(principal, size, f"{number:064x}")
+    upload.write(b"x")
+    upload.abandon()
+
+
+def test_one_principal_leaves_room_for_the_uploads_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_PARTS_EACH", 2)
+    here = opened(tmp_path)
+    pause(here, 1, 10)
+    pause(here, 2, 10)
+    with pytest.raises(TooMany, match="2 unfinished uploads of anna"):
+        pause(here, 3, 10)
+    pause(here, 3, 10, "bert")
+    pause(here, 2, 10)  # one of hers that goes on is no new one
+
+
+def test_first_bytes_alone_cannot_take_the_whole_store(tmp_path: Path) -> None:
+    """Half of the space is for files that are whole; and what was paused for long gives way to what is sent now."""
+    clock = Clock()
+    clock.at = time.time()  # parts get their times from the system
+    here = opened(tmp_path, limit=1000, image_limit=200, now=clock)
+    pause(here, 1, 200)
+    os.utime(tmp_path / "uploads" / "anna" / f"{1:064x}.part", (clock.at - 60, clock.at - 60))
+    pause(here, 2, 200)
+    with pytest.raises(StorageFull, match="unfinished uploads have 400 of 500 bytes"):
+        pause(here, 3, 200, "bert")
+    clock.at += store.GIVE_WAY_S - 30  # the first is old enough by now, the second is not
+    pause(here, 3, 200, "bert")
+    assert [here.have(f"{n:064x}")[0] for n in (1, 2, 3)] == [0, 1, 1]
+    assert put(here, b"b" * 100).size_bytes == 100
+
+
+def test_the_ways_in_which_a_file_was_read_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_CONTENTS", 3)
+    here = opened(tmp_path)
+    staged = put(here, b"raw bytes")
+    for n in range(5):
+        here.load(here.get(staged.sha256), BASE + n * 256)
+    assert list(here.get(staged.sha256).contents) == [f"auto@{BASE + n * 256:#010x}" for n in (2, 3, 4)]
+    assert opened(tmp_path).get(staged.sha256).contents == here.get(staged.sha256).contents
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, code: int, after: int = 0) -> None:

@@ -27,6 +27,7 @@ from bridged.errors import (
     SessionDied,
     Stopped,
     StorageFull,
+    TooLarge,
     UnknownImage,
     UnknownJob,
     UnknownTarget,
@@ -276,6 +277,9 @@ def test_the_same_id_is_the_same_job(tmp_path: Path) -> None:
         (Submission(JobKind.RESET, "m1", params={"x": float("nan")}), BadRequest),
         (Submission(JobKind.RESET, "m1", params={"x": "y" * 20000}), BadRequest),
         (Submission(JobKind.RESET, "m1", id="x" * 200), BadRequest),
+        (Submission(JobKind.READ, "m1", params={"address": 0, "length": (16 << 20) + 1}), TooLarge),
+        (Submission(JobKind.READ, "m1", params={"address": 0xFFFFFFF0, "length": 17}), BadRequest),
+        (Submission(JobKind.READ, "m1", params={"address": "0", "length": 1}), BadRequest),
         (Submission(JobKind.RESET, "m1", id="a\nb"), BadRequest),
     ],
 )
