@@ -216,8 +216,14 @@ class EraseTimeout(LoaderError):
     code = "ERASE_TIMEOUT"
 
 
+class NotErased(LoaderError):
+    """An erase was acknowledged, and the sector is not blank."""
+
+    code = "NOT_ERASED"
+
+
 class WrongSector(LoaderError):
-    """The first erase touched another sector than planned, or not the whole of the planned one."""
+    """The first erase touched another sector than planned."""
 
     code = "WRONG_SECTOR"
 
@@ -503,6 +509,10 @@ HINTS: dict[str, Hint] = {
     "ERASE_TIMEOUT": Hint(
         "The flash took longer than twice the worst case that is known, or the target lost power while erasing.",
         "Check the supply; worn flash erases slowly. The sector is erased again by the next job.",
+    ),
+    "NOT_ERASED": Hint(
+        "The sector is write-protected (loaders skip such sectors and acknowledge), a cell is worn out, or the layout differs.",
+        "Read the write-protection option bytes; if they are clear, state the `layout` of the target or replace the part.",
     ),
     "WRONG_SECTOR": Hint(
         "The flash is laid out differently than thought (dual bank, another part), or the chip swaps its banks.",

@@ -222,7 +222,9 @@ _TARGET = Param("target", "target", "name of a target, as in TARGETS")
 _IMAGE = Param("image", "text", "a staged image: its SHA-256, the start of it (8 digits or more), or its name=")
 _JOB = Param("job", "text", "id of a job, as FLASH and its like answer it")
 _ADDR = Param("addr", "address", "where a raw binary belongs")
-_TYPE = Param("type", "choice", "format of the file; auto looks at its content", TYPES)
+_TYPE = Param(
+    "type", "choice", "format of the file, also in gzip; auto looks at its content; bin: the bytes as they are", TYPES
+)
 _ID = Param("id", "token", "your own id: the same id and request again find the same job and start nothing")
 _WAIT = Param("wait", "flag", "1: report progress (150 lines) and answer when the job has ended", ("0", "1"))
 _OUTSIDE = Param(
@@ -615,6 +617,8 @@ REPLY_CODES: dict[str, int] = {
     "NO_REPLY": 400,
     "GARBLED": 400,
     "ERASE_TIMEOUT": 400,
+    "UNSTABLE_LINK": 400,
+    "NOT_ERASED": 400,
     "WRONG_SECTOR": 400,
     "SESSION_DIED": 400,
     "DEADLINE_EXCEEDED": 400,

@@ -294,14 +294,15 @@ class Device:
         """Send ``data`` from ``start_ns`` on; when its transmission ends."""
         hits = self.faults.next_bytes("tx", len(data))
         if hits:
-            changed = bytearray(data)
-            for offset, fault in reversed(hits):
-                if fault.action == "lose":
-                    del changed[offset]
-                elif fault.action == "insert":
-                    changed.insert(offset, fault.value)
-                else:
-                    changed[offset] ^= fault.value
+            changed = bytearray()
+            for offset, value in enumerate(data):
+                here = [fault for at, fault in hits if at == offset]
+                changed += bytes(fault.value for fault in here if fault.action == "insert")
+                if any(fault.action == "lose" for fault in here):
+                    continue
+                for fault in here:
+                    value ^= fault.value if fault.action == "flip" else 0  # noqa: PLW2901
+                changed.append(value)
             data = bytes(changed)
         if not data:
             return start_ns

@@ -73,7 +73,7 @@ class Dialogue:
     # --- commands -------------------------------------------------------------------------------------------------
 
     def read(self, address: int, count: int, *, nacks: int = NACKS) -> Flow[bytes]:
-        """Read Memory, repeated where needed. ``nacks``: how often a refusal is needed to be believed."""
+        """Read Memory, repeated where needed. ``nacks``: how many refusals of address or length are believed."""
         return (yield from self._again("read", lambda: an3155.read_memory(address, count, self.timing), nacks))
 
     def read_twice(self, address: int, count: int, *, nacks: int = NACKS) -> Flow[bytes]:
@@ -182,7 +182,9 @@ class Dialogue:
                 return (yield from make())
             except (Nack, NoReply, Garbled) as error:
                 refused += isinstance(error, Nack)
-                if attempt == TRIES - 1 or (isinstance(error, Nack) and refused >= nacks):
+                # At the opcode a stray byte may be the reason, which shifts every command by one until a reset.
+                enough = NACKS if error.facts.get("stage") == "opcode" else nacks
+                if attempt == TRIES - 1 or (isinstance(error, Nack) and refused >= enough):
                     raise
                 yield from self._accident(step, error)
                 if not isinstance(error, Nack) or refused > 1:

@@ -18,7 +18,7 @@ from bridged.protocol.flow import Flow, Report
 from bridged.target.dialogue import Dialogue
 from bridged.target.request import Request, Result
 
-REFUSED = 2  # NACKs in a row until a register counts as forbidden: one may be an accident.
+REFUSED = 2  # NACKs to its address until a register counts as forbidden: one may be an accident.
 
 
 @dataclass(frozen=True, slots=True)

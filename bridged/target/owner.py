@@ -40,7 +40,7 @@ from bridged.errors import (
 )
 from bridged.events import Event, Phase, PhaseStarted, Planned, SectorProven, decode
 from bridged.images import memfd
-from bridged.images.model import Image
+from bridged.images.model import Image, Span
 from bridged.protocol.flow import Pause, SetLines
 from bridged.target import lines as wires
 from bridged.target.board import Board
@@ -258,7 +258,9 @@ class Target:
             leave=leave,
         )
 
-    def _request(self, kind: str, params: dict[str, Any], proven: tuple[SectorProven, ...]) -> Request:
+    def _request(
+        self, kind: str, params: dict[str, Any], proven: tuple[SectorProven, ...], spans: tuple[Span, ...]
+    ) -> Request:
         settings = self.config
         if settings.chip:
             chips.find(settings.chip)  # A wrong name fails here, before anything moves.
@@ -280,6 +282,7 @@ class Target:
             address=int(params.get("address") or 0),
             length=int(params.get("length") or 0),
             proven=proven,
+            spans=spans,
         )
 
     async def run(
@@ -291,6 +294,7 @@ class Target:
         job_id: str,
         kept: bytes = b"",
         proven: tuple[SectorProven, ...] = (),
+        spans: tuple[Span, ...] = (),
         on_event: Callable[[Event], None] = lambda _event: None,
         on_progress: Callable[[int], None] = lambda _done: None,
         on_barrier: Barrier | None = None,
@@ -313,7 +317,7 @@ class Target:
         on_event(PhaseStarted(Phase.LOCK))
         try:
             await self._open_shared()
-            request = self._request(kind, params, proven)
+            request = self._request(kind, params, proven, spans)
             return await self._run(request, image, kept, on_event, on_progress, on_barrier)
         finally:
             self._session = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridged.events import SectorProven
+from bridged.images.model import Span
 from bridged.protocol.flow import Pause, SetLines
 
 Sequence = tuple[SetLines | Pause, ...]
@@ -33,6 +34,7 @@ class Request:
     ``kind``: flash, ensure, verify, read, erase, identify or reset. ``chip``: as configured, empty for any. ``baud`` 0: what
     the chip prefers, else 115200. ``address`` and ``length``: for read and erase; erase with length 0 means everything.
     ``force``: names of checks that the job overrides. ``proven``: sectors that an interrupted run of this job proved.
+    ``spans``: where each of several images lies that were combined; empty for one image, which needs no telling apart.
     """
 
     kind: str
@@ -52,14 +54,16 @@ class Request:
     address: int = 0
     length: int = 0
     proven: tuple[SectorProven, ...] = ()
+    spans: tuple[Span, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        flat = {f: getattr(self, f) for f in self.__slots__ if f not in ("wiring", "force", "proven")}
+        flat = {f: getattr(self, f) for f in self.__slots__ if f not in ("wiring", "force", "proven", "spans")}
         wiring = {f: getattr(self.wiring, f) for f in Wiring.__slots__ if f not in ("enter", "leave")}
         wiring["enter"] = [_step_to_list(s) for s in self.wiring.enter]
         wiring["leave"] = [_step_to_list(s) for s in self.wiring.leave]
         proven = [[p.address, p.size_bytes, p.digest] for p in self.proven]
-        return {**flat, "wiring": wiring, "force": sorted(self.force), "proven": proven}
+        spans = [[s.name, s.start, s.end] for s in self.spans]
+        return {**flat, "wiring": wiring, "force": sorted(self.force), "proven": proven, "spans": spans}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Request:
@@ -69,6 +73,7 @@ class Request:
         wiring["leave"] = tuple(_step_from_list(s) for s in wiring["leave"])
         flat["force"] = frozenset(flat["force"])
         flat["proven"] = tuple(SectorProven(*p) for p in flat["proven"])
+        flat["spans"] = tuple(Span(*s) for s in flat["spans"])
         return cls(wiring=Wiring(**wiring), **flat)
 
 

@@ -31,6 +31,7 @@ from bridged.errors import (
     LayoutUnknown,
     LinkError,
     Nack,
+    NotErased,
     OutsideUnreadable,
     ReadProtected,
     UnknownChip,
@@ -48,7 +49,7 @@ from bridged.events import (
 )
 from bridged.images.model import Image
 from bridged.images.plan import Block, Plan, make_plan
-from bridged.images.vectors import check_vectors_for
+from bridged.images.vectors import check_vectors_for, flash_range, vector_address
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Command, MassErase, Timing
 from bridged.protocol.flow import (
@@ -150,13 +151,14 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     content: Image | None = None
     if kept:
         content = image if kept == NOTHING_KEPT else image.merged_with(Image.decode(kept))
-    plan = make_plan(image, known.chip, flash, request.proven, content)
+    vectors = vector_address(image, flash_range(known.chip, flash.size_bytes), request.spans)
+    plan = make_plan(image, known.chip, flash, request.proven, content, vectors)
     result.content = image.digest
     seconds = plan.estimate_s(result.baud)
     limit_s = 60 + 4 * seconds + sum(_wait_s(b) for b in _batches(plan.erase, known.chip, known.loader_id))
     yield Report(Planned(len(plan.erase), plan.erase_bytes, plan.write_bytes, plan.outside_bytes, seconds, limit_s))
     if request.kind != "verify" and "vectors" not in request.force:
-        check_vectors_for(image, known.chip, result.flash_bytes)
+        check_vectors_for(image, known.chip, result.flash_bytes, request.spans)
     if request.kind in ("verify", "ensure"):
         same = yield from _compare(replace(plan, erase=(), content=image), known, result, tolerate=request.kind == "ensure")
         if same:
@@ -551,8 +553,8 @@ def _check_first(sector: Sector, witnesses: dict[int, bytes], known: Known) -> F
         if data.count(known.chip.erased_value) != count:
             data = yield from known.line.read(address, count)
         if data.count(known.chip.erased_value) != count:
-            raise WrongSector(
-                f"sector {sector.code} was erased and {address:#010x} in it is not blank",
+            raise NotErased(
+                f"sector {sector.code}: its erase was acknowledged, and the {count} bytes at {address:#010x} are not blank",
                 sector=sector.code,
                 address=address,
             )

@@ -127,6 +127,9 @@ class Uart:
         self.is_pty = is_pty
         self.low_latency = False
         self._owned = owned
+        # One for all waits: making and registering one costs as much as the wait itself, 6,000 times in a flash of 256 KiB.
+        self._readable = select.poll()
+        self._readable.register(fd, select.POLLIN)
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -305,8 +308,17 @@ class Uart:
 
     def write_all(self, data: bytes, timeout_s: float) -> None:
         """Hand ``data`` to the kernel, in one ``write`` where it fits; ``LinkError`` when it takes longer than allowed."""
+        try:
+            # All of it at once, which is what happens: a frame is 260 bytes at most.
+            written = os.write(self.fd, data)
+        except BlockingIOError:
+            written = 0
+        except OSError as error:
+            self._fail(f"Writing {len(data)} bytes", error)
+        if written == len(data):
+            return
         deadline = time.monotonic() + timeout_s
-        rest = memoryview(data)
+        rest = memoryview(data)[written:]
         while rest:
             try:
                 rest = rest[os.write(self.fd, rest) :]
@@ -342,16 +354,17 @@ class Uart:
 
     def wait_readable(self, timeout_s: float) -> bool:
         """Whether bytes came within ``timeout_s``; ``PortGone`` on a hang-up with nothing left to read."""
-        return self._poll(select.POLLIN, timeout_s)
+        return self._found(self._readable.poll(max(0, timeout_s) * 1000), select.POLLIN)
 
     def _poll(self, events: int, timeout_s: float) -> bool:
         poller = select.poll()
         poller.register(self.fd, events)
-        found = poller.poll(max(0, timeout_s) * 1000)
+        return self._found(poller.poll(max(0, timeout_s) * 1000), events)
+
+    def _found(self, found: list[tuple[int, int]], events: int) -> bool:
         if not found:
             return False
-        mask = found[0][1]
-        if mask & events:
+        if found[0][1] & events:
             return True
         raise PortGone(f"Waiting for {self.path}: the device hung up", path=self.path, errno=0)
 

@@ -59,6 +59,7 @@ T = TypeVar("T")
 DRAIN_LIMIT_BYTES = 4096
 BARRIER_LIMIT_S = 120.0  # An SD card can take seconds for a sync; minutes mean that the daemon hangs.
 WRITE_LIMIT_S = 5.0
+SPIN_S = 0.0001
 RT_PRIORITY = 10
 RT_LIMIT_US = 5_000_000  # CPU without a sleep at real-time priority; beyond it the kernel ends the process, not the gateway.
 
@@ -176,6 +177,7 @@ class Driver:
         self.bytes_out = self.bytes_in = 0
         self._sent_until = 0.0
         self._frame_s = 11 / 115200
+        self._received: tuple[bytes, float] | None = None  # The latest answer, not on the recorder yet.
         self._do: dict[type[Any], Any] = {
             Send: self._send,
             Receive: self._receive,
@@ -205,35 +207,67 @@ class Driver:
         except StopIteration as end:
             value: T = end.value
             return value
+        finally:
+            self._record_received()
 
     def _send(self, step: Send) -> None:
-        if step.payload_address is None:
-            self._board.record(SENT, step.data)
-        else:
-            self._board.record(REFERENCE, reference(step.payload_address, len(step.data) - 2))
-        self._uart.write_all(step.data, WRITE_LIMIT_S)
+        began = time.monotonic()
+        try:
+            self._uart.write_all(step.data, WRITE_LIMIT_S)
+        finally:
+            # Recorded while the bytes are on the wire: between an answer and the next frame every microsecond counts.
+            self._record_received()
+            if step.payload_address is None:
+                self._board.record(SENT, step.data, began)
+            else:
+                self._board.record(REFERENCE, reference(step.payload_address, len(step.data) - 2), began)
         self.bytes_out += len(step.data)
         # write() returns when the kernel has the bytes; the answer cannot come before they were on the wire.
         self._sent_until = max(self._sent_until, time.monotonic()) + len(step.data) * self._frame_s
 
     def _receive(self, step: Receive) -> bytes:
-        deadline = max(self._sent_until, time.monotonic()) + step.timeout_s
-        got = self._uart.read(step.count)
-        if len(got) < step.count:
-            parts = bytearray(got)
-            while len(parts) < step.count:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._uart.wait_readable(left):
-                    break
-                parts += self._uart.read(step.count - len(parts))
-            got = bytes(parts)
+        self._record_received()
+        now = time.monotonic()
+        deadline = max(self._sent_until, now) + step.timeout_s
+        spin_until = max(self._sent_until, now) + step.count * self._frame_s + SPIN_S
+        read = self._uart.read
+        got = b""
+        while True:
+            if now < spin_until < now + 2 * SPIN_S:
+                piece = b""
+                while not piece and time.monotonic() < spin_until:
+                    piece = read(step.count - len(got))
+                if not piece:
+                    now = time.monotonic()
+                    continue
+            elif self._uart.wait_readable(deadline - now):
+                piece = read(step.count - len(got))
+            else:
+                break
+            got = got + piece if got else piece
+            if len(got) == step.count:
+                break
+            now = time.monotonic()
+            if now >= deadline:
+                break
+            spin_until = now + (step.count - len(got)) * self._frame_s + SPIN_S
         if got:
             self._sent_until = 0.0  # An answer proves that all was sent, also on a pty that is faster than its baud rate.
         self.bytes_in += len(got)
-        self._board.record(RECEIVED, got)
+        self._received = got, time.monotonic()
         return got
 
+    def _record_received(self) -> None:
+        if self._received is not None:
+            (got, at), self._received = self._received, None
+            self._board.record(RECEIVED, got, at)
+
+    def _note(self, text: str) -> None:
+        self._record_received()
+        self._board.record(NOTE, text.encode())
+
     def _drain(self, step: Drain) -> bytes:
+        self._record_received()
         parts = bytearray()
         now = time.monotonic()
         deadline = now + step.limit_s
@@ -247,16 +281,17 @@ class Driver:
         return bytes(parts)
 
     def _pause(self, step: Pause) -> None:
+        self._record_received()
         time.sleep(step.seconds)
 
     def _set_lines(self, step: SetLines) -> None:
         """Move lines, but not before the end of a hazard: whoever asks, the flash is still at work (P9)."""
         left = self._board.hazard_left_s
         if left:
-            self._board.record(NOTE, f"waiting {left:.3f} s for the end of the hazard".encode())
+            self._note(f"waiting {left:.3f} s for the end of the hazard")
             time.sleep(left)
             self._board.set_hazard(0)
-        self._board.record(NOTE, f"lines reset={step.reset} boot0={step.boot0} power={step.power}".encode())
+        self._note(f"lines reset={step.reset} boot0={step.boot0} power={step.power}")
         try:
             self._wires.set(reset=step.reset, boot0=step.boot0, power=step.power)
         except LineUnavailable:
@@ -264,7 +299,7 @@ class Driver:
             raise
 
     def _set_format(self, step: SetFormat) -> None:
-        self._board.record(NOTE, f"format {step.baud} 8{step.parity}{step.stop_bits}".encode())
+        self._note(f"format {step.baud} 8{step.parity}{step.stop_bits}")
         self._uart.set_format(step.baud, step.parity, step.stop_bits)
         self._frame_s = (10 + (step.parity != "N")) / step.baud
 
@@ -274,10 +309,11 @@ class Driver:
     def tell(self, event: Event) -> None:
         if isinstance(event, PhaseStarted):
             self._board.set_progress(0)
-            self._board.record(NOTE, f"phase {event.phase}".encode())
+            self._note(f"phase {event.phase}")
         self._control.tell(encode(event))
 
     def _barrier(self, step: Barrier) -> None:
+        self._record_received()
         if step.kept:
             os.ftruncate(self._out, 0)
             os.pwrite(self._out, step.kept, 0)
