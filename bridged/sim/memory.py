@@ -140,8 +140,10 @@ class Memory:
 
     def _place_identity(self, loader_id: int | None) -> None:
         if loader_id is not None and self.chip.loader_id_address is not None:
-            self._rom[self.chip.loader_id_address] = loader_id
-            self._also_readable(self.chip.loader_id_address)
+            # One byte nearly everywhere; C09x and C5 have ids of two (AN2606), of which the low one is read first.
+            for i, byte in enumerate(loader_id.to_bytes(2 if loader_id > 0xFF else 1, "little")):
+                self._rom[self.chip.loader_id_address + i] = byte
+                self._also_readable(self.chip.loader_id_address + i)
         if self.chip.uid_address is not None:
             self._rom.update((self.chip.uid_address + i, b) for i, b in enumerate(self.uid))
             self._also_readable(self.chip.uid_address)

@@ -59,6 +59,7 @@ STARTUP_MARGIN = 1.2
 STARTUP_LEAST_S = 0.02
 BANNER_BYTES = 256
 POWER_OFF_S = 0.5
+STALE_QUIET_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,10 @@ def _try_all(
         timing = Timing.at(baud)
         yield SetFormat(baud, chip.parity if chip else "E")
         if request.wiring.has_reset or request.wiring.has_boot0 or request.wiring.has_power:
-            yield from request.wiring.enter
+            for step in request.wiring.enter:
+                if isinstance(step, SetLines) and (step.reset is False or step.power):
+                    yield Drain(STALE_QUIET_S, 0.05)  # What the application said before the reset tells nothing about it.
+                yield step
             said: bytes = yield Receive(4096, wait_s)
         else:
             said = yield Drain(0.02, 0.2)
@@ -222,7 +226,11 @@ def leave(request: Request) -> Flow[None]:
         yield SetFormat(request.application_baud, request.application_parity)
     except LinkError as error:  # A port that is gone must not keep the lines from going idle.
         trouble = error
-    yield from request.wiring.leave
+    for step in request.wiring.leave:
+        try:
+            yield step
+        except LinkError as error:  # Nor one line another.
+            trouble = trouble or error
     if trouble is not None:
         raise trouble
 
@@ -252,13 +260,17 @@ def boot(request: Request, result: Result, chip: Chip | None = None, timing: Tim
     # loader once more (AN2606). A power cycle forgets it; else Go, which leaves clocks and peripherals as the loader set them.
     stuck = chip is not None and chip.empty_check and result.was_empty and result.changed
     if stuck and wiring.has_power:
+        yield SetFormat(request.application_baud, request.application_parity)
         yield SetLines(boot0=False, power=False)
         yield Pause(POWER_OFF_S)
         yield SetLines(power=True)
-    elif chip and timing and result.changed and (stuck or not wiring.has_reset):
+    elif chip and timing and result.changed and (stuck or not wiring.can_restart):
         yield from _start_by_go(request, chip, timing, result)
     else:
         yield from leave(request)
+        if timing and not wiring.can_restart:
+            text = "neither NRST nor power is wired: the target stays in its loader until somebody resets it"
+            yield Report(Warned("NOT_STARTED", text))
     if request.listen_s:
         first: bytes = yield Receive(1, request.listen_s)
         if first:

@@ -26,6 +26,11 @@ class Wiring:
     enter: Sequence = ()
     leave: Sequence = ()
 
+    @property
+    def can_restart(self) -> bool:
+        """Whether the way out of the loader restarts the chip: by NRST, or by its power."""
+        return any(isinstance(step, SetLines) and (step.reset or step.power is False) for step in self.leave)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -29,6 +29,7 @@ from bridged.errors import (
     EntryWouldBeLost,
     ImageDoesNotFit,
     LayoutUnknown,
+    LineUnavailable,
     LinkError,
     Nack,
     NotErased,
@@ -65,9 +66,9 @@ from bridged.protocol.flow import (
 from bridged.target.dialogue import Dialogue, Dirty
 from bridged.target.entry import boot, enter, leave, phase_started
 from bridged.target.identify import Known, identify, read_option
+from bridged.target.kept import NOTHING_KEPT, decode_kept, encode_kept
 from bridged.target.request import PhaseCost, Request, Result
 
-NOTHING_KEPT = b"BRIMG01\n\x00\x00\x00\x00"  # An encoded image without segments: "read, and all of it was blank".
 ERASE_BATCH_S = 4.0  # Longest worst case of one erase command of several sectors: progress, and a bounded wait.
 # Twice the worst case that is known, and never less than this: worn flash goes beyond its data sheet (users report 6 to 10 s
 # for one sector of an H743), and many times in the table are from memory. Giving up early is the one wrong thing to do here.
@@ -108,6 +109,8 @@ def run(request: Request, image: Image | None = None, kept: bytes = b"") -> Flow
 
 def _work(request: Request, image: Image | None, kept: bytes, result: Result) -> Flow[None]:
     if request.kind == "reset" and not request.stay_in_loader:
+        if not request.wiring.can_restart:
+            raise LineUnavailable("a reset was asked for, and neither NRST nor power is wired", line="nrst")
         yield from boot(request, result)
         return
     connected = yield from enter(request, result)
@@ -148,11 +151,12 @@ def _know(request: Request, line: Dialogue, result: Result) -> Flow[Known | None
 def _program(request: Request, known: Known, image: Image, kept: bytes, result: Result) -> Flow[None]:
     yield from phase_started(Phase.PLAN)
     flash = _flash_of(known)
-    content: Image | None = None
-    if kept:
-        content = image if kept == NOTHING_KEPT else image.merged_with(Image.decode(kept))
+    saved = decode_kept(kept) if kept else None
+    content = saved.content(image) if saved else None
     vectors = vector_address(image, flash_range(known.chip, flash.size_bytes), request.spans)
     plan = make_plan(image, known.chip, flash, request.proven, content, vectors)
+    if saved:
+        saved.check(plan.erase)
     result.content = image.digest
     seconds = plan.estimate_s(result.baud)
     limit_s = 60 + 4 * seconds + sum(_wait_s(b) for b in _batches(plan.erase, known.chip, known.loader_id))
@@ -160,7 +164,8 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     if request.kind != "verify" and "vectors" not in request.force:
         check_vectors_for(image, known.chip, result.flash_bytes, request.spans)
     if request.kind in ("verify", "ensure"):
-        same = yield from _compare(replace(plan, erase=(), content=image), known, result, tolerate=request.kind == "ensure")
+        # The content, not the image: what an interrupted run kept may not be back yet.
+        same = yield from _compare(replace(plan, erase=()), known, result, tolerate=request.kind == "ensure")
         if same:
             result.evidence = "full"
             return
@@ -173,10 +178,10 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     if known.chip.empty_check:
         word = yield from known.line.read_twice(known.chip.flash_base, 4)
         result.was_empty = word == bytes([known.chip.erased_value]) * 4
+    if request.one_shot:
+        known.line.may_reset = False  # From here on nothing says that the loader could be entered again (P10).
     if plan.erase:
-        yield from _erase(plan.erase, known, result, _encode_kept(plan))
-    if request.one_shot and plan.erase:
-        known.line.may_reset = False  # Nothing says that the loader could be entered again (P10).
+        yield from _erase(plan.erase, known, result, encode_kept(plan))
     # All but the vector block is written and proven first; only then does the image become bootable.
     work = _Work(plan, known, result)
     yield from work.write(final=False)
@@ -268,23 +273,6 @@ def _backup(plan: Plan, known: Known, result: Result) -> Flow[Plan]:
     return plan.keeping(Image.of(parts) if result.bytes_kept else None)
 
 
-def _encode_kept(plan: Plan) -> bytes:
-    """What the barrier must save: the content that is not in the image."""
-    inside = [(s.address, s.end) for s in plan.image.segments]
-    parts: list[tuple[int, bytes]] = []
-    for seg in plan.content.segments:
-        at = seg.address
-        for lo, hi in inside:
-            if hi <= at or lo >= seg.end:
-                continue
-            if lo > at:
-                parts.append((at, seg.data[at - seg.address : lo - seg.address]))
-            at = max(at, min(hi, seg.end))
-        if at < seg.end:
-            parts.append((at, seg.data[at - seg.address :]))
-    return Image.of(parts).encode() if parts else NOTHING_KEPT
-
-
 def _cost(result: Result, phase: Phase) -> PhaseCost:
     return result.phases.setdefault(phase.value, PhaseCost())
 
@@ -351,7 +339,10 @@ class _Work:
 
     def _start_over(self, sector: Sector, *, final: bool) -> Flow[None]:
         """Erase ``sector`` and bring it to where this stage began: for the final one all its other blocks, proven."""
+        # Since "erased" the journal knows of no hazard any more, and it is all that is left after a SIGKILL of everybody (P9).
+        yield Barrier("erasing", _wait_s([sector]))
         seconds = yield from _erase_batch([sector], self.known)
+        yield Barrier("erased")
         yield Report(SectorErased(sector.address, sector.size_bytes, seconds))
         if final:
             yield from self._write_sector(sector, final=False)
@@ -597,6 +588,8 @@ def _erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
     seconds = sum(s.erase_typ_s for s in sectors) + total * 1.05 * known.line.timing.byte_s
     limit_s = 60 + 4 * seconds + 2 * chip.mass_erase_max_s + sum(_wait_s(b) for b in _batches(sectors, chip, known.loader_id))
     yield Report(Planned(len(sectors), total, 0, 0, seconds, limit_s))
+    if request.one_shot:
+        known.line.may_reset = False  # As in ``_program``.
     if request.length or not chip.mass_erase or not (yield from _mass_erase(sectors, known, result)):
         yield from _erase(sectors, known, result, NOTHING_KEPT)
     yield from phase_started(Phase.VERIFY, total)

@@ -16,8 +16,8 @@ from bridged.images.model import Image
 from bridged.protocol.flow import Barrier, SetLines
 from bridged.sim.device import Mode
 from bridged.sim.virtual import PowerCut
+from bridged.target.kept import NOTHING_KEPT, decode_kept
 from bridged.target.request import Wiring
-from bridged.target.session import NOTHING_KEPT
 from tests.target.bench import WIRED, Bench, make_image
 
 # One part of each kind that the promise names, as `chip` of the configuration; G0 leaves the factory ignoring its pin.
@@ -160,7 +160,7 @@ def test_kept_bytes_reach_the_barrier_before_the_first_erase() -> None:
 
     bench.run("flash", make_image(bench.chip, 10_000), barrier=barrier)
     assert [(state, erases) for state, erases, _ in seen] == [("erasing", 0), ("erased", 1)]
-    assert Image.decode(seen[0][2]) == neighbour
+    assert decode_kept(seen[0][2]).outside == neighbour
 
 
 @pytest.mark.parametrize("error", [StorageFull("disk full"), Stopped("stopping")])

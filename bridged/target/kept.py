@@ -1,0 +1,93 @@
+"""What a session keeps of the sectors that it erases, as the bytes that its barrier puts on disk (P6).
+
+A job that was interrupted and goes on cannot read those bytes again: they are erased. They are therefore only good for the
+sectors that were looked at. Somebody may have changed the configured layout in between, and sectors that are larger now hold
+bytes that nobody saved: hence the ranges beside the content.
+
+Encoding (little-endian): magic ``BRKEPT1\\n``, u32 number of ranges, for each u32 start and u32 size, then an encoded ``Image``
+(``images.model``), or nothing where all that was read was blank. Bytes without that magic are such an image alone, whose ranges
+are not known. Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bridged.chips.model import Range, Sector
+from bridged.errors import CorruptImage, LayoutUnknown
+from bridged.images.model import Image
+from bridged.images.plan import Plan
+
+NOTHING_KEPT = b"BRIMG01\n\x00\x00\x00\x00"  # An encoded image without segments: "read, and all of it was blank".
+_MAGIC = b"BRKEPT1\n"
+_COUNT = struct.Struct("<I")
+_ENTRY = struct.Struct("<II")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """``ranges``: whole sectors whose content outside the image is in ``outside`` (None: blank); None where not known."""
+
+    ranges: tuple[Range, ...] | None
+    outside: Image | None
+
+    def content(self, image: Image) -> Image:
+        """``image`` and what was kept beside it."""
+        return image if self.outside is None else image.merged_with(self.outside)
+
+    def check(self, sectors: Iterable[Sector]) -> None:
+        """Raises ``LayoutUnknown`` where one of ``sectors`` was not looked at before it was erased for the first time."""
+        for sector in sectors:
+            if self.ranges is not None and not any(r.covers(sector.address, sector.end) for r in self.ranges):
+                raise LayoutUnknown(
+                    f"the interrupted job had other sectors: what it kept does not cover sector {sector.code} "
+                    f"({sector.address:#010x}..{sector.end - 1:#010x}) of the layout that is configured now; submit it anew",
+                    sector=sector.code,
+                    address=sector.address,
+                )
+
+
+def encode_kept(plan: Plan) -> bytes:
+    """The content of the touched sectors that is not in the image."""
+    inside = [(s.address, s.end) for s in plan.image.segments]
+    parts: list[tuple[int, bytes]] = []
+    for seg in plan.content.segments:
+        at = seg.address
+        for lo, hi in inside:
+            if hi <= at or lo >= seg.end:
+                continue
+            if lo > at:
+                parts.append((at, seg.data[at - seg.address : lo - seg.address]))
+            at = max(at, min(hi, seg.end))
+        if at < seg.end:
+            parts.append((at, seg.data[at - seg.address :]))
+    ranges = _joined((*plan.erase, *plan.proven))
+    head = _MAGIC + _COUNT.pack(len(ranges)) + b"".join(_ENTRY.pack(r.start, r.size) for r in ranges)
+    return head + (Image.of(parts).encode() if parts else b"")
+
+
+def decode_kept(encoded: bytes) -> Kept:
+    """Inverse of ``encode_kept``. Raises ``CorruptImage``."""
+    if not encoded.startswith(_MAGIC):
+        return Kept(None, None if encoded == NOTHING_KEPT else Image.decode(encoded))
+    try:
+        (count,) = _COUNT.unpack_from(encoded, len(_MAGIC))
+        at = len(_MAGIC) + _COUNT.size
+        found = [_ENTRY.unpack_from(encoded, at + i * _ENTRY.size) for i in range(count)]
+        ranges = tuple(Range(start, start + size) for start, size in found)
+    except (struct.error, ValueError) as error:
+        raise CorruptImage(f"the kept bytes of an interrupted job cannot be understood: {error}") from error
+    rest = encoded[at + count * _ENTRY.size :]
+    return Kept(ranges, Image.decode(rest) if rest else None)
+
+
+def _joined(sectors: Iterable[Sector]) -> list[Range]:
+    found: list[Range] = []
+    for sector in sorted(sectors, key=lambda s: s.address):
+        if found and found[-1].end == sector.address:
+            found[-1] = Range(found[-1].start, sector.end)
+        else:
+            found.append(Range(sector.address, sector.end))
+    return found

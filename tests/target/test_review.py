@@ -1,0 +1,220 @@
+"""What a second pair of eyes found: situations at the edge of the promises, each as a session in virtual time."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridged import errors
+from bridged.chips.model import Range
+from bridged.events import SectorErased, Warned
+from bridged.images.model import Image
+from bridged.images.plan import make_plan
+from bridged.protocol.flow import Barrier, Hazard, SetLines, Step
+from bridged.sim import virtual
+from bridged.sim.device import Mode
+from bridged.sim.loader import Timing
+from bridged.sim.virtual import PowerCut
+from bridged.target import session
+from bridged.target.kept import Kept, decode_kept, encode_kept
+from bridged.target.request import Request, Wiring
+from tests.target.bench import WIRED, Bench, make_image
+
+POWERED = replace(WIRED, has_power=True)
+UNWIRED = Wiring()
+
+
+# --- P9: the journal knows --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["misprogram:0x08001000", "lose:0x31:3:data", "misprogram:0x08000010"])
+def test_every_erase_is_covered_by_what_the_journal_was_told(fault: str) -> None:
+    """After a SIGKILL of both processes only the journal is left: a repair that erases counts as well."""
+    bench = Bench("L476", {"faults": [fault]})
+    image = make_image(bench.chip, 12_000)
+    told_s = 0.0
+    uncovered: list[str] = []
+
+    def before(number: int, step: Step) -> None:
+        nonlocal told_s
+        if isinstance(step, Barrier):
+            told_s = step.hazard_s
+        elif isinstance(step, Hazard) and step.seconds > told_s:
+            uncovered.append(f"step {number}: a hazard of {step.seconds} s, the journal has {told_s} s")
+
+    flow = session.run(Request("flash", WIRED, "L476"), image)
+    virtual.run(flow, bench.device, account=bench.account, before=before)
+    assert bench.holds(image)
+    assert uncovered == []
+    assert told_s == 0, "in the end no hazard is left in the journal"
+
+
+# --- P10: one-shot ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["flash", "erase"])
+@pytest.mark.parametrize("fault", ["lose:0x44:2:list", "flip:0x44:1:opcode", "lose:0x11:12:length"])
+def test_one_shot_never_resets_after_the_first_erase(kind: str, fault: str) -> None:
+    """Where entry hangs on the empty flag or the application, a reset as a recovery step would lose the target."""
+    bench = Bench("L476", {"faults": [fault]})
+    image = make_image(bench.chip, 12_000)
+    erased = False
+    resets = 0
+
+    def before(_number: int, step: Step) -> None:
+        nonlocal erased, resets
+        erased = erased or isinstance(step, Hazard)
+        if erased and isinstance(step, SetLines) and step.boot0:
+            resets += 1
+
+    what: dict[str, Any] = {"address": 0x08000000, "length": 0x4000} if kind == "erase" else {}
+    request = Request(kind, WIRED, "L476", one_shot=True, **what)
+    with suppress(errors.BridgedError):
+        virtual.run(session.run(request, image), bench.device, account=bench.account, before=before)
+    assert erased
+    assert resets == 0
+
+
+# --- P3, P4: no success without the deed -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wiring", [UNWIRED, Wiring(has_boot0=True, leave=(SetLines(boot0=False),))])
+def test_a_reset_that_nothing_can_do_is_no_success(wiring: Wiring) -> None:
+    bench = Bench("L476")
+    with pytest.raises(errors.BridgedError, match="NRST"):
+        bench.run("reset", wiring=wiring)
+
+
+def test_a_target_that_stays_in_its_loader_is_said_to() -> None:
+    """Without NRST and power nobody can bring it back; a person has to know."""
+    bench = Bench("L476")
+    bench.put(make_image(bench.chip, 6000))
+    bench.device.force_loader()
+    bench.run("identify", wiring=UNWIRED)
+    assert bench.device.mode is Mode.LOADER
+    assert "NOT_STARTED" in {w.code for w in bench.events(Warned)}
+
+
+def test_an_application_that_starts_by_a_power_cycle_is_heard() -> None:
+    """Its own format has to be set before the power comes back, or its banner is garbage."""
+    bench = Bench("G071", {"options": {"nBOOT_SEL": 0}})
+    result = bench.run("flash", make_image(bench.chip, 6000), wiring=POWERED)
+    assert result.banner == "bench application"
+
+
+@pytest.mark.xfail(strict=True, reason="nothing remembers between two jobs that the part was empty when its power came on")
+def test_the_application_runs_after_the_second_job_on_a_virgin_part() -> None:
+    """Until its power is cycled a part that was empty at power-on enters its loader at every reset (AN2606)."""
+    bench = Bench("G071", {"options": {"nBOOT_SEL": 0}})
+    image = make_image(bench.chip, 6000)
+    bench.run("flash", image)
+    bench.run("ensure", image)
+    assert bench.device.mode is Mode.APPLICATION or "EMPTY_FLAG" in {w.code for w in bench.events(Warned)}
+
+
+# --- resumption ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_ensure_restores_what_was_kept_before_it_says_so() -> None:
+    """The image's own bytes can be whole while bytes that were kept from the same sector are not back yet."""
+    bench = Bench("F756")
+    neighbour = Image.of([(0x08005000, b"calibration data" * 32)])
+    bench.put(neighbour)
+    # An image whose first block is blank: there is no vector block that would be written last.
+    image = Image.of([(0x08000000, b"\xff" * 256 + b"firmware" * 32)])
+    kept = b""
+
+    def barrier(step: Barrier) -> None:
+        nonlocal kept
+        kept = step.kept or kept
+
+    calm = Bench("F756")
+    calm.put(neighbour)
+    calm.run("ensure", image, force=frozenset({"vectors"}))
+    for cut in range(calm.account.all.sends):
+        bench = Bench("F756")
+        bench.put(neighbour)
+        kept = b""
+        try:
+            bench.run("ensure", image, force=frozenset({"vectors"}), barrier=barrier, cut_after_exchange=cut)
+        except PowerCut:
+            if not kept or cut % 7:
+                continue
+            bench.uart = type(bench.uart)(bench.device)
+            bench.uart.pause(60)
+            bench.run("ensure", image, kept, force=frozenset({"vectors"}))
+        assert bench.holds(image), cut
+        assert bench.holds(neighbour), f"cut after exchange {cut}: what was kept is lost"
+
+
+def test_a_resumed_job_is_refused_where_its_sectors_are_larger_now() -> None:
+    """Somebody mends ``layout`` between the crash and the resumption: what was kept does not cover the new sectors."""
+    bench = Bench("F76")
+    neighbour = Image.of([(0x08006000, b"calibration data" * 32)])
+    image = make_image(bench.chip, 6000)
+    kept: list[bytes] = []
+    bench.run("flash", image, barrier=lambda step: kept.append(step.kept), layout="dual")
+    assert (
+        bench.chip.flash_map(2 << 20, "dual").sectors[0].end
+        < 0x08006000
+        < bench.chip.flash_map(2 << 20, "single").sectors[0].end
+    )
+
+    bench = Bench("F76", {"layout": "single"})
+    bench.put(neighbour)
+    erased = dict(bench.device.stats.erases)
+    with pytest.raises(errors.LayoutUnknown, match="submit it anew"):
+        bench.run("flash", image, kept[0], layout="single")
+    assert dict(bench.device.stats.erases) == erased
+    bench.run("flash", image, layout="single")
+    assert bench.holds(neighbour)
+
+
+@given(st.binary(max_size=60))
+def test_kept_bytes_that_are_damaged_are_a_typed_error(noise: bytes) -> None:
+    bench = Bench("L476")
+    plan = make_plan(make_image(bench.chip, 6000), bench.chip, bench.chip.flash_map(1 << 20, "dual")).keeping(None)
+    whole = encode_kept(plan)
+    assert decode_kept(whole) == Kept((Range(0x08000000, 0x08001800),), None)
+    for damaged in (whole[:12] + noise, noise):
+        with suppress(errors.CorruptImage):
+            decode_kept(damaged)
+
+
+# --- telling the truth ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_application_said_before_the_reset_is_no_evidence() -> None:
+    """A chatty application and a silent loader: BOOT0 works, the wires go elsewhere. The remedies differ."""
+    bench = Bench("L476", {"timing": Timing(startup_s=60)})
+    bench.uart.inbox += b"temperature 21.5 C\r\n" * 4
+    flow = session.run(Request("identify", WIRED, "L476", startup_s=0.05))
+    with pytest.raises(errors.NoSync):
+        virtual.run(flow, bench.uart)
+
+
+def test_a_line_that_fails_does_not_keep_the_others_from_going_idle() -> None:
+    """BOOT0's relay box is gone: NRST is still pulsed, so that a target is not held or left where it is."""
+    moved: list[SetLines] = []
+
+    def before(_number: int, step: Step) -> None:
+        if isinstance(step, SetLines):
+            moved.append(step)
+            if step.boot0 is not None:
+                raise errors.LineUnavailable("its relay is gone")
+
+    with pytest.raises(errors.LineUnavailable):
+        virtual.run(session.run(Request("reset", WIRED)), Bench("L476").device, before=before)
+    assert moved[-1].reset is False
+    assert any(m.reset for m in moved)
+
+
+def test_sectors_erased_counts_what_was_erased() -> None:
+    bench = Bench("L476")
+    result = bench.run("flash", make_image(bench.chip, 12_000))
+    assert result.sectors_erased == len(bench.events(SectorErased))
