@@ -108,7 +108,8 @@ class TargetPort(Protocol):
     """What a lane needs of a target. All of it is called in the event loop's thread, and calls back there.
 
     ``state``: idle, busy, absent or broken. ``hold_off`` keeps everybody from port and lines, and comes before the target is
-    opened. ``run`` has released the target when it returns or raises, or the target is ``broken``.
+    opened. ``run`` has released the target when it returns or raises, or the target is ``broken``, or ``unreleased``: its
+    port vanished with its lines, and ``release_after`` is to be called when it is back.
     """
 
     @property
@@ -119,6 +120,8 @@ class TargetPort(Protocol):
     def reason(self) -> str: ...
     @property
     def last_trace(self) -> str: ...
+    @property
+    def unreleased(self) -> bool: ...
 
     async def run(
         self,
@@ -740,10 +743,14 @@ class Jobs:
             problem = BridgedError(f"{type(error).__name__}: {error}")
         finally:
             live.in_session = False
+        if lane.port.unreleased and lane.debt is None:
+            lane.debt = _Debt(self._clock.monotonic())  # The session stays in the journal until it is paid (P4).
         await self._keep_trace(lane, live, problem)
         state = _outcome(problem, live.job.touched)
         if state is JobState.INTERRUPTED:
-            reason = PARKED if isinstance(problem, Stopped) else str(problem.code if problem else "")
+            # A session that stopped by itself, because it heard nothing of the journal, counts as an attempt like any other.
+            parked = isinstance(problem, Stopped) and self._stopping.is_set()
+            reason = PARKED if parked else str(problem.code if problem else "")
             await self._end(lane, live, state, problem, reason=reason)
         else:
             self._remember(lane, live, result, problem)

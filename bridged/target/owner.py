@@ -30,7 +30,6 @@ from bridged.errors import (
     BadRequest,
     BridgedError,
     DeadlineExceeded,
-    LineUnavailable,
     LinkError,
     PortGone,
     SessionDied,
@@ -75,6 +74,7 @@ class Target:
         self.reason = "not opened yet"
         self.lease: Lease | None = None
         self.last_trace = ""
+        self.unreleased = False  # The port went with the lines on it: when it is back ``release_after`` is owed.
         self._on_change = on_change
         self._uart: Uart | None = None
         self._lines: wires.Lines | None = None
@@ -125,6 +125,8 @@ class Target:
                 except BridgedError as error:
                     if error.message != self.reason:
                         await self._set("absent", error.message)
+                except Exception as error:  # A defect must not end the looking after.
+                    await self._set("absent", f"{type(error).__name__}: {error}")
                 else:
                     if self._shared:
                         await asyncio.to_thread(self._let_go)
@@ -160,7 +162,7 @@ class Target:
             if os.stat(self.config.port).st_rdev != os.fstat(self._uart.fd).st_rdev:
                 return True
             self._uart.read(4096)
-        except (OSError, PortGone):
+        except (OSError, LinkError):
             return True
         return False
 
@@ -195,6 +197,7 @@ class Target:
             if self._lines is None:
                 raise PortGone(f"target {self.name}: {self.reason}")
             await self._back_to_application()
+            self.unreleased = False
         except LinkError as error:
             await self._set("broken", f"after an interrupted session: {error.message}")
             raise
@@ -214,11 +217,17 @@ class Target:
         assert self._uart is not None
         with contextlib.suppress(LinkError):
             self._uart.set_format(self.config.application.baud, self.config.application.parity)
+        trouble: LinkError | None = None
         for step in self._wiring().leave:
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
-            else:
+                continue
+            try:
                 await asyncio.to_thread(self._move, step)
+            except LinkError as error:  # One line must not keep the others from going idle.
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
 
     def _move(self, step: SetLines) -> None:
         assert self._lines is not None
@@ -313,9 +322,9 @@ class Target:
         if self.state == "absent":
             raise PortGone(f"target {self.name}: {self.reason}", target=self.name, port=self.config.port)
         self.lease = Lease(job_id, "job", time.time())
-        await self._set("busy", f"job {job_id}")
-        on_event(PhaseStarted(Phase.LOCK))
         try:
+            await self._set("busy", f"job {job_id}")
+            on_event(PhaseStarted(Phase.LOCK))
             await self._open_shared()
             request = self._request(kind, params, proven, spans)
             return await self._run(request, image, kept, on_event, on_progress, on_barrier)
@@ -387,10 +396,10 @@ class Target:
         await asyncio.sleep(session.board.hazard_left_s)
         try:
             await self._back_to_application()
-        except LineUnavailable as error:
-            await self._set("broken", f"the lines could not be brought back to idle: {error.message}")
         except PortGone:
-            pass  # The keeper finds out; modem lines went with the port.
+            self.unreleased = True  # The keeper finds out; modem lines went with the port, the target stays in its loader.
+        except LinkError as error:
+            await self._set("broken", f"the lines could not be brought back to idle: {error.message}")
 
 
 class _Session:
@@ -452,7 +461,7 @@ class _Session:
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-s", "-m", "bridged.target.worker", str(spec_fd)),
+                *("-sP", "-m", "bridged.target.worker", str(spec_fd)),  # P: nothing from where the daemon was started
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 pass_fds=sorted(fds - {-1}),
@@ -514,7 +523,11 @@ class _Session:
             if isinstance(event, Planned):
                 self.limit_s = event.limit_s
                 self._deadline = time.monotonic() + event.limit_s
-            self._on_event(event)
+            try:
+                self._on_event(event)
+            except Exception as error:  # Who listens cannot hurt the target: it has to be released all the same.
+                told = f"a listener to {type(event).__name__} failed"
+                asyncio.get_running_loop().call_exception_handler({"message": told, "exception": error})
 
     async def _barrier(self, message: dict[str, Any]) -> None:
         kept = os.pread(self.out, int(message["kept_bytes"]), 0)

@@ -30,7 +30,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from bridged.errors import BridgedError, Canceled, LineUnavailable, Stopped, from_dict
+from bridged.errors import BridgedError, Canceled, Stopped, from_dict
 from bridged.events import Event, PhaseStarted, encode
 from bridged.images.memfd import map_sealed
 from bridged.protocol.flow import (
@@ -194,13 +194,14 @@ class Driver:
         }
 
     def run(self, flow: Flow[T]) -> T:
-        """Run ``flow`` to its end and return its value, or raise what it raises. Errors of a step are thrown into it."""
+        """Run ``flow`` to its end and return its value, or raise what it raises. Errors of a step are thrown into it, also
+        those that nobody foresaw: only the flow can release the target."""
         try:
             step: Step = next(flow)
             while True:
                 try:
                     answer = self._do[type(step)](step)
-                except BridgedError as error:
+                except Exception as error:
                     step = flow.throw(error)
                 else:
                     step = flow.send(answer)
@@ -294,7 +295,7 @@ class Driver:
         self._note(f"lines reset={step.reset} boot0={step.boot0} power={step.power}")
         try:
             self._wires.set(reset=step.reset, boot0=step.boot0, power=step.power)
-        except LineUnavailable:
+        except Exception:  # LineUnavailable; PortGone where DTR and RTS went with the port.
             self._board.set_lines_failed()
             raise
 

@@ -119,6 +119,7 @@ class ScriptedTarget:
         self.state = "idle"
         self.reason = ""
         self.last_trace = ""
+        self.unreleased = False
         self.wires = wires
         self.scripts = list(scripts or [])
         self.runs: list[Run] = []
@@ -158,6 +159,7 @@ class ScriptedTarget:
             self.set_state("broken", self.release_error.message)
             raise self.release_error
         self.released += 1
+        self.unreleased = False
 
     def cancel(self) -> None:
         self._ask("cancel")

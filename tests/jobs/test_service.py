@@ -23,6 +23,7 @@ from bridged.errors import (
     LineUnavailable,
     Nack,
     NotCancellable,
+    PortGone,
     QueueFull,
     SessionDied,
     Stopped,
@@ -683,6 +684,43 @@ def test_a_target_that_is_absent_after_a_crash_is_released_when_it_comes(tmp_pat
             bench["m1"].set_state("idle")
             assert (await bench.flash()).state is JobState.SUCCEEDED
             assert bench["m1"].released == 1, "released before the next job, although its own job has gone"
+
+    run(work)
+
+
+def test_a_target_whose_port_vanished_with_its_lines_is_released_when_it_is_back(tmp_path: Path) -> None:
+    """NRST on the adapter's own DTR: nobody could release the target, and the journal must not say that somebody did."""
+
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            target = bench["m1"]
+            target.scripts = [Script(hold_at="identify", fail_at="identify", error=PortGone("the device hung up"))]
+            job = await bench.submit(kind=JobKind.IDENTIFY)
+            await target.at("identify").wait()
+            target.unreleased = True
+            target.set_state("absent", "unplugged")
+            target.go.set()
+            done = await bench.end(job)
+            assert (done.state, done.reason) == (JobState.FAILED, "PORT_GONE")
+            assert [session.target for session in bench.journal.sessions()] == ["m1"]
+            target.set_state("idle")
+            while bench.journal.sessions():
+                await asyncio.sleep(0)
+            assert (target.released, target.unreleased) == (1, False)
+            assert (await bench.flash()).state is JobState.SUCCEEDED
+
+    run(work)
+
+
+def test_a_session_that_stops_by_itself_again_and_again_ends_its_job(tmp_path: Path) -> None:
+    """It heard nothing of the journal for minutes. That is no stop of ours, so it counts."""
+
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            bench["m1"].scripts = [Script(fail_at="before-erase", error=Stopped("no answer")) for _ in range(20)]
+            done = await bench.flash()
+            assert (done.state, done.reason) == (JobState.FAILED, "STOPPED")
+            assert len(bench["m1"].runs) == 1 + bench.config.jobs.resume_limit
 
     run(work)
 

@@ -17,6 +17,7 @@ import pytest
 from bridged import chips, config, errors
 from bridged.events import Event, Phase, PhaseStarted, SectorErased
 from bridged.images.model import Image
+from bridged.protocol.flow import SetLines
 from bridged.sim.device import Device, Mode
 from bridged.sim.loader import Timing
 from bridged.sim.pty import PtyDevice
@@ -201,6 +202,81 @@ def test_lines_that_fail_mark_the_target_broken(tmp_path: Path) -> None:
             await rig.run("identify")
         rig.target.clear()
         assert await rig.target.wait_idle_hardware(5)
+        assert (await rig.run("identify"))["pid"] == 0x415
+
+    play(tmp_path, act)
+
+
+def test_a_port_that_takes_its_lines_along_leaves_a_debt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DTR and RTS of an adapter that was pulled: the target stays in its loader until ``release_after`` can be done."""
+
+    def gone(_step: object) -> None:
+        raise errors.PortGone("unplugged")
+
+    async def act(rig: Rig) -> None:
+        def kill() -> None:
+            assert rig.target.session_pid is not None
+            os.kill(rig.target.session_pid, signal.SIGKILL)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.target, "_move", gone)
+            with pytest.raises(errors.SessionDied):
+                await rig.run("identify", on=when(Phase.IDENTIFY, kill))
+        assert (rig.target.unreleased, rig.target.state) == (True, "idle")
+        assert rig.mode() is Mode.LOADER
+        await rig.target.release_after(0)
+        assert not rig.target.unreleased
+        assert rig.mode() is not Mode.LOADER
+
+    play(tmp_path, act)
+
+
+def test_a_line_that_fails_does_not_keep_the_others_from_going_idle(tmp_path: Path) -> None:
+    moved: list[SetLines] = []
+
+    def move(step: SetLines) -> None:
+        moved.append(step)
+        if step.boot0 is not None:
+            raise errors.LineUnavailable("its relay is gone")
+
+    async def act(rig: Rig) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rig.target, "_move", move)
+            with pytest.raises(errors.LineUnavailable, match="relay"):
+                await rig.target.release_after(0)
+        assert rig.target.state == "broken"
+        assert [m.reset for m in moved if m.reset is not None] == [True, False]
+
+    play(tmp_path, act)
+
+
+def test_a_listener_that_fails_does_not_keep_a_target_from_being_released(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+
+    async def act(rig: Rig) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+
+        def fail(event: Event) -> None:
+            if rig.target.session_pid is None:
+                return  # Not started yet.
+            if isinstance(event, PhaseStarted) and event.phase is Phase.IDENTIFY:
+                os.kill(rig.target.session_pid, signal.SIGKILL)
+            raise RuntimeError("a defect of the listener")
+
+        with pytest.raises(errors.SessionDied):
+            await rig.target.run("identify", {}, None, job_id="j", on_event=fail)
+        assert rig.target.state == "idle"
+        assert not rig.device.lines["boot0"]
+        assert told
+
+    play(tmp_path, act)
+
+
+def test_a_session_takes_no_code_from_where_the_daemon_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "select.py").write_text("raise SystemExit('not the one that was meant')")
+    monkeypatch.chdir(tmp_path)
+
+    async def act(rig: Rig) -> None:
         assert (await rig.run("identify"))["pid"] == 0x415
 
     play(tmp_path, act)

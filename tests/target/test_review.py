@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -15,18 +17,23 @@ from bridged.chips.model import Range
 from bridged.events import SectorErased, Warned
 from bridged.images.model import Image
 from bridged.images.plan import make_plan
-from bridged.protocol.flow import Barrier, Hazard, SetLines, Step
+from bridged.protocol.flow import Barrier, Flow, Hazard, Send, SetLines, Step
 from bridged.sim import virtual
 from bridged.sim.device import Mode
 from bridged.sim.loader import Timing
 from bridged.sim.virtual import PowerCut
 from bridged.target import session
+from bridged.target.board import Board
 from bridged.target.kept import Kept, decode_kept, encode_kept
+from bridged.target.lines import NoLines
 from bridged.target.request import Request, Wiring
+from bridged.target.uart import Uart
+from bridged.target.worker import Control, Driver
 from tests.target.bench import WIRED, Bench, make_image
 
 POWERED = replace(WIRED, has_power=True)
 UNWIRED = Wiring()
+SYNC = b"\x7f"
 
 
 # --- P9: the journal knows --------------------------------------------------------------------------------------------
@@ -212,6 +219,47 @@ def test_a_line_that_fails_does_not_keep_the_others_from_going_idle() -> None:
         virtual.run(session.run(Request("reset", WIRED)), Bench("L476").device, before=before)
     assert moved[-1].reset is False
     assert any(m.reset for m in moved)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), OSError(12, "no memory"), errors.PortGone("unplugged")])
+def test_the_session_process_releases_the_target_after_any_error_of_a_step(error: Exception) -> None:
+    """Also one that nobody foresaw: the flow hears of it, for only the flow can bring the target back."""
+    moved: list[bool | None] = []
+
+    class Wires(NoLines):
+        def set(self, reset: bool | None = None, **_others: bool | None) -> None:
+            moved.append(reset)
+            if reset is False and isinstance(error, errors.PortGone):
+                raise error
+
+    def flow() -> Flow[None]:
+        try:
+            yield Send(SYNC)
+        except Exception:
+            yield SetLines(reset=True)
+            yield SetLines(reset=False)
+            raise
+
+    class Port(Uart):
+        def write_all(self, data: bytes, timeout_s: float) -> None:
+            raise error if data and timeout_s else AssertionError("nothing to send")
+
+    master, slave = os.openpty()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    out = os.memfd_create("out")
+    board = Board.create()
+    try:
+        driver = Driver(Port(slave, "pty", True, owned=False), Wires(), board, Control(theirs), out)
+        with pytest.raises(type(error)):
+            driver.run(flow())
+        assert moved == [True, False]
+        assert board.lines_failed is isinstance(error, errors.PortGone), "the daemon has to know that lines did not obey"
+    finally:
+        board.close()
+        for fd in (master, slave, out):
+            os.close(fd)
+        ours.close()
+        theirs.close()
 
 
 def test_sectors_erased_counts_what_was_erased() -> None:
