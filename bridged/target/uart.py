@@ -129,7 +129,8 @@ class Uart:
         self._owned = owned
         # One for all waits: making and registering one costs as much as the wait itself, 6,000 times in a flash of 256 KiB.
         self._readable = select.poll()
-        self._readable.register(fd, select.POLLIN)
+        if fd >= 0:  # Else it was made for what needs no port.
+            self._readable.register(fd, select.POLLIN)
 
     # --- life ----------------------------------------------------------------------------------------------------
 

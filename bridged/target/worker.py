@@ -59,7 +59,9 @@ T = TypeVar("T")
 DRAIN_LIMIT_BYTES = 4096
 BARRIER_LIMIT_S = 120.0  # An SD card can take seconds for a sync; minutes mean that the daemon hangs.
 WRITE_LIMIT_S = 5.0
-SPIN_S = 0.0001
+RECORD_AFTER_S = 0.002
+RECORD_AT_MOST = 60  # Entries, each a frame or an answer.
+LONG_ANSWER_BYTES = 16
 RT_PRIORITY = 10
 RT_LIMIT_US = 5_000_000  # CPU without a sleep at real-time priority; beyond it the kernel ends the process, not the gateway.
 
@@ -87,6 +89,8 @@ class Control:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._heard = select.poll()
+        self._heard.register(sock, select.POLLIN)
         self._waiting: deque[bytes] = deque()
         self._asked: BridgedError | None = None
         self._answer: dict[str, Any] | None = None
@@ -109,7 +113,8 @@ class Control:
 
     def poll(self) -> None:
         """Take what the daemon said; its end counts as a stop."""
-        while not self._gone:
+        # Asked first, since that nothing came is the rule, and an exception costs more than all the rest of a checkpoint.
+        while not self._gone and self._heard.poll(0):
             try:
                 data = self._sock.recv(65536)
             except BlockingIOError:
@@ -177,7 +182,7 @@ class Driver:
         self.bytes_out = self.bytes_in = 0
         self._sent_until = 0.0
         self._frame_s = 11 / 115200
-        self._received: tuple[bytes, float] | None = None  # The latest answer, not on the recorder yet.
+        self._unrecorded: list[tuple[Send | bytes, float]] = []  # What was sent and received, with times.
         self._do: dict[type[Any], Any] = {
             Send: self._send,
             Receive: self._receive,
@@ -209,66 +214,64 @@ class Driver:
             value: T = end.value
             return value
         finally:
-            self._record_received()
+            self._record()
 
     def _send(self, step: Send) -> None:
         began = time.monotonic()
         try:
             self._uart.write_all(step.data, WRITE_LIMIT_S)
         finally:
-            # Recorded while the bytes are on the wire: between an answer and the next frame every microsecond counts.
-            self._record_received()
-            if step.payload_address is None:
-                self._board.record(SENT, step.data, began)
-            else:
-                self._board.record(REFERENCE, reference(step.payload_address, len(step.data) - 2), began)
+            self._unrecorded.append((step, began))
+        if len(self._unrecorded) > RECORD_AT_MOST:
+            self._record()
         self.bytes_out += len(step.data)
         # write() returns when the kernel has the bytes; the answer cannot come before they were on the wire.
-        self._sent_until = max(self._sent_until, time.monotonic()) + len(step.data) * self._frame_s
+        self._sent_until = max(self._sent_until, began) + len(step.data) * self._frame_s
 
     def _receive(self, step: Receive) -> bytes:
-        self._record_received()
+        if step.count > LONG_ANSWER_BYTES:
+            self._record()
         now = time.monotonic()
         deadline = max(self._sent_until, now) + step.timeout_s
-        spin_until = max(self._sent_until, now) + step.count * self._frame_s + SPIN_S
-        read = self._uart.read
         got = b""
         while True:
-            if now < spin_until < now + 2 * SPIN_S:
-                piece = b""
-                while not piece and time.monotonic() < spin_until:
-                    piece = read(step.count - len(got))
-                if not piece:
-                    now = time.monotonic()
-                    continue
-            elif self._uart.wait_readable(deadline - now):
-                piece = read(step.count - len(got))
-            else:
-                break
+            # Without a look first: nothing is there yet, as a rule, and the look would cost a call and an exception.
+            if not self._uart.wait_readable(min(deadline - now, RECORD_AFTER_S)):
+                self._record()
+                if not self._uart.wait_readable(deadline - time.monotonic()):
+                    break
+            piece = self._uart.read(step.count - len(got))
             got = got + piece if got else piece
-            if len(got) == step.count:
-                break
             now = time.monotonic()
-            if now >= deadline:
+            if len(got) == step.count or now >= deadline:
                 break
-            spin_until = now + (step.count - len(got)) * self._frame_s + SPIN_S
         if got:
             self._sent_until = 0.0  # An answer proves that all was sent, also on a pty that is faster than its baud rate.
         self.bytes_in += len(got)
-        self._received = got, time.monotonic()
+        self._unrecorded.append((got, now))
         return got
 
-    def _record_received(self) -> None:
-        if self._received is not None:
-            (got, at), self._received = self._received, None
-            self._board.record(RECEIVED, got, at)
+    def _record(self) -> None:
+        """Bring the recorder up to date.
+
+        Not between an answer and the next frame, where every microsecond is added to the time of the job, but while a long
+        answer comes in, in a wait of more than ``RECORD_AFTER_S``, and before every step that is no exchange.
+        """
+        for what, at in self._unrecorded:
+            if isinstance(what, bytes):
+                self._board.record(RECEIVED, what, at)
+            elif what.payload_address is None:
+                self._board.record(SENT, what.data, at)
+            else:
+                self._board.record(REFERENCE, reference(what.payload_address, len(what.data) - 2), at)
+        self._unrecorded.clear()
 
     def _note(self, text: str) -> None:
-        self._record_received()
+        self._record()
         self._board.record(NOTE, text.encode())
 
     def _drain(self, step: Drain) -> bytes:
-        self._record_received()
+        self._record()
         parts = bytearray()
         now = time.monotonic()
         deadline = now + step.limit_s
@@ -282,7 +285,7 @@ class Driver:
         return bytes(parts)
 
     def _pause(self, step: Pause) -> None:
-        self._record_received()
+        self._record()
         time.sleep(step.seconds)
 
     def _set_lines(self, step: SetLines) -> None:
@@ -314,7 +317,7 @@ class Driver:
         self._control.tell(encode(event))
 
     def _barrier(self, step: Barrier) -> None:
-        self._record_received()
+        self._record()
         if step.kept:
             os.ftruncate(self._out, 0)
             os.pwrite(self._out, step.kept, 0)

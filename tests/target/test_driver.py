@@ -1,0 +1,172 @@
+"""The blocking driver of the session process over a pty: what it sends, receives and records, and in which order."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from bridged.errors import BridgedError, Canceled, LinkError
+from bridged.protocol.flow import Checkpoint, Drain, Flow, Pause, Receive, Send
+from bridged.target import lines
+from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
+from bridged.target.uart import Uart
+from bridged.target.worker import LONG_ANSWER_BYTES, RECORD_AT_MOST, Control, Driver
+
+
+@dataclass
+class Rig:
+    driver: Driver
+    board: Board
+    device: int
+    daemon: socket.socket
+
+    def recorded(self) -> list[tuple[int, bytes]]:
+        return [(r.kind, r.data) for r in self.board.records()]
+
+
+@contextmanager
+def rig() -> Iterator[Rig]:
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    daemon, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    uart = Uart.open(os.ttyname(slave))
+    board = Board.create()
+    out = os.memfd_create("out")
+    try:
+        yield Rig(Driver(uart, lines.NoLines(), board, Control(ours), out), board, master, daemon)
+    finally:
+        uart.close()
+        board.close()
+        daemon.close()
+        ours.close()
+        for fd in (master, slave, out):
+            os.close(fd)
+
+
+def test_exchanges_are_recorded_in_order_with_silence_and_references() -> None:
+    def flow() -> Flow[tuple[bytes, bytes]]:
+        yield Send(b"\x31\xce")
+        first = yield Receive(1, 1.0)
+        yield Send(b"\x01abc", payload_address=0x08000000)
+        return first, (yield Receive(1, 0.001))
+
+    with rig() as r:
+        os.write(r.device, b"\x79")
+        assert r.driver.run(flow()) == (b"\x79", b"")
+        assert os.read(r.device, 100) == b"\x31\xce\x01abc"
+        # The answer that did not come is recorded too: it tells when the session stopped to wait.
+        assert r.recorded() == [
+            (SENT, b"\x31\xce"),
+            (RECEIVED, b"\x79"),
+            (REFERENCE, reference(0x08000000, 2)),
+            (RECEIVED, b""),
+        ]
+        times = [record.at for record in r.board.records()]
+        assert times == sorted(times)
+
+
+def test_never_reads_beyond_what_is_expected() -> None:
+    def flow() -> Flow[bytes]:
+        first = yield Receive(2, 1.0)
+        second = yield Receive(3, 1.0)
+        return bytes(first + b"|" + second)
+
+    with rig() as r:
+        os.write(r.device, b"abcdef")
+        assert r.driver.run(flow()) == b"ab|cde"
+
+
+def test_an_answer_in_pieces_is_waited_for() -> None:
+    def flow() -> Flow[bytes]:
+        whole: bytes = yield Receive(6, 5.0)
+        return whole
+
+    with rig() as r:
+        pieces = iter((b"ab", b"c", b"def"))
+
+        def say() -> None:
+            for piece in pieces:
+                os.write(r.device, piece)
+                time.sleep(0.005)
+
+        speaker = threading.Thread(target=say)
+        speaker.start()
+        assert r.driver.run(flow()) == b"abcdef"
+        speaker.join()
+
+
+def test_what_is_waited_for_is_on_the_recorder_while_it_is_waited_for() -> None:
+    """A session that is killed in a long wait must have recorded what it said before."""
+    seen: list[list[tuple[int, bytes]]] = []
+
+    def flow(r: Rig) -> Flow[None]:
+        yield Send(b"\x44\xbb")
+
+        def look_then_answer() -> None:
+            seen.append(r.recorded())
+            os.write(r.device, b"\x79")
+
+        reader = threading.Timer(0.05, look_then_answer)
+        reader.start()
+        assert (yield Receive(1, 5.0)) == b"\x79"
+        reader.join()
+
+    with rig() as r:
+        r.driver.run(flow(r))
+        assert seen == [[(SENT, b"\x44\xbb")]]
+
+
+def test_no_step_but_an_exchange_leaves_records_behind() -> None:
+    def flow(r: Rig) -> Flow[None]:
+        yield Send(b"1")
+        yield Pause(0)
+        assert r.recorded() == [(SENT, b"1")]
+        yield Send(b"2")
+        yield Drain(0.001, 0.001)
+        assert r.recorded() == [(SENT, b"1"), (SENT, b"2"), (RECEIVED, b"")]
+        for _ in range(RECORD_AT_MOST + 1):
+            yield Send(b"3")
+        assert len(r.recorded()) == 3 + RECORD_AT_MOST + 1
+        os.write(r.device, bytes(LONG_ANSWER_BYTES + 1))
+        yield Send(b"4")
+        yield Receive(LONG_ANSWER_BYTES + 1, 1.0)
+        assert r.recorded()[-1] == (SENT, b"4")
+
+    with rig() as r:
+        r.driver.run(flow(r))
+        assert r.recorded()[-1] == (RECEIVED, bytes(LONG_ANSWER_BYTES + 1))
+        assert all(kind != NOTE for kind, _ in r.recorded())
+
+
+def test_a_flow_that_dies_leaves_its_last_words() -> None:
+    def flow() -> Flow[None]:
+        yield Send(b"\x7f")
+        raise LinkError("somebody pulled the plug")
+
+    with rig() as r:
+        with pytest.raises(BridgedError, match="plug"):
+            r.driver.run(flow())
+        assert r.recorded() == [(SENT, b"\x7f")]
+
+
+def test_a_cancel_is_heard_at_the_next_checkpoint_and_once() -> None:
+    def flow(r: Rig) -> Flow[int]:
+        yield Checkpoint()
+        r.daemon.send(b'{"do":"cancel"}')
+        try:
+            yield Checkpoint()
+        except Canceled:
+            yield Checkpoint()
+            return 1
+        return 0
+
+    with rig() as r:
+        assert r.driver.run(flow(r)) == 1
