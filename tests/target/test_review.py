@@ -227,7 +227,8 @@ def test_the_session_process_releases_the_target_after_any_error_of_a_step(error
     moved: list[bool | None] = []
 
     class Wires(NoLines):
-        def set(self, reset: bool | None = None, **_others: bool | None) -> None:
+        def set(self, reset: bool | None = None, boot0: bool | None = None, power: bool | None = None) -> None:
+            assert boot0 is power is None
             moved.append(reset)
             if reset is False and isinstance(error, errors.PortGone):
                 raise error
