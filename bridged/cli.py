@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import socket
 import sys
@@ -449,7 +450,79 @@ def outcome(reply: Reply) -> str:
     return text + (f"\n  it says: {banner.splitlines()[0][:100]}" if banner else "")
 
 
+_PLAN_WORDS = {"write": "erase, write", "keep": "erase, write, keep", "lose": "erase, write, LOSE", "stay": "stays as it is"}
+
+
+def plan_text(sums: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], ranges: Sequence[Mapping[str, Any]]) -> str:
+    """What PLAN answered, as people read it: what goes where, what happens to which sectors, the sums, the time."""
+
+    def place(row: Mapping[str, Any], start: str) -> str:
+        return f"{int(row[start]):#010x}..{int(row['end']) - 1:#010x}"
+
+    title = f"{sums['target']}: {sums['chip']}, {exact_text(sums['flash_bytes'])} flash, layout {sums['layout']}"
+    goes = [[str(row["name"]), place(row, "start"), exact_text(row["end"] - row["start"])] for row in parts]
+    happens = []
+    for row in ranges:
+        codes = f"{row['first']}" if row["sectors"] == 1 else f"{row['first']}..{row['last']}"
+        does = [(row["write_bytes"], "written"), (row["keep_bytes"], "kept"), (row["lose_bytes"], "LOST")]
+        what = ", ".join(f"{exact_text(count)} {word}" for count, word in does if count)
+        size = exact_text(row["sectors"] * row["sector_bytes"])
+        happens.append(
+            [_PLAN_WORDS[row["action"]], place(row, "address"), f"{_count(row['sectors'], 'sector')} ({codes})", size, what]
+        )
+    total = f"erases {_count(sums['erase_sectors'], 'sector')}, {exact_text(sums['erase_bytes'])}"
+    total += f"; writes {exact_text(sums['write_bytes'])}"
+    for key, text in (
+        ("keep_bytes", "; reads {} outside the image and puts them back"),
+        ("lose_bytes", "; LOSES {} outside the image"),
+    ):
+        total += text.format(exact_text(sums[key])) if sums[key] else ""
+    total += f"; {exact_text(sums['stay_bytes'])} stay untouched" if sums["stay_bytes"] else ""
+    seconds, most = float(sums["seconds"]), float(sums["seconds_most"])
+    takes = f"takes about {_duration(seconds)} at {sums['baud']} baud, {_duration(float(sums['erase_seconds']))} of it erasing"
+    takes += f"; up to {_duration(most)} if none of the kept bytes is blank" if round(most) > round(seconds) else ""
+    lines = [title, "", *_columns(goes), "", *_columns(happens), "", total, takes]
+    if sums.get("assumed"):
+        lines.append(f"assumed, not known: {'; '.join(sums['assumed'])}; `bridged id {sums['target']}` asks the chip")
+    if sums.get("proven"):
+        lines.append("this very content was proven in the target last: `bridged ensure` would only compare it")
+    return "\n".join(lines)
+
+
+def exact_text(count: int) -> str:
+    """Bytes without rounding: whole KiB and MiB as such, all else to the byte."""
+    for unit, size in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count and not count % size:
+            return f"{count // size} {unit}"
+    return f"{count} B"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Indented columns; a size stands to the right, so that sizes can be compared at a glance."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    return [
+        (
+            "  " + "  ".join(t.rjust(w) if t.endswith((" B", "iB")) else t.ljust(w) for t, w in zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 # --- images -------------------------------------------------------------------------------------------------------
+
+
+def split_address(text: str) -> tuple[str, str]:
+    """``FILE@0x08000000`` as file and ``@0x08000000``. A file of that very name is taken as it is."""
+    match = re.fullmatch(r"(.+)(@0[xX][0-9A-Fa-f]{1,8})", text)
+    return (match[1], match[2]) if match and not os.path.exists(text) else (text, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,7 +549,8 @@ class LocalFile:
     @property
     def plain_name(self) -> str:
         """A name that the protocol can say."""
-        return "".join(c if " " <= c <= "~" else "_" for c in self.path.name)[:128]
+        text = "".join(c if " " <= c <= "~" and c != "," else "_" for c in self.path.name)[:128]
+        return re.sub(r"@(0[xX][0-9A-Fa-f]+)$", r"_\1", text)  # which would be an address
 
 
 def upload(session: Session, local: LocalFile, name: str, type_hint: str | None, screen: Screen) -> Reply:
@@ -597,13 +671,12 @@ class Command:
 
     def plan(self) -> Exit:
         args = self.args
-        request = format_request("PLAN", args.target, self._image(), **self._options("addr", "type", "outside", "force"))
+        options = self._options("addr", "type", "patch", "outside", "force")
         rows: list[Reply] = []
-        last = self._ask(request, rows.append)
-        for name in dict.fromkeys(row.text for row in rows):
-            found = [dict(codec.flatten(row.data)) for row in rows if row.text == name]
-            self._print(f"{name}:\n{table(found, list(dict.fromkeys(key for row in found for key in row)))}\n")
-        self._print(facts(last.data))
+        last = self._ask(format_request("PLAN", args.target, self._image(), **options), rows.append)
+        self._print(
+            plan_text(last.data, [row.data for row in rows if row.text == "part"], [r.data for r in rows if r.text == "range"])
+        )
         return Exit.DONE
 
     def read(self) -> Exit:
@@ -627,23 +700,28 @@ class Command:
         return self._run_job("ID", self.args.target)
 
     def _with_image(self, verb: str) -> Exit:
-        names = ("addr", "type") if verb == "VERIFY" else ("addr", "type", "outside", "entry", "force")
+        names = ("addr", "type", "patch") if verb == "VERIFY" else ("addr", "type", "patch", "outside", "entry", "force")
         return self._run_job(verb, self.args.target, self._image(), **self._options(*names))
 
     def _image(self) -> str:
-        """Uploads a file; what is no file may be an image that is staged already."""
-        text: str = self.args.file
-        if not os.path.exists(text) and text.startswith("sha256:"):
-            return text
-        local = LocalFile.of(Path(text))
-        self.screen.reply(upload(self.session, local, "", self.args.type, self.screen))
-        return f"sha256:{local.sha256}"
+        """Uploads the files; what is no file may be an image that is staged already. Images as the protocol names them."""
+        named: list[str] = []
+        for text in self.args.files:
+            path, address = split_address(text)
+            if path.startswith("sha256:") and not os.path.exists(path):
+                named.append(path + address)
+                continue
+            local = LocalFile.of(Path(path))
+            self.screen.reply(upload(self.session, local, "", self.args.type, self.screen))
+            named.append(f"sha256:{local.sha256}{address}")
+        return ",".join(named)
 
     def _options(self, *names: str) -> dict[str, Any]:
         args = self.args
         values = {
             "addr": getattr(args, "addr", None),
             "type": getattr(args, "type", None),
+            "patch": ",".join(getattr(args, "patch", None) or []) or None,
             "outside": "discard" if getattr(args, "discard_outside", False) else None,
             "entry": "one-shot" if getattr(args, "one_shot", False) else None,
             "force": ",".join(getattr(args, "force", None) or []) or None,
@@ -839,6 +917,7 @@ examples:
   bridged targets                               what is connected
   bridged flash motor1 app.elf                  write and prove
   bridged flash motor1 app.bin --addr 0x08000000
+  bridged flash motor1 boot.bin@0x08000000 app.hex --patch 0x0801fff0:00112233
   bridged ensure motor1 app.elf                 write only if it is not there already
   bridged plan motor1 app.elf                   what would be erased, kept and written
   bridged read motor1 0x08000000 64K -o dump.bin
@@ -913,9 +992,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("target", metavar="TARGET", help="name of the target, as in `bridged targets`")
 
     def image(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("file", metavar="FILE", help="ELF, Intel HEX or BIN; or sha256:HEX of an image that is staged")
-        sub.add_argument("--addr", "--address", metavar="ADDR", dest="addr", help="where a BIN belongs, e.g. 0x08000000")
-        sub.add_argument("--type", choices=codec.TYPES, help="format of the file (default: look at it)")
+        text = (
+            "ELF, Intel HEX, S-record, DfuSe or BIN, also in gzip, or sha256:HEX of a staged image; @ADDR: where a BIN belongs"
+        )
+        sub.add_argument("files", metavar="FILE[@ADDR]", nargs="+", help=text)
+        sub.add_argument("--addr", "--address", metavar="ADDR", dest="addr", help="where a single BIN belongs, e.g. 0x08000000")
+        sub.add_argument("--type", choices=codec.TYPES, help="format of the files (default: look at them)")
+        text = "bytes of this one unit (serial number, MAC), laid over the images or beside them; may be repeated"
+        sub.add_argument("--patch", metavar="ADDR:HEX", action="append", help=text)
 
     def job(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--id", metavar="TEXT", help="your own id: the same command with the same id starts nothing twice")

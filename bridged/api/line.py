@@ -772,9 +772,7 @@ class _Connection:
 
     async def _submit(self, kind: JobKind, values: dict[str, Any]) -> None:
         target, wait, own_id = values.pop("target"), values.pop("wait", False), values.pop("id", "")
-        image = ""
-        if "image" in values:
-            image = (await _in_thread(self.server.store.get, values.pop("image"))).sha256
+        image = values.pop("image", "")
         values.pop("verify", None)  # "full" is the only value, and the only behaviour.
         job = await self.server.jobs.submit(Submission(kind, target, image, values, own_id, self.principal))
         if wait:
@@ -910,9 +908,7 @@ class _Connection:
         await self._send(Reply(250, "", {"target": values["target"]}))
 
     async def _plan(self, values: dict[str, Any]) -> None:
-        target, image = values.pop("target"), values.pop("image")
-        sha256 = (await _in_thread(self.server.store.get, image)).sha256
-        plan = await self.server.jobs.plan(target, sha256, values)
+        plan = await self.server.jobs.plan(values.pop("target"), values.pop("image"), values)
         lists = {
             key: value for key, value in plan.items() if isinstance(value, list) and all(isinstance(v, dict) for v in value)
         }

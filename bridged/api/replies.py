@@ -34,7 +34,7 @@ def job_summary(job: Job) -> dict[str, Any]:
         "done": job.done,
         "total": job.total,
         "error": (job.error or {}).get("code"),
-        "image": f"sha256:{job.image}" if job.image else None,
+        "image": ",".join(f"sha256:{part}" for part in job.image.split(",")) if job.image else None,
         "created": utc(job.created),
         "ended": utc(job.ended),
     }

@@ -37,6 +37,15 @@ class Segment:
         return self.address + len(self.data)
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where one of several images lies that were combined into one; ``name`` is for messages."""
+
+    name: str
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Image:
     """See the module docstring. Make one with ``Image.of`` or ``Image.decode``, which check and normalise."""

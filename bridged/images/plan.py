@@ -58,7 +58,7 @@ class Plan:
     def keeping(self, kept: Image | None) -> Plan:
         """The plan after the bytes of ``outside`` were read; ``kept`` holds those that are not blank, None where all are."""
         content = self.image if kept is None else self.image.merged_with(kept)
-        return make_plan(self.image, self.chip, self.flash, content=content)
+        return make_plan(self.image, self.chip, self.flash, content=content, vectors=self.vector_address)
 
     def sector_digest(self, sector: Sector) -> str:
         """SHA-256 of what the whole sector shall hold, blank bytes included."""
@@ -141,9 +141,11 @@ def make_plan(
     flash: FlashMap,
     proven: Iterable[SectorProven] = (),
     content: Image | None = None,
+    vectors: int | None = None,
 ) -> Plan:
     """Plan to have ``image`` in ``flash``. ``proven``: sectors that an interrupted run journaled as proven; each counts only
     if its digest is that of the content wanted now. ``content``: the image with kept bytes, once they are known.
+    ``vectors``: where the vector table is, None for the flash base if the image reaches it, else its first address.
 
     Raises ``ImageDoesNotFit`` naming the first range that is not flash of this chip.
     """
@@ -160,7 +162,7 @@ def make_plan(
             )
     wanted = content or image
     touched = [s for s in flash.sectors if any(seg.address < s.end and s.address < seg.end for seg in image.segments)]
-    vector = flash.base if image.start <= flash.base < image.end else image.start
+    vector = vectors if vectors is not None else flash.base if image.start <= flash.base < image.end else image.start
     plan = Plan(chip, flash, image, wanted, (), (), (), vector)
     digests = {(p.address, p.size_bytes): p.digest for p in proven}
     done = [s for s in touched if digests.get((s.address, s.size_bytes)) == plan.sector_digest(s)]

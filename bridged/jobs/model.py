@@ -67,7 +67,8 @@ class JobKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Submission:
     """What a client asks for. ``params``: validated options as JSON scalars (``addr``, ``address``, ``length``, ``force``,
-    ``outside``, ``entry``, ``mode`` …). ``image``: SHA-256 (hex) of a staged file, empty where the kind needs none."""
+    ``outside``, ``entry``, ``mode`` …). ``image``: one or more staged images as ``images.content`` reads them, by any name; in
+    a ``Job`` by SHA-256 and with their addresses, in that module's canonical text. Empty where the kind needs none."""
 
     kind: JobKind
     target: str

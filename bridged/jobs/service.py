@@ -69,7 +69,8 @@ from bridged.events import (
     StepDone,
     encode,
 )
-from bridged.images.model import Image
+from bridged.images import content
+from bridged.images.model import Image, Span
 from bridged.jobs.journal import Backup, Change, Journal, OpenSession, TargetRecord, update_of
 from bridged.jobs.model import Job, JobKind, JobState, Submission, Update, advance, note
 from bridged.jobs.results import JOB_LIMIT_BYTES, Results
@@ -132,6 +133,7 @@ class TargetPort(Protocol):
         job_id: str,
         kept: bytes = b"",
         proven: tuple[SectorProven, ...] = (),
+        spans: tuple[Span, ...] = (),
         on_event: Callable[[Event], None],
         on_progress: Callable[[int], None],
         on_barrier: Callable[[str, float, bytes], Awaitable[None]],
@@ -467,15 +469,25 @@ class Jobs:
         settings, record = self._settings(target), self._records.get(target, TargetRecord(target))
 
         def work() -> dict[str, Any]:
-            _, image = self._load(image_ref, dict(params or {}))
-            return dry_run(
-                image,
+            options = params or {}
+            wanted = content.wanted(image_ref, options)
+            made = content.build(wanted, self._store)
+            spans = made.spans or (Span(made.name, made.image.start, made.image.end),)
+            spans += tuple(Span("patch", patch.address, patch.end) for patch in wanted.patches)
+            found = dry_run(
+                made.image,
                 chip=settings.chip,
                 flash_bytes=settings.flash_kib * 1024,
                 layout=settings.layout,
                 baud=settings.baud,
                 seen=Seen(record.pid, record.flash_bytes, record.layout),
+                spans=made.spans,
+                discard_outside=options.get("outside") == "discard",
+                force=frozenset(str(options.get("force") or "").split(",")),
             )
+            parts = [{"name": span.name, "start": span.start, "end": span.end} for span in spans]
+            proven = record.content == made.image.digest
+            return {"target": target, "part": parts, **found, "content": made.image.digest, "proven": proven}
 
         return await asyncio.to_thread(work)
 
@@ -493,7 +505,7 @@ class Jobs:
     def pinned(self) -> set[str]:
         """Images that no clean-up may remove: those of jobs that have not ended, and the last good one of each target."""
         good = {image for record in self._records.values() for image in (record.image, record.good_image)}
-        return (good | {live.job.image for live in self._live.values()}) - {""}
+        return set[str]().union(*(content.files(image) for image in good | {live.job.image for live in self._live.values()}))
 
     # --- submitting and canceling ---------------------------------------------------------------------------------
 
@@ -507,17 +519,19 @@ class Jobs:
             raise BadRequest(f"an id has at most {ID_CHARS} printable characters")
         if sub.kind is JobKind.READ:
             _check_range(sub.params)
-        image = sub.image
-        if image:
+        if sub.image:
+            asked = content.wanted(sub.image, sub.params)
+            sub = replace(sub, image=asked.image, params=asked.params(sub.params))
             try:
-                image = str((await asyncio.to_thread(self._store.get, sub.image)).sha256)
+                staged = await asyncio.to_thread(lambda: [str(self._store.get(part.ref).sha256) for part in asked.parts])
             except UnknownImage:
                 # A repeated request for an image that has gone since still finds its job.
-                known = self._journal.submitted(sub.id, _canonical(sub, image)) if sub.id else ""
+                known = self._journal.submitted(sub.id, _canonical(sub)) if sub.id else ""
                 if not known:
                     raise
                 return self.get(known)
-        request = _canonical(sub, image)
+            sub = replace(sub, image=asked.resolved(staged).image)
+        request = _canonical(sub)
         if sub.id and (known := self._journal.submitted(sub.id, request)):
             return self.get(known)
         if lane.waiting + lane.admitting >= self._config.jobs.queue_limit:
@@ -526,7 +540,7 @@ class Jobs:
             )
         params = json.loads(request)["params"]
         now = self._clock.utc()
-        job = Job(secrets.token_hex(6), sub.kind, sub.target, JobState.QUEUED, 1, image, "", params, sub.principal, now)
+        job = Job(secrets.token_hex(6), sub.kind, sub.target, JobState.QUEUED, 1, sub.image, "", params, sub.principal, now)
         lane.admitting += 1
         try:
             admitted = await self._written(self._journal.admit(job, sub.id, request))
@@ -759,10 +773,11 @@ class Jobs:
     async def _session(self, lane: _Lane, live: _Live) -> dict[str, Any]:
         job = live.job
         image: Image | None = None
+        spans: tuple[Span, ...] = ()
         if job.image:
-            live.image_name, loaded = await asyncio.to_thread(self._load, job.image, job.params)
-            image = loaded
-            live.job = job = replace(live.job, content=loaded.digest)
+            loaded = await asyncio.to_thread(content.build, content.wanted(job.image, job.params), self._store)
+            image, live.image_name, spans = loaded.image, loaded.name, loaded.spans
+            live.job = job = replace(live.job, content=image.digest)
         proven: tuple[SectorProven, ...] = ()
         if job.touched:
             proven = await asyncio.to_thread(self._journal.proven, job.id)
@@ -781,6 +796,7 @@ class Jobs:
             job_id=job.id,
             kept=live.backup.kept,
             proven=proven,
+            spans=spans,
             on_event=lambda event: self._observe(lane, live, event),
             on_progress=lambda done: self._progress(live, done),
             on_barrier=lambda state, hazard_s, kept: self._barrier(lane, live, state, hazard_s, kept),
@@ -796,16 +812,6 @@ class Jobs:
                 f"the session of job {job.id} proved other content than the image's", content=result.get("content")
             )
         return result
-
-    def _load(self, ref: str, params: dict[str, Any]) -> tuple[str, Image]:
-        """Name and content of a staged image. Blocking."""
-        staged = self._store.get(ref)
-        address = params.get("addr")
-        image = self._store.load(
-            staged, int(str(address), 0) if address is not None else None, str(params.get("type") or "auto")
-        )
-        _ = image.digest  # Hashing takes milliseconds: here, not on the loop.
-        return str(staged.name), image
 
     def _opened(self, lane: _Lane, live: _Live, hazard_s: float) -> OpenSession:
         clock = self._clock
@@ -1103,9 +1109,9 @@ def _check_range(params: Mapping[str, Any]) -> None:
         raise TooLarge(text, length=length, limit=JOB_LIMIT_BYTES)
 
 
-def _canonical(sub: Submission, image: str) -> str:
+def _canonical(sub: Submission) -> str:
     """The same text for the same request. Raises ``BadRequest`` for what is no JSON or too much of it."""
-    asked = {"kind": sub.kind.value, "target": sub.target, "image": image, "params": sub.params}
+    asked = {"kind": sub.kind.value, "target": sub.target, "image": sub.image, "params": sub.params}
     try:
         text = json.dumps(asked, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:

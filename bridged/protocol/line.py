@@ -219,9 +219,17 @@ class Verb:
 TYPES = ("auto", "bin", "hex", "elf", "srec", "dfuse")
 
 _TARGET = Param("target", "target", "name of a target, as in TARGETS")
-_IMAGE = Param("image", "text", "a staged image: its SHA-256, the start of it (8 digits or more), or its name=")
+_IMAGE = Param(
+    "image",
+    "images",
+    "a staged image: its SHA-256, the start of it (8 digits or more), or its name=; @ADDR says where a raw binary belongs; "
+    "up to 8 of them by comma, such as boot.bin@0x08000000,app.hex",
+)
 _JOB = Param("job", "text", "id of a job, as FLASH and its like answer it")
-_ADDR = Param("addr", "address", "where a raw binary belongs")
+_ADDR = Param("addr", "address", "where a raw binary belongs; of several images each says it by @ADDR")
+_PATCH = Param(
+    "patch", "patches", "bytes of this one unit (serial number, MAC), laid over the images or beside them; up to 64 by comma"
+)
 _TYPE = Param(
     "type", "choice", "format of the file, also in gzip; auto looks at its content; bin: the bytes as they are", TYPES
 )
@@ -235,7 +243,7 @@ _FORCE = Param("force", "list", "vectors: accept a vector table that looks wrong
 _VERIFY = Param("verify", "choice", "full, always: everything is read back", ("full",))
 _FULL = Param("mode", "choice", "full: every sector of the image is erased and written", ("full",))
 _TRACE = Param("trace", "flag", "1: keep the recording of the dialogue also when the job succeeds", ("0", "1"))
-_WRITING = (_ADDR, _TYPE, _VERIFY, _OUTSIDE, _ENTRY, _FORCE, _TRACE, _ID, _WAIT)
+_WRITING = (_ADDR, _TYPE, _PATCH, _VERIFY, _OUTSIDE, _ENTRY, _FORCE, _TRACE, _ID, _WAIT)
 _SUBMITTED = "250 job=ID state=queued (wait=1: 150 lines, then 250 done, 251 nothing to do, 400 and others failed)"
 
 _TABLE = (
@@ -293,7 +301,7 @@ _TABLE = (
         "Compares the flash with an image; changes nothing.",
         _SUBMITTED,
         (_TARGET, _IMAGE),
-        (_ADDR, _TYPE, _TRACE, _ID, _WAIT),
+        (_ADDR, _TYPE, _PATCH, _TRACE, _ID, _WAIT),
     ),
     Verb(
         "READ",
@@ -320,9 +328,9 @@ _TABLE = (
     Verb(
         "PLAN",
         "Shows what FLASH would erase, keep and write; touches nothing.",
-        "250- one line a sector, then 250 with the sums",
+        "250-part for each image and patch, 250-range for each run of sectors (action=stay|write|keep|lose), 250 with the sums",
         (_TARGET, _IMAGE),
-        (_ADDR, _TYPE, _OUTSIDE, _FORCE),
+        (_ADDR, _TYPE, _PATCH, _OUTSIDE, _FORCE),
     ),
     Verb(
         "JOBS",
@@ -490,7 +498,12 @@ def _seconds(text: str) -> float:
 
 _CONVERT: dict[str, Callable[[str], Any]] = {
     "text": _pattern(r"[ -~]{1,200}", "1 to 200 printable characters"),
-    "name": _pattern(r"[ -~]{1,128}", "1 to 128 printable characters"),
+    "images": _pattern(r"[ -~]{1,900}", "IMAGE[@ADDR], several by comma, in printable characters"),
+    "patches": _pattern(r"[0-9A-Za-z]+:[0-9A-Za-z]+(,[0-9A-Za-z]+:[0-9A-Za-z]+)*", "ADDR:HEX, several by comma"),
+    # What FLASH would read as two images, or as an image with an address, must not become the name of one.
+    "name": _pattern(
+        r"(?!.*@0[xX][0-9A-Fa-f]+$)[ -+\--~]{1,128}", "1 to 128 printable characters without a comma or an @0x... at the end"
+    ),
     "token": _pattern(r"[A-Za-z0-9_.:@+-]{1,64}", "1 to 64 letters, digits or _.:@+-"),
     "target": _pattern(r"[A-Za-z0-9_.-]{1,64}", "the name of a target: letters, digits, _ . -"),
     "sha256": lambda text: _SHA256(text.lower().removeprefix("sha256:")),
@@ -512,6 +525,7 @@ _KIND_TEXT = {
     "token": "TEXT",
     "name": "TEXT",
     "target": "TARGET",
+    "patches": "ADDR:HEX,...",
 }
 
 

@@ -17,6 +17,7 @@ from bridged.errors import (
     UnknownJob,
     UnknownTarget,
 )
+from bridged.images import content
 from bridged.images.store import Store, Upload
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
 
@@ -43,7 +44,8 @@ class Script:
 class FakeJobs:
     """Every submission must be the next of ``scripts``, field by field; a job without a script fails the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self.scripts: list[Script] = []
         self.jobs: dict[str, Job] = {}
         self.submissions: list[Submission] = []
@@ -58,7 +60,15 @@ class FakeJobs:
     def expect(self, *scripts: Script) -> None:
         self.scripts += scripts
 
+    def _resolved(self, sub: Submission) -> Submission:
+        """Images by SHA-256, in canonical words."""
+        asked = content.wanted(sub.image, sub.params)
+        digests = [self.store.get(part.ref).sha256 for part in asked.parts]
+        return replace(sub, image=asked.resolved(digests).image, params=asked.params(sub.params))
+
     async def submit(self, sub: Submission) -> Job:
+        if sub.image:
+            sub = self._resolved(sub)
         if sub.id and sub.id in self._ids:
             before, job_id = self._ids[sub.id]
             if before != sub:
@@ -177,14 +187,52 @@ class FakeJobs:
 
     async def plan(self, target: str, image_ref: str, params: dict[str, Any]) -> dict[str, Any]:
         self.info(target)
+        discard = params.get("outside") == "discard"
         return {
-            "image": f"sha256:{image_ref}",
-            "seconds": 3.25,
+            **PLANNED,
+            "target": target,
+            "proven": discard,
             "params": params,
-            "sector": [{"address": 0x08000000, "size_bytes": 32768}, {"address": 0x08008000, "size_bytes": 32768}],
+            "image": content.wanted(image_ref, params).image,
         }
 
 
+_KEEP = {"keep_bytes": 31744, "lose_bytes": 0}
+# What ``Jobs.plan`` answers; tests/jobs/test_plan.py compares the names.
+PLANNED: dict[str, Any] = {
+    "target": "motor1",
+    "part": [{"name": "app.bin", "start": 0x08000000, "end": 0x08008400}],
+    "chip": "STM32F74x/F75x",
+    "pid": 0x449,
+    "layout": "single",
+    "flash_bytes": 1 << 20,
+    "range": [
+        {
+            **{"action": "write", "address": 0x08000000, "end": 0x08008000, "sectors": 1, "first": 0, "last": 0},
+            **{"sector_bytes": 32768, "write_bytes": 32768, "keep_bytes": 0, "lose_bytes": 0},
+        },
+        {
+            **{"action": "keep", "address": 0x08008000, "end": 0x08010000, "sectors": 1, "first": 1, "last": 1},
+            **{"sector_bytes": 32768, "write_bytes": 1024, **_KEEP},
+        },
+        {
+            **{"action": "stay", "address": 0x08010000, "end": 0x08020000, "sectors": 2, "first": 2, "last": 3},
+            **{"sector_bytes": 32768, "write_bytes": 0, "keep_bytes": 0, "lose_bytes": 0},
+        },
+    ],
+    "erase_sectors": 2,
+    "erase_bytes": 65536,
+    "write_bytes": 33792,
+    **_KEEP,
+    "stay_bytes": 983040,
+    "seconds": 9.25,
+    "seconds_most": 15.0,
+    "erase_seconds": 0.5,
+    "baud": 115200,
+    "assumed": ["flash of 1024 KiB, the largest of this chip"],
+    "content": "ab" * 32,
+    "proven": False,
+}
 _Updates = list[Update]
 _Rows = list[dict[str, Any]]
 

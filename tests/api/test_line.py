@@ -91,7 +91,8 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(root: Path, limits: Limits = LIMITS) -> AsyncIterator[World]:
-    jobs, store = FakeJobs(), WatchedStore(root)
+    store = WatchedStore(root)
+    jobs = FakeJobs(store)
     uploads: list[tuple[int, bool]] = []
     server = LineServer(jobs, store, "gw1", limits, lambda count, resumed: uploads.append((count, resumed)))
     port = await server.listen_tcp("127.0.0.1", 0)
@@ -224,7 +225,7 @@ def test_flash_with_wait_streams_progress_and_ends_with_the_final_code(tmp_path:
     async def body(w: World) -> None:
         digest = w.store.add(DATA, "app.bin")
         params = {
-            "addr": 0x08000000,
+            "patch": "0x08000010:00aa,0x08000020:ff",
             "type": "bin",
             "outside": "discard",
             "entry": "one-shot",
@@ -238,9 +239,11 @@ def test_flash_with_wait_streams_progress_and_ends_with_the_final_code(tmp_path:
             "seconds": 1.5,
             "phases": {"write": {"seconds": 1.0}},
         }
-        w.jobs.expect(Script(JobKind.FLASH, "motor1", digest, params, STEPS, result=result))
+        image = f"{digest}@0x08000000"
+        w.jobs.expect(Script(JobKind.FLASH, "motor1", image, params, STEPS, result=result))
         c = await w.connect()
-        options = "addr=0x08000000 type=bin outside=discard entry=one-shot force=vectors mode=full verify=full id=x1 wait=1"
+        options = "addr=0x08000000 patch=0x08000020:FF,134217744:00aa type=bin outside=discard entry=one-shot"
+        options += " force=vectors mode=full verify=full id=x1 wait=1"
         await c.say(f"FLASH motor1 app.bin {options}")
         *progress, last = await c.replies()
         assert {r.code for r in progress} == {150}
@@ -249,6 +252,7 @@ def test_flash_with_wait_streams_progress_and_ends_with_the_final_code(tmp_path:
         assert seqs == sorted(seqs)
         assert (last.code, last.data["state"], last.data["evidence"]) == (250, "succeeded", "full")
         assert last.data["phases.write.seconds"] == "1"
+        assert (await c.ask(f"STATUS {last.data['job']}")).data["image"] == f"sha256:{image}"
         # The same request with the same id finds the same job, ended as it is; another one is refused.
         again = await c.ask(f"FLASH motor1 app.bin {options}")
         assert (again.code, again.data["job"]) == (250, last.data["job"])
@@ -352,8 +356,13 @@ def test_status_log_info_plan(tmp_path: Path) -> None:
         assert {"chip": "F756"} in [dict(r.data) for r in info]
         await c.say("PLAN motor1 app.bin outside=discard")
         *sectors, total = await c.replies()
-        assert [(s.text, s.data["address"]) for s in sectors] == [("sector", "0x08000000"), ("sector", "0x08008000")]
-        assert total.data["seconds"] == "3.25"
+        assert [(s.text, s.data.get("start") or s.data["address"]) for s in sectors] == [
+            ("part", "0x08000000"),
+            ("range", "0x08000000"),
+            ("range", "0x08008000"),
+            ("range", "0x08010000"),
+        ]
+        assert (total.data["seconds"], total.data["image"]) == ("9.25", "app.bin")
         assert total.data["params.outside"] == "discard"
 
     run(tmp_path, body)
@@ -509,7 +518,7 @@ def test_wrong_digest_consumes_the_bytes_and_says_554(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
-@pytest.mark.parametrize("options", ["type=srec", "nmae=x", "name="])
+@pytest.mark.parametrize("options", ["type=uf2", "nmae=x", "name=", "name=a,b", "name=app@0x08000000"])
 def test_a_put_with_a_bad_option_still_consumes_its_bytes(tmp_path: Path, options: str) -> None:
     async def body(w: World) -> None:
         c = await w.connect()

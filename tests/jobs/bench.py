@@ -27,7 +27,7 @@ from bridged.events import (
     SectorProven,
     StepDone,
 )
-from bridged.images.model import Image
+from bridged.images.model import Image, Span
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import Job, JobKind, Submission
 from bridged.jobs.service import Clock, Jobs
@@ -109,6 +109,8 @@ class Run:
     kind: str
     kept: bytes
     proven: tuple[SectorProven, ...]
+    image: Image | None = None
+    spans: tuple[Span, ...] = ()
 
 
 class ScriptedTarget:
@@ -181,6 +183,7 @@ class ScriptedTarget:
         job_id: str,
         kept: bytes = b"",
         proven: tuple[SectorProven, ...] = (),
+        spans: tuple[Span, ...] = (),
         on_event: Callable[[Event], None],
         on_progress: Callable[[int], None],
         on_barrier: Callable[[str, float, bytes], Awaitable[None]],
@@ -194,7 +197,7 @@ class ScriptedTarget:
         self.wires.holder, self.running, self.state = self.name, True, "busy"
         self._asked = ""
         self._asked_event = asyncio.Event()
-        self.runs.append(Run(job_id, kind, kept, proven))
+        self.runs.append(Run(job_id, kind, kept, proven, image, spans))
         script = self.scripts.pop(0) if self.scripts else Script()
         try:
             return await self._session(script, kind, image, kept, proven, on_event, on_progress, on_barrier)

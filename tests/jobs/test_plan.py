@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bridged.config import Target
-from bridged.errors import BridgedError, ImageDoesNotFit, UnknownChip, UnknownTarget
+from bridged.errors import BridgedError, ImageDoesNotFit, ImageNotBootable, UnknownChip, UnknownTarget
 from bridged.images.dry_run import Seen, dry_run
 from bridged.images.model import Image
+from tests.api.fakes import PLANNED
 from tests.jobs.bench import FIRMWARE, Bench, run
 
 WHOLE_SECTORS = Image.of([(0x08000000, bytes(65536))])
+TWO_PLACES = Image.of([(0x08000000, bytes(1024)), (0x08010000, bytes(65536))])
+F756: dict[str, Any] = {"chip": "F756", "flash_bytes": 1 << 20}
+FORCED = frozenset({"vectors"})
+Row = tuple[str, int, int, int, int, int]  # action, first and last sector, bytes written, kept, lost
 
 
 @pytest.mark.parametrize(
-    ("image", "known", "actions", "assumed"),
+    ("image", "known", "rows", "assumed"),
     [
-        (WHOLE_SECTORS, {"chip": "F756", "flash_bytes": 1 << 20}, [(0, "erase"), (1, "erase")], 0),
-        (FIRMWARE, {"chip": "F756", "flash_bytes": 1 << 20}, [(0, "keep")], 0),
-        (FIRMWARE, {"seen": Seen(0x449)}, [(0, "keep")], 1),
-        (FIRMWARE, {"chip": "L476"}, [(0, "keep")], 1),
-        (FIRMWARE, {"chip": "L476", "seen": Seen(0x449, 1 << 19, "single")}, [(0, "keep")], 1),
+        (WHOLE_SECTORS, F756, [("write", 0, 1, 65536, 0, 0), ("stay", 2, 3, 0, 0, 0), ("stay", 4, 4, 0, 0, 0)], 0),
+        (FIRMWARE, F756, [("keep", 0, 0, 512, 32256, 0), ("stay", 1, 3, 0, 0, 0)], 0),
+        (FIRMWARE, {**F756, "discard_outside": True}, [("lose", 0, 0, 512, 0, 32256), ("stay", 1, 3, 0, 0, 0)], 0),
+        (TWO_PLACES, F756, [("keep", 0, 0, 1024, 31744, 0), ("stay", 1, 1, 0, 0, 0), ("write", 2, 3, 65536, 0, 0)], 0),
+        (FIRMWARE, {"seen": Seen(0x449)}, [("keep", 0, 0, 512, 32256, 0)], 1),
+        (FIRMWARE, {"chip": "L476"}, [("keep", 0, 0, 512, 1536, 0), ("stay", 1, 511, 0, 0, 0)], 1),
+        (FIRMWARE, {"chip": "L476", "seen": Seen(0x449, 1 << 19, "single")}, [("keep", 0, 0, 512, 1536, 0)], 1),
     ],
 )
-def test_sectors_and_assumptions(image: Image, known: dict[str, Any], actions: list[tuple[int, str]], assumed: int) -> None:
-    plan = dry_run(image, **known)
-    assert [(s["code"], s["action"]) for s in plan["sectors"]] == actions
-    assert plan["erase_bytes"] == sum(s["size"] for s in plan["sectors"])
-    assert plan["write_bytes"] + plan["keep_bytes"] == plan["erase_bytes"]
-    assert plan["seconds"] > 0
+def test_ranges_and_assumptions(image: Image, known: dict[str, Any], rows: list[Row], assumed: int) -> None:
+    plan = dry_run(image, force=FORCED, **known)
+    names = ("action", "first", "last", "write_bytes", "keep_bytes", "lose_bytes")
+    assert [tuple(row[name] for name in names) for row in plan["range"]][: len(rows)] == rows
     assert len(plan["assumed"]) == assumed
+
+
+@pytest.mark.parametrize(
+    "known", [F756, {**F756, "discard_outside": True}, {"chip": "L476"}, {"chip": "H743"}, {"chip": "L053"}]
+)
+@pytest.mark.parametrize("image", [FIRMWARE, WHOLE_SECTORS.merged_with(Image.of([(0x08010001, b"tail")])), TWO_PLACES])
+def test_the_ranges_are_the_whole_flash_and_the_sums_are_theirs(image: Image, known: dict[str, Any]) -> None:
+    if known["chip"] == "L053" and image is not FIRMWARE:
+        image = Image.of([(0x08000000, bytes(3000))])
+    plan = dry_run(image, force=FORCED, **known)
+    rows = plan["range"]
+    assert rows[0]["address"] == 0x08000000
+    assert all(row["end"] == following["address"] for row, following in pairwise(rows))
+    assert rows[-1]["end"] == 0x08000000 + plan["flash_bytes"]
+    assert all(row["end"] - row["address"] == row["sectors"] * row["sector_bytes"] for row in rows)
+    assert all(row["last"] - row["first"] + 1 == row["sectors"] for row in rows)
+    touched = [row for row in rows if row["action"] != "stay"]
+    assert plan["erase_sectors"] == sum(row["sectors"] for row in touched)
+    assert plan["erase_bytes"] == sum(row["sectors"] * row["sector_bytes"] for row in touched)
+    assert plan["stay_bytes"] == plan["flash_bytes"] - plan["erase_bytes"]
+    for name in ("write_bytes", "keep_bytes", "lose_bytes"):
+        assert plan[name] == sum(row[name] for row in rows)
+    assert plan["keep_bytes"] + plan["lose_bytes"] == plan["erase_bytes"] - image.size_bytes
+    assert 0 < plan["erase_seconds"] < plan["seconds"] <= plan["seconds_most"]
+    assert (plan["seconds"] < plan["seconds_most"]) is bool(plan["keep_bytes"])
 
 
 @pytest.mark.parametrize(
@@ -46,7 +77,12 @@ def test_sectors_and_assumptions(image: Image, known: dict[str, Any], actions: l
 )
 def test_what_cannot_be_planned(image: Image, known: dict[str, Any], error: type[BridgedError]) -> None:
     with pytest.raises(error):
-        dry_run(image, **known)
+        dry_run(image, force=FORCED, **known)
+
+
+def test_a_vector_table_that_flash_would_refuse_is_refused_here() -> None:
+    with pytest.raises(ImageNotBootable, match="stack pointer"):
+        dry_run(FIRMWARE, **F756)
 
 
 def test_the_service_plans_from_configuration_or_identification(tmp_path: Path) -> None:
@@ -58,10 +94,20 @@ def test_the_service_plans_from_configuration_or_identification(tmp_path: Path) 
                 await bench.jobs.plan("m2", "firmware.elf", {})
             await bench.flash()
             runs = len(bench["m1"].runs)
-            found = await bench.jobs.plan("m1", "firmware.elf", {"addr": 0x08000000})
+            found = await bench.jobs.plan("m1", "firmware.elf", {"addr": 0x08000000, "force": "vectors"})
+            assert found["proven"] is True
             assert (found["pid"], found["flash_bytes"], found["assumed"]) == (0x449, 1 << 20, [])
             bench.config.targets["m1"] = Target(chip="L476", flash_kib=512)
-            found = await bench.jobs.plan("m1", "firmware.elf")
+            options = {"patch": "0x08000200:aabb", "force": "vectors", "outside": "discard"}
+            found = await bench.jobs.plan("m1", "firmware.elf", options)
+            assert found["proven"] is False
+            assert (found["keep_bytes"], found["lose_bytes"]) == (0, 2048 - 514)
+            assert found["part"] == [
+                {"name": "firmware.elf", "start": 0x08000000, "end": 0x08000200},
+                {"name": "patch", "start": 0x08000200, "end": 0x08000202},
+            ]
+            assert set(found) == set(PLANNED), "what the tests of the clients are given"
+            assert set(found["range"][0]) == set(PLANNED["range"][0])
             assert (found["pid"], found["flash_bytes"]) == (0x415, 512 * 1024)
             assert len(bench["m1"].runs) == runs, "nobody touched the target"
 

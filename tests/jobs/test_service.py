@@ -84,7 +84,7 @@ def test_a_flash_from_submission_to_proof(tmp_path: Path) -> None:
             bench.jobs.on_event.append(lambda _job, event: events.append(event))
             bench.jobs.on_update.append(lambda job, update: states.append((job.state, update.phase)))
             job = await bench.submit(addr=0x08000000)
-            assert (job.state, job.image, job.principal) == (JobState.QUEUED, FIRMWARE_FILE, "tester")
+            assert (job.state, job.image, job.principal) == (JobState.QUEUED, f"{FIRMWARE_FILE}@0x08000000", "tester")
             done = await bench.end(job)
             assert (done.state, done.content, done.attempts, done.touched) == (JobState.SUCCEEDED, FIRMWARE.digest, 1, True)
             assert done.result is not None
@@ -101,7 +101,7 @@ def test_a_flash_from_submission_to_proof(tmp_path: Path) -> None:
             assert [u.event["event"] for u in log if u.event] == ["Identified", "Planned"]
             assert bench.jobs.log(job.id, log[3].seq) == log[3:]
             info = bench.jobs.info("m1")
-            assert (info["content"], info["image"], info["image_name"]) == (FIRMWARE.digest, FIRMWARE_FILE, "firmware.elf")
+            assert (info["content"], info["image"], info["image_name"]) == (FIRMWARE.digest, job.image, "firmware.elf")
             assert (info["uid"], info["pid"], info["evidence"], info["owner"]) == ("0011", 0x449, "full", "")
             assert bench.journal.sessions() == [], "released, and the journal knows"
             assert bench.jobs.pinned() == {FIRMWARE_FILE}
