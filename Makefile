@@ -15,7 +15,7 @@ LOCK      := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-v
              --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lock reference firmware firmware-check run sim install clean distclean
+.PHONY: reliability help venv demo test check format lock reference firmware firmware-check run sim install clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -47,6 +47,9 @@ sim: $(RUN_STAMP) ## one simulated target on a pty: make sim ARGS="--chip F756"
 reference: $(RUN_STAMP) ## write config/bridged.toml anew from the code
 	$(BIN)/python -c 'from bridged import config; print(config.reference(), end="")' > config/bridged.toml.new
 	mv config/bridged.toml.new config/bridged.toml
+
+reliability: $(DEV_STAMP) ## one fault at position after position, written to docs/reliability.md
+	$(BIN)/python -m tests.reliability
 
 firmware: $(DEV_STAMP) ## build the firmware of the demo from its C source
 	$(BIN)/python -m tests.build_firmware

@@ -113,6 +113,14 @@ class Lines:
     leave: list[str] = _f(list, "Own sequence into the application, as `enter`.", kind="sequence")
 
 
+# No docstring: the reference tells for each use what it is asked for.
+@dataclass(frozen=True, slots=True)
+class Talk:
+    send: str = _f("", "Sent first, one byte a character (TOML knows \\n and \\u0003); empty: nothing.", high=256, kind="bytes")
+    expect: str = _f("", "Regular expression that must come back; empty: not asked.", high=256, kind="regex")
+    within_s: float = _f(3.0, "How long it is waited for.", low=0.05, high=300)
+
+
 @dataclass(frozen=True, slots=True)
 class Application:
     """What the application does on the same UART after it was started."""
@@ -120,6 +128,12 @@ class Application:
     baud: int = _f(115200, "Baud rate of the application.", low=300, high=4000000)
     parity: str = _f("N", "Parity of the application.", choices=("N", "E", "O"))
     listen_s: float = _f(1.0, "How long the start of the application is listened to after a job.", low=0, high=60)
+    enter: str = _f("", "What makes the application jump into the loader, where no line does.", high=256, kind="bytes")
+    interlock: Talk = _f(Talk, "Asked before the first reset: may this target be stopped?")
+    health: Talk = _f(Talk, "Asked after the start of a new image: does it live?")
+    crash_loop_s: float = _f(
+        0.0, "Within so long after a good answer it may not come a second time; 0: not watched.", low=0, high=300
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -599,7 +613,25 @@ def _wrong_listen(value: str) -> str:
     return "" if address.is_loopback else f"{host}: {_LOOPBACK_ONLY}"
 
 
-_STRINGS: dict[str, Callable[[str], str]] = {"path": _wrong_path, "socket": _wrong_socket, "listen": _wrong_listen}
+def _wrong_bytes(value: str) -> str:
+    return "" if all(ord(c) < 256 for c in value) else "has characters beyond \\u00FF, which are no single bytes"
+
+
+def _wrong_regex(value: str) -> str:
+    try:
+        re.compile(value.encode())
+    except re.error as error:
+        return f"is no regular expression: {error}"
+    return ""
+
+
+_STRINGS: dict[str, Callable[[str], str]] = {
+    "path": _wrong_path,
+    "socket": _wrong_socket,
+    "listen": _wrong_listen,
+    "bytes": _wrong_bytes,
+    "regex": _wrong_regex,
+}
 
 
 def _wrong_line(kind: str, name: str, value: str) -> str:

@@ -228,6 +228,19 @@ class WrongSector(LoaderError):
     code = "WRONG_SECTOR"
 
 
+class NotSafeToStop(TargetError):
+    """The interlock did not allow to reset the target."""
+
+    code = "NOT_SAFE_TO_STOP"
+    retryable = True
+
+
+class Unhealthy(TargetError):
+    """The new image is proven to be in flash, and its health probe failed."""
+
+    code = "UNHEALTHY"
+
+
 class SessionDied(LoaderError):
     code = "SESSION_DIED"
     retryable = True
@@ -517,6 +530,14 @@ HINTS: dict[str, Hint] = {
     "WRONG_SECTOR": Hint(
         "The flash is laid out differently than thought (dual bank, another part), or the chip swaps its banks.",
         "State the layout in the target's configuration (`layout = ...`); nothing but the named sector was erased.",
+    ),
+    "NOT_SAFE_TO_STOP": Hint(
+        "The application did not say that it may be stopped (`application.interlock`), so it was not reset.",
+        "Bring the machine into a safe state and submit again; `force=interlock` overrides.",
+    ),
+    "UNHEALTHY": Hint(
+        "The image is in flash as asked, but what it says is not what `application.health` expects.",
+        "Read what it said in the message; where a last known good image exists it was restored (state rolled_back).",
     ),
     "SESSION_DIED": Hint(
         "The session process was killed or crashed.",

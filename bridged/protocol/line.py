@@ -239,7 +239,9 @@ _OUTSIDE = Param(
     "outside", "choice", "bytes of a touched sector outside the image: kept unless you say discard", ("keep", "discard")
 )
 _ENTRY = Param("entry", "choice", "one-shot: accept that the loader cannot be entered again afterwards", ("one-shot",))
-_FORCE = Param("force", "list", "vectors: accept a vector table that looks wrong", ("vectors",))
+_FORCE = Param(
+    "force", "list", "vectors: accept a vector table that looks wrong; interlock: reset without asking", ("vectors", "interlock")
+)
 _VERIFY = Param("verify", "choice", "full, always: everything is read back", ("full",))
 _FULL = Param("mode", "choice", "full: every sector of the image is erased and written", ("full",))
 _TRACE = Param("trace", "flag", "1: keep the recording of the dialogue also when the job succeeds", ("0", "1"))
@@ -634,6 +636,8 @@ REPLY_CODES: dict[str, int] = {
     "UNSTABLE_LINK": 400,
     "NOT_ERASED": 400,
     "WRONG_SECTOR": 400,
+    "NOT_SAFE_TO_STOP": 409,
+    "UNHEALTHY": 400,
     "SESSION_DIED": 400,
     "DEADLINE_EXCEEDED": 400,
     "CHIP": 400,

@@ -23,7 +23,9 @@ from bridged.errors import (
     Nack,
     NoReply,
     NoSync,
+    NotSafeToStop,
     SyncNoise,
+    Unhealthy,
     UnknownChip,
     Unsupported,
     WrongChip,
@@ -48,9 +50,11 @@ from bridged.protocol.flow import (
     Pause,
     Receive,
     Report,
+    Send,
     SetFormat,
     SetLines,
 )
+from bridged.target.expect import printable, talk
 from bridged.target.request import Request, Result
 
 LOWER_BAUDS = (57600, 38400, 19200, 9600)  # AN2606 advises 56000/57600 where the autobaud misses; below only for long wires.
@@ -59,6 +63,7 @@ STARTUP_MARGIN = 1.2
 STARTUP_LEAST_S = 0.02
 BANNER_BYTES = 256
 POWER_OFF_S = 0.5
+JUMP_S = 0.1
 STALE_QUIET_S = 0.001
 
 
@@ -135,6 +140,11 @@ def _try_all(
             continue  # It answered, so it was up: a longer wait changes nothing.
         yield Checkpoint()
         timing = Timing.at(baud)
+        if request.enter_by and not again:
+            # Entry by the application: it is asked in its own format, and needs a moment to jump.
+            yield SetFormat(request.application_baud, request.application_parity)
+            yield Send(request.enter_by)
+            yield Pause(JUMP_S + len(request.enter_by) * 11 / request.application_baud)
         yield SetFormat(baud, chip.parity if chip else "E")
         if request.wiring.has_reset or request.wiring.has_boot0 or request.wiring.has_power:
             for step in request.wiring.enter:
@@ -271,10 +281,41 @@ def boot(request: Request, result: Result, chip: Chip | None = None, timing: Tim
         if timing and not wiring.can_restart:
             text = "neither NRST nor power is wired: the target stays in its loader until somebody resets it"
             yield Report(Warned("NOT_STARTED", text))
-    if request.listen_s:
+    if request.health and result.changed and request.kind in ("flash", "ensure"):
+        yield from _probe(request, result)
+    elif request.listen_s:
         first: bytes = yield Receive(1, request.listen_s)
         if first:
             first += yield Receive(BANNER_BYTES - 1, 0.2)
-        text = "".join(chr(b) if 32 <= b < 127 else " " for b in first)
-        result.banner = " ".join(text.split())
+        result.banner = printable(first)
         yield Report(Booted(result.banner))
+
+
+def _probe(request: Request, result: Result) -> Flow[None]:
+    """The health probe: only what the application says after the release of NRST counts. Raises ``Unhealthy``."""
+    yield from phase_started(Phase.HEALTH)
+    heard = yield from talk(request.health)
+    result.banner = heard.text[-BANNER_BYTES:]
+    yield Report(Booted(result.banner))
+    said = f"it said {heard.text[-BANNER_BYTES:]!r}" if heard.text else "it said nothing"
+    if not heard.matches:
+        raise Unhealthy(
+            f"{request.health.expect!r} did not come within {request.health.within_s:g} s after the start; {said}",
+            within_s=request.health.within_s,
+        )
+    if heard.matches > 1:
+        raise Unhealthy(f"{request.health.expect!r} came {heard.matches} times: the application starts again and again; {said}")
+
+
+def ask_interlock(request: Request) -> Flow[None]:
+    """Before the first reset: may the target be stopped? Nothing moved yet, and nothing is moved when it says no."""
+    if not request.interlock or "interlock" in request.force:
+        return
+    yield SetFormat(request.application_baud, request.application_parity)
+    heard = yield from talk(request.interlock)
+    if not heard.matches:
+        said = f"it said {heard.text[-BANNER_BYTES:]!r}" if heard.text else "it said nothing"
+        raise NotSafeToStop(
+            f"{request.interlock.expect!r} did not come within {request.interlock.within_s:g} s; {said}",
+            within_s=request.interlock.within_s,
+        )

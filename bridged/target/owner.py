@@ -43,6 +43,7 @@ from bridged.images.model import Image, Span
 from bridged.protocol.flow import Pause, SetLines
 from bridged.target import lines as wires
 from bridged.target.board import Board
+from bridged.target.expect import Conversation
 from bridged.target.lines_open import open_lines
 from bridged.target.request import Request, Wiring
 from bridged.target.uart import Counters, Uart
@@ -267,9 +268,7 @@ class Target:
             leave=leave,
         )
 
-    def _request(
-        self, kind: str, params: dict[str, Any], proven: tuple[SectorProven, ...], spans: tuple[Span, ...]
-    ) -> Request:
+    def _request(self, kind: str, params: dict[str, Any], proven: tuple[SectorProven, ...], spans: tuple[Span, ...]) -> Request:
         settings = self.config
         if settings.chip:
             chips.find(settings.chip)  # A wrong name fails here, before anything moves.
@@ -284,6 +283,9 @@ class Target:
             application_baud=settings.application.baud,
             application_parity=settings.application.parity,
             listen_s=settings.application.listen_s,
+            enter_by=settings.application.enter.encode("latin-1"),
+            interlock=_conversation(settings.application.interlock),
+            health=_conversation(settings.application.health, settings.application.crash_loop_s),
             discard_outside=params.get("outside") == "discard",
             one_shot=params.get("entry") == "one-shot",
             stay_in_loader=params.get("mode") == "boot",
@@ -540,6 +542,10 @@ class _Session:
             answer = {"error": error.as_dict()}
         with contextlib.suppress(OSError):
             self._mine.send(json.dumps(answer).encode())
+
+
+def _conversation(settings: config.Talk, quiet_s: float = 0.0) -> Conversation:
+    return Conversation(settings.send.encode("latin-1"), settings.expect, settings.within_s, quiet_s)
 
 
 def _filled(name: str, data: bytes) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from bridged.events import SectorProven
 from bridged.images.model import Span
 from bridged.protocol.flow import Pause, SetLines
+from bridged.target.expect import Conversation
 
 Sequence = tuple[SetLines | Pause, ...]
 
@@ -38,6 +39,7 @@ class Request:
 
     ``kind``: flash, ensure, verify, read, erase, identify or reset. ``chip``: as configured, empty for any. ``baud`` 0: what
     the chip prefers, else 115200. ``address`` and ``length``: for read and erase; erase with length 0 means everything.
+    ``enter_by``: what makes the application jump into the loader. ``interlock`` and ``health``: see ``expect``.
     ``force``: names of checks that the job overrides. ``proven``: sectors that an interrupted run of this job proved.
     ``spans``: where each of several images lies that were combined; empty for one image, which needs no telling apart.
     """
@@ -52,6 +54,9 @@ class Request:
     application_baud: int = 115200
     application_parity: str = "N"
     listen_s: float = 1.0
+    enter_by: bytes = b""
+    interlock: Conversation = Conversation()
+    health: Conversation = Conversation()
     discard_outside: bool = False
     one_shot: bool = False
     stay_in_loader: bool = False
@@ -62,7 +67,10 @@ class Request:
     spans: tuple[Span, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        flat = {f: getattr(self, f) for f in self.__slots__ if f not in ("wiring", "force", "proven", "spans")}
+        special = ("wiring", "force", "proven", "spans", "enter_by", "interlock", "health")
+        flat = {f: getattr(self, f) for f in self.__slots__ if f not in special}
+        flat["enter_by"] = self.enter_by.decode("latin-1")
+        flat["interlock"], flat["health"] = _talk_to_list(self.interlock), _talk_to_list(self.health)
         wiring = {f: getattr(self.wiring, f) for f in Wiring.__slots__ if f not in ("enter", "leave")}
         wiring["enter"] = [_step_to_list(s) for s in self.wiring.enter]
         wiring["leave"] = [_step_to_list(s) for s in self.wiring.leave]
@@ -76,10 +84,20 @@ class Request:
         wiring = dict(flat.pop("wiring"))
         wiring["enter"] = tuple(_step_from_list(s) for s in wiring["enter"])
         wiring["leave"] = tuple(_step_from_list(s) for s in wiring["leave"])
+        flat["enter_by"] = flat["enter_by"].encode("latin-1")
+        flat["interlock"], flat["health"] = _talk_from_list(flat["interlock"]), _talk_from_list(flat["health"])
         flat["force"] = frozenset(flat["force"])
         flat["proven"] = tuple(SectorProven(*p) for p in flat["proven"])
         flat["spans"] = tuple(Span(*s) for s in flat["spans"])
         return cls(wiring=Wiring(**wiring), **flat)
+
+
+def _talk_to_list(talk: Conversation) -> list[Any]:
+    return [talk.send.decode("latin-1"), talk.expect, talk.within_s, talk.quiet_s]
+
+
+def _talk_from_list(data: list[Any]) -> Conversation:
+    return Conversation(data[0].encode("latin-1"), data[1], data[2], data[3])
 
 
 def _step_to_list(step: SetLines | Pause) -> list[Any]:

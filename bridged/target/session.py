@@ -64,7 +64,7 @@ from bridged.protocol.flow import (
     SetLines,
 )
 from bridged.target.dialogue import Dialogue, Dirty
-from bridged.target.entry import boot, enter, leave, phase_started
+from bridged.target.entry import ask_interlock, boot, enter, leave, phase_started
 from bridged.target.identify import Known, identify, read_option
 from bridged.target.kept import NOTHING_KEPT, decode_kept, encode_kept
 from bridged.target.request import PhaseCost, Request, Result
@@ -90,6 +90,7 @@ def run(request: Request, image: Image | None = None, kept: bytes = b"") -> Flow
     """
     result = Result(kind=request.kind)
     started: float = yield Now()
+    yield from ask_interlock(request)
     try:
         yield from _work(request, image, kept, result)
     except GeneratorExit:  # The process is going away: nothing can be yielded any more; the daemon releases the lines.

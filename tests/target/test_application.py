@@ -1,0 +1,135 @@
+"""Dealing with the application: interlock before the first reset, entry through it, and the health probe after a start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bridged import errors
+from bridged.events import Phase
+from bridged.protocol.flow import Flow, Now, Receive, Send
+from bridged.sim.application import Behaviour
+from bridged.sim.device import Mode
+from bridged.target.expect import Conversation, Heard, talk
+from bridged.target.request import Wiring
+from tests.target.bench import Bench, make_image
+
+ANSWERS = Behaviour(answer=True)
+
+
+def running(part: str = "L476", **settings: Any) -> Bench:
+    """A part whose application runs."""
+    bench = Bench(part, {"application": ANSWERS, **settings})
+    bench.put(make_image(bench.chip, 3000, seed=5))
+    assert bench.boots()
+    return bench
+
+
+def test_a_healthy_image_succeeds() -> None:
+    bench = Bench("L476")
+    result = bench.run("flash", make_image(bench.chip, 3000), health=Conversation(expect="bench appl.cation"))
+    assert result.evidence == "full"
+    assert result.banner == "bench application"
+    assert Phase.HEALTH in bench.account.phases
+
+
+def test_the_probe_may_ask() -> None:
+    bench = Bench("L476", {"application": ANSWERS})
+    bench.run("flash", make_image(bench.chip, 3000), health=Conversation(b"version\n", "ok version", 5))
+
+
+@pytest.mark.parametrize("expect", ["another banner", "ok version"])
+def test_an_image_that_does_not_answer_is_unhealthy_though_proven(expect: str) -> None:
+    bench = Bench("L476")
+    image = make_image(bench.chip, 3000)
+    with pytest.raises(errors.Unhealthy, match="it said 'bench application'"):
+        bench.run("flash", image, health=Conversation(expect=expect, within_s=0.5))
+    assert bench.holds(image)
+    assert bench.account.total_s < 60
+
+
+def test_what_it_said_before_the_reset_does_not_count() -> None:
+    bench = running()
+    with pytest.raises(errors.Unhealthy):
+        bench.run(
+            "flash", make_image(bench.chip, 3000, banner=b"new"), health=Conversation(expect="bench application", within_s=0.5)
+        )
+
+
+def test_the_interlock_says_no_and_nothing_moves() -> None:
+    bench = running()
+    before = bench.device.stats.resets
+    with pytest.raises(errors.NotSafeToStop, match="ok may I stop"):
+        bench.run("flash", make_image(bench.chip, 3000), interlock=Conversation(b"may I stop\n", "SAFE", 0.5))
+    assert bench.device.stats.resets == before
+    assert bench.device.mode is Mode.APPLICATION
+
+
+def test_the_interlock_says_yes_or_is_overridden() -> None:
+    bench = running()
+    image = make_image(bench.chip, 3000)
+    bench.run("flash", image, interlock=Conversation(b"safe?\n", "ok safe", 0.5))
+    bench.run("flash", image, interlock=Conversation(b"safe?\n", "never", 0.5), force=frozenset({"interlock"}))
+
+
+def test_entry_through_the_application_needs_consent_and_then_works() -> None:
+    bench = Bench("L476", {"application": Behaviour(trigger=b"bootloader")})
+    bench.put(make_image(bench.chip, 3000, seed=5))
+    assert bench.boots()
+    image = make_image(bench.chip, 3000)
+    unwired: dict[str, Any] = {"wiring": Wiring(), "enter_by": b"bootloader\n"}
+    with pytest.raises(errors.EntryWouldBeLost):
+        bench.run("flash", image, **unwired)
+    assert not bench.device.stats.erases
+    assert bench.boots()
+    result = bench.run("flash", image, **unwired, one_shot=True)
+    assert (result.evidence, result.banner) == ("full", "bench application")
+
+
+# --- the conversation alone ---------------------------------------------------------------------------------------
+
+
+def heard(flow: Flow[Heard], said: list[tuple[float, bytes]]) -> tuple[Heard, list[bytes]]:
+    """Play an application that says things at times."""
+    now, sent = 0.0, []
+    pending = list(said)
+    answer: Any = None
+    try:
+        while True:
+            step = flow.send(answer)
+            match step:
+                case Now():
+                    answer = now
+                case Send(data):
+                    sent.append(data)
+                    answer = None
+                case Receive(_, timeout_s):
+                    until = now + timeout_s
+                    answer = b""
+                    if pending and pending[0][0] <= until:
+                        when, answer = pending.pop(0)
+                        now = max(now, when)
+                    else:
+                        now = until
+                case _:
+                    raise AssertionError(step)
+    except StopIteration as end:
+        return end.value, sent
+
+
+def test_it_asks_again_and_ends_at_the_match() -> None:
+    told, sent = heard(talk(Conversation(b"hi", "re.dy", 5)), [(1.0, b"rea"), (1.5, b"dy\r\n"), (2.0, b"more")])
+    assert (told.matches, told.text, sent) == (1, "ready", [b"hi", b"hi"])
+
+
+def test_a_second_banner_in_the_quiet_time_is_a_crash_loop() -> None:
+    talkative = Conversation(expect="boot", within_s=5, quiet_s=3)
+    assert heard(talk(talkative), [(1.0, b"boot\n"), (3.0, b"boot\n")])[0].matches == 2
+    assert heard(talk(talkative), [(1.0, b"boot\n"), (4.5, b"boot\n")])[0].matches == 1
+    assert heard(talk(talkative), [(1.0, b"boot boot\n")])[0].matches == 2
+
+
+def test_silence_ends_in_time() -> None:
+    assert heard(talk(replace(Conversation(expect="x"), within_s=2)), [])[0] == Heard(0, "")
