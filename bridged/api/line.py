@@ -485,6 +485,8 @@ class _Connection:
         await self._send(Reply(220, greeting, {"gw": self.server.gateway, "proto": codec.VERSION, "auth": "none"}))
         mistakes = 0
         while True:
+            # Neither reading what was pipelined nor writing what the kernel takes at once waits: others would, for seconds.
+            await asyncio.sleep(0)
             try:
                 request = await self._next()
                 if request is None:

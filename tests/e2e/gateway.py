@@ -80,20 +80,23 @@ def pairs(text: str) -> dict[str, str]:
 
 @dataclass
 class Gateway:
-    """``chips_``: name of target to name of part. ``settings``: passed to each simulated ``Device``."""
+    """``chips_``: name of target to name of part. ``settings``: passed to each simulated ``Device``. ``extra``: more settings,
+    beginning with those of ``[api]``. ``port``: also listen there, on loopback."""
 
     root: Path
     chips_: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
     paced: bool = False
     extra: str = ""
+    port: int = 0
 
     def __enter__(self) -> Gateway:
         self.stack = ExitStack()
         self.ports: dict[str, PtyDevice] = {}
         self.daemon: subprocess.Popen[bytes] | None = None
         text = [f'[gateway]\nname = "e2e"\nstate_dir = "{self.root}/state"']
-        text += [f'[api]\nlisten = ""\nmetrics = ""\nsocket = "{self.root}/bridged.sock"', self.extra]
+        listen = f"127.0.0.1:{self.port}" if self.port else ""
+        text += [f'[api]\nlisten = "{listen}"\nmetrics = ""\nsocket = "{self.root}/bridged.sock"', self.extra]
         for name, chip in self.chips_.items():
             settings = {"timing": TIMING, **self.settings}
             device = Device(chips.find(chip), powered=False, **settings)
@@ -138,6 +141,17 @@ class Gateway:
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(str(self.root / "bridged.sock"))
         return Client(sock)
+
+    def connect_tcp(self) -> Client:
+        return Client(socket.create_connection(("127.0.0.1", self.port), timeout=60))
+
+    def rss_bytes(self) -> int:
+        """Memory of the daemon that is really there."""
+        assert self.daemon is not None
+        text = Path(f"/proc/{self.daemon.pid}/status").read_text()
+        found = re.search(r"^VmRSS:\s+(\d+) kB$", text, re.MULTILINE)
+        assert found is not None
+        return int(found[1]) * 1024
 
     def stop(self, number: int = signal.SIGTERM) -> int | None:
         """Send a signal to the daemon and wait for its end."""
