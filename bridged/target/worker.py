@@ -49,10 +49,11 @@ from bridged.protocol.flow import (
     SetLines,
     Step,
 )
+from bridged.protocol.recording import DONE, JOURNALED, note_of, one_line
 from bridged.target import lines, session
 from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
 from bridged.target.request import Request
-from bridged.target.uart import Uart
+from bridged.target.uart import Counters, Uart
 
 T = TypeVar("T")
 
@@ -266,7 +267,8 @@ class Driver:
                 self._board.record(REFERENCE, reference(what.payload_address, len(what.data) - 2), at)
         self._unrecorded.clear()
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Put what is no exchange on the recorder, in the words of ``protocol.recording``."""
         self._record()
         self._board.record(NOTE, text.encode())
 
@@ -292,10 +294,10 @@ class Driver:
         """Move lines, but not before the end of a hazard: whoever asks, the flash is still at work (P9)."""
         left = self._board.hazard_left_s
         if left:
-            self._note(f"waiting {left:.3f} s for the end of the hazard")
+            self.note(f"waiting {left:.3f} s for the end of the hazard")
             time.sleep(left)
             self._board.set_hazard(0)
-        self._note(f"lines reset={step.reset} boot0={step.boot0} power={step.power}")
+        self.note(note_of(step))
         try:
             self._wires.set(reset=step.reset, boot0=step.boot0, power=step.power)
         except Exception:  # LineUnavailable; PortGone where DTR and RTS went with the port.
@@ -303,7 +305,7 @@ class Driver:
             raise
 
     def _set_format(self, step: SetFormat) -> None:
-        self._note(f"format {step.baud} 8{step.parity}{step.stop_bits}")
+        self.note(note_of(step))
         self._uart.set_format(step.baud, step.parity, step.stop_bits)
         self._frame_s = (10 + (step.parity != "N")) / step.baud
 
@@ -313,11 +315,12 @@ class Driver:
     def tell(self, event: Event) -> None:
         if isinstance(event, PhaseStarted):
             self._board.set_progress(0)
-            self._note(f"phase {event.phase}")
+        if text := note_of(event):
+            self.note(text)
         self._control.tell(encode(event))
 
     def _barrier(self, step: Barrier) -> None:
-        self._record()
+        self.note(note_of(step))
         if step.kept:
             os.ftruncate(self._out, 0)
             os.pwrite(self._out, step.kept, 0)
@@ -325,9 +328,11 @@ class Driver:
         answer = self._control.ask(message, BARRIER_LIMIT_S)
         if "error" in answer:
             raise from_dict(answer["error"])
+        self.note(f"{JOURNALED} {step.state}")
 
     def _hazard(self, step: Hazard) -> None:
         self._board.set_hazard(time.monotonic() + step.seconds if step.seconds else 0)
+        self.note(note_of(step))
 
 
 def main(argv: list[str]) -> int:
@@ -342,6 +347,8 @@ def main(argv: list[str]) -> int:
     control = Control(socket.socket(fileno=spec.control))
     result: dict[str, Any] = {}
     driver: Driver | None = None
+    counted: Counters | None = None
+    ending = DONE
     try:
         uart = Uart.inherit(spec.uart, spec.uart_path, spec.uart_is_pty)
         wires = lines.inherit(spec.lines, spec.line_fds, uart)
@@ -349,6 +356,9 @@ def main(argv: list[str]) -> int:
         image = map_sealed(spec.image) if spec.image >= 0 else None
         kept = os.pread(spec.kept, os.fstat(spec.kept).st_size, 0) if spec.kept >= 0 else b""
         driver = Driver(uart, wires, board, control, spec.out)
+        driver.note(f"session {request.kind}")
+        with contextlib.suppress(BridgedError):
+            counted = uart.counters()
         done = driver.run(session.run(request, image, kept))
         if done.data:
             os.ftruncate(spec.out, 0)
@@ -356,12 +366,20 @@ def main(argv: list[str]) -> int:
         result = {"result": done.to_dict(), "data_bytes": len(done.data)}
     except BridgedError as error:
         result = {"error": error.as_dict()}
+        ending = one_line(f"{DONE} {error.code}: {error.message}")
     except Exception as error:  # A defect of ours ends its job and nothing else; the lines were released on the way.
         text = "".join(traceback.format_exception(error))
         sys.stderr.write(text)
         failure = BridgedError(f"{type(error).__name__}: {error}", traceback=text[-4000:])
         result = {"error": failure.as_dict()}
+        ending = one_line(f"{DONE} {failure.code}: {failure.message}")
     if driver is not None:
+        with contextlib.suppress(BridgedError):  # The port may be gone, and its counters with it.
+            if counted is not None and (now := uart.counters()) is not None:
+                new = now - counted
+                lost = new.overrun + new.buf_overrun
+                driver.note(f"counters frame={new.frame} parity={new.parity} overrun={lost} break={new.brk}")
+        driver.note(ending)
         result |= {"uart_bytes": {"out": driver.bytes_out, "in": driver.bytes_in}}
     board.set_result(result)
     control.finish(1.0)
