@@ -240,7 +240,10 @@ _OUTSIDE = Param(
 )
 _ENTRY = Param("entry", "choice", "one-shot: accept that the loader cannot be entered again afterwards", ("one-shot",))
 _FORCE = Param(
-    "force", "list", "vectors: accept a vector table that looks wrong; interlock: reset without asking", ("vectors", "interlock")
+    "force",
+    "list",
+    "vectors: accept a vector table that looks wrong; interlock: reset without asking",
+    ("vectors", "interlock"),
 )
 _VERIFY = Param("verify", "choice", "full, always: everything is read back", ("full",))
 _FULL = Param("mode", "choice", "full: every sector of the image is erased and written", ("full",))
