@@ -196,9 +196,10 @@ def build(request: Wanted, source: Source) -> Content:
         try:
             loaded.append((name, source.load(staged, part.address, request.type_hint)))
         except ImageError as error:
-            if len(request.parts) > 1:
-                error.message = f"{name}: {error.message}"  # A line or an offset says little without the file.
-            raise
+            if len(request.parts) == 1:
+                raise
+            # A line or an offset says little without the file.
+            raise type(error)(f"{name}: {error.message}", **{**error.facts, "image": name}) from error
         size = sum(image.size_bytes for _, image in loaded)
         if len(loaded) > 1 and size > COMBINED_BYTES:
             raise ImageTooLarge(f"the images together have more than {COMBINED_BYTES} bytes", limit_bytes=COMBINED_BYTES)

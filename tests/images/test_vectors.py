@@ -9,8 +9,8 @@ import pytest
 from bridged.chips import by_pid
 from bridged.chips.model import Range
 from bridged.errors import ImageNotBootable
-from bridged.images.model import Image
-from bridged.images.vectors import Vectors, check_vectors, check_vectors_for
+from bridged.images.model import Image, Span
+from bridged.images.vectors import Vectors, check_vectors, check_vectors_for, vector_address
 from tests.firmware_npm import Hub, hubs
 
 FLASH = Range(0x08000000, 0x08080000)
@@ -78,6 +78,89 @@ def test_reset_handler_in_another_segment() -> None:
     assert check_vectors(image, FLASH, RAM) is not None
     with pytest.raises(ImageNotBootable, match="inside the image"):
         check_vectors(table(0x20010000, 0x08003001).merged_with(Image.of([(0x08004000, bytes(16))])), FLASH, RAM)
+
+
+# --- several images -----------------------------------------------------------------------------------------------
+
+APP_AT = 0x08008000
+BOOT = table(0x20010000, 0x08000101)
+APP = table(0x20008000, APP_AT + 0x101, APP_AT)
+DATA_AT = 0x08004000
+DATA = Image.of([(DATA_AT, b"settings" * 64)])
+
+
+def together(*images: Image) -> tuple[Image, tuple[Span, ...]]:
+    ordered = sorted(images, key=lambda image: image.start)
+    whole = Image.of((seg.address, seg.data) for image in ordered for seg in image.segments)
+    return whole, tuple(Span(f"part{n}", image.start, image.end) for n, image in enumerate(ordered))
+
+
+@pytest.mark.parametrize(
+    ("images", "where"),
+    [
+        ((BOOT, APP), FLASH.start),
+        ((BOOT, DATA, APP), FLASH.start),
+        ((DATA, APP), APP_AT),  # the bootloader stays: what it will start is what has a table
+        ((APP, Image.of([(0x08010000, b"data" * 8)])), APP_AT),
+        ((APP, Image.of([(0x20000000, b"ram" * 8)])), APP_AT),
+    ],
+)
+def test_the_part_starts_from_the_flash_base_or_the_first_table(images: tuple[Image, ...], where: int) -> None:
+    image, spans = together(*images)
+    assert vector_address(image, FLASH, spans) == where
+    found = check_vectors(image, FLASH, RAM, spans)
+    assert found is not None
+    assert found.address == where
+
+
+def test_without_any_table_the_first_part_is_the_one_that_is_refused() -> None:
+    image, spans = together(DATA, Image.of([(0x08010000, b"data" * 8)]))
+    with pytest.raises(ImageNotBootable, match="vector table of part0 at 0x08004000"):
+        check_vectors(image, FLASH, RAM, spans)
+
+
+@pytest.mark.parametrize(
+    ("app", "says"),
+    [
+        # Linked for the flash base and put behind a bootloader: its reset vector hits the bootloader's code.
+        (
+            table(0x20008000, 0x08000101, APP_AT),
+            "part1 at 0x08008000: the reset vector is 0x08000101, expected an address inside",
+        ),
+        (table(0x20080000, APP_AT + 0x101, APP_AT), "part1 at 0x08008000: the stack pointer is 0x20080000"),  # a larger part
+    ],
+)
+def test_an_application_at_the_wrong_place_is_found_behind_its_bootloader(app: Image, says: str) -> None:
+    image, spans = together(BOOT, app)
+    with pytest.raises(ImageNotBootable) as caught:
+        check_vectors(image, FLASH, RAM, spans)
+    assert says in caught.value.message
+
+
+def test_a_bootloader_may_not_start_in_the_application() -> None:
+    image, spans = together(table(0x20010000, APP_AT + 0x101), APP)
+    assert check_vectors(image, FLASH, RAM) is not None, "as one file nobody could tell"
+    with pytest.raises(ImageNotBootable, match="part0 at 0x08000000: the reset vector"):
+        check_vectors(image, FLASH, RAM, spans)
+
+
+def test_a_patch_below_an_application_is_not_taken_for_its_vectors() -> None:
+    image = APP.merged_with(Image.of([(DATA_AT, b"serial")]))
+    spans = (Span("app", APP.start, APP.end),)
+    assert vector_address(image, FLASH, spans) == APP_AT
+    assert check_vectors(image, FLASH, RAM, spans) == Vectors(APP_AT, 0x20008000, APP_AT + 0x101)
+
+
+def test_a_patch_at_the_flash_base_is_what_the_part_starts_from() -> None:
+    image = APP.merged_with(Image.of([(FLASH.start, struct.pack("<II", 0x20010000, APP_AT + 0x101))]))
+    assert check_vectors(image, FLASH, RAM, (Span("app", APP.start, APP.end),)) == Vectors(
+        FLASH.start, 0x20010000, APP_AT + 0x101
+    )
+
+
+def test_parts_outside_the_flash_have_no_table() -> None:
+    image, spans = together(Image.of([(0x20000000, bytes(64))]), Image.of([(0x30000000, bytes(64))]))
+    assert check_vectors(image, FLASH, RAM, spans) is None
 
 
 def real(hub: Hub, address: int) -> Image:
