@@ -1,0 +1,192 @@
+"""Several images and bytes of one unit in one flash, in virtual time: what is kept (P6), what boots, what the plan promised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bridged import errors
+from bridged.events import Planned, SectorErased, SectorProven
+from bridged.images import content
+from bridged.images.content import Content, Patch, wanted
+from bridged.images.dry_run import dry_run
+from bridged.images.model import Image
+from bridged.images.plan import make_plan
+from bridged.protocol.flow import Barrier
+from bridged.sim.virtual import PowerCut
+from tests.target.bench import Bench, make_image
+
+BASE = 0x08000000
+APP_AT = 0x08010000  # F756: sectors of 32 KiB, then one of 128 KiB from 0x08020000
+SERIAL_AT = 0x0800F000  # beside both images, in the second sector of the bootloader
+NEIGHBOUR = Image.of([(0x0800C000, b"calibration of this unit" * 8), (0x0801F000, b"log" * 16)])
+
+
+class Shelf:
+    """A store that has the images already parsed."""
+
+    def __init__(self, **images: Image) -> None:
+        self.images = images
+        self.name = self.sha256 = ""
+
+    def get(self, ref: str) -> Any:
+        staged = Shelf()
+        staged.name = ref
+        return staged
+
+    def load(self, staged: Any, base_address: int | None = None, type_hint: str = "auto") -> Image:
+        assert (base_address, type_hint) == (None, "auto")
+        return self.images[staged.name]
+
+
+def unit(bench: Bench, serial: str = "00112233", seed: int = 1) -> Content:
+    """Bootloader, application, and a serial number beside them and a MAC inside the application."""
+    shelf = Shelf(
+        boot=make_image(bench.chip, 40_000, seed=seed), app=make_image(bench.chip, 30_000, offset=0x10000, seed=seed + 1)
+    )
+    patch = f"{SERIAL_AT:#x}:{serial},{APP_AT + 0x200:#x}:02aabbccddee"
+    return content.build(wanted("app,boot", {"patch": patch}), shelf)
+
+
+def test_all_of_it_is_flashed_proven_and_boots_and_the_rest_is_kept() -> None:
+    bench = Bench("F756")
+    bench.put(NEIGHBOUR)
+    made = unit(bench)
+    result = bench.run("flash", made.image, spans=made.spans)
+    assert bench.holds(made.image)
+    assert bench.holds(NEIGHBOUR)
+    assert bench.boots()
+    assert bench.flash(SERIAL_AT, 4) == bytes.fromhex("00112233")
+    assert bench.flash(APP_AT + 0x200, 6) == bytes.fromhex("02aabbccddee")
+    assert (result.evidence, result.content) == ("full", made.image.digest)
+    assert result.bytes_kept == len(NEIGHBOUR.segments[0].data), "the other one is in a sector that nobody touched"
+    assert [e.address for e in bench.events(SectorErased)] == [BASE, BASE + 0x8000, APP_AT]
+    assert bench.events(SectorProven)[-1].address == BASE, "the flash base comes last, whatever else has vectors"
+
+
+def test_what_the_dry_run_promised_is_what_the_session_does() -> None:
+    bench = Bench("F756")
+    bench.put(NEIGHBOUR)
+    made = unit(bench)
+    promised = dry_run(made.image, chip="F756", flash_bytes=1 << 20, layout="single", spans=made.spans)
+    result = bench.run("flash", made.image, spans=made.spans)
+    (planned,) = bench.events(Planned)
+    assert (promised["erase_sectors"], promised["erase_bytes"], promised["keep_bytes"]) == (
+        planned.sectors,
+        planned.erase_bytes,
+        planned.keep_bytes,
+    )
+    assert promised["write_bytes"] == planned.write_bytes
+    assert promised["keep_bytes"] == promised["erase_bytes"] - made.image.size_bytes
+    assert result.phases["backup"].payload_bytes == promised["keep_bytes"]
+    assert 0 < result.bytes_kept <= promised["keep_bytes"]
+    # Kept bytes that are not blank are written as well: between the two figures.
+    assert promised["write_bytes"] <= result.bytes_written <= promised["erase_bytes"]
+
+
+def test_discarded_bytes_are_promised_as_lost_and_are() -> None:
+    bench = Bench("F756")
+    bench.put(NEIGHBOUR)
+    made = unit(bench)
+    promised = dry_run(made.image, chip="F756", flash_bytes=1 << 20, layout="single", spans=made.spans, discard_outside=True)
+    result = bench.run("flash", made.image, spans=made.spans, discard_outside=True)
+    assert (promised["keep_bytes"], result.bytes_kept) == (0, 0)
+    assert promised["lose_bytes"] == promised["erase_bytes"] - made.image.size_bytes
+    assert result.bytes_written == promised["write_bytes"]
+    assert bench.holds(made.image)
+    assert not bench.holds(NEIGHBOUR)
+
+
+def test_another_serial_number_is_other_content_and_the_same_one_is_nothing_to_do() -> None:
+    bench = Bench("F756")
+    made = unit(bench)
+    bench.run("flash", made.image, spans=made.spans)
+    again = bench.run("ensure", made.image, spans=made.spans)
+    assert (again.changed, again.evidence) == (False, "full")
+    other = unit(bench, serial="00112234")
+    with pytest.raises(errors.VerifyError) as caught:
+        bench.run("verify", other.image, spans=other.spans)
+    assert caught.value.facts["address"] == SERIAL_AT + 3
+    changed = bench.run("ensure", other.image, spans=other.spans)
+    assert changed.changed
+    assert bench.holds(other.image)
+
+
+def test_bytes_beside_an_application_touch_their_own_sector_and_the_bootloader_stays() -> None:
+    """Application and patch go in behind a bootloader that is there; the patch is below the application and has no vectors."""
+    bench = Bench("F756")
+    boot = make_image(bench.chip, 6000, seed=8)
+    bench.put(boot)
+    app = make_image(bench.chip, 30_000, offset=0x10000)
+    made = content.build(wanted("app", {"patch": f"{SERIAL_AT:#x}:00112233"}), Shelf(app=app))
+    bench.run("flash", made.image, spans=made.spans)
+    assert bench.holds(made.image)
+    assert bench.holds(boot)
+    assert bench.boots()
+    assert [e.address for e in bench.events(SectorErased)] == [APP_AT, BASE + 0x8000], "the application's vectors go first"
+    assert bench.events(SectorProven)[-1].address == APP_AT, "and come back last"
+
+
+def test_an_application_linked_for_the_flash_base_is_refused_behind_its_bootloader() -> None:
+    bench = Bench("F756")
+    app = Image.of([(APP_AT, make_image(bench.chip, 9000).segments[0].data)])
+    made = content.build(wanted("boot,app", {}), Shelf(boot=make_image(bench.chip, 9000), app=app))
+    with pytest.raises(errors.ImageNotBootable, match="vector table of app at 0x08010000"):
+        bench.run("flash", made.image, spans=made.spans)
+    with pytest.raises(errors.ImageNotBootable, match="vector table of app at 0x08010000"):
+        dry_run(made.image, chip="F756", spans=made.spans)
+    assert not bench.device.stats.erases
+    bench.run("flash", made.image, spans=made.spans, force=frozenset({"vectors"}))
+    assert bench.holds(made.image)
+
+
+def test_a_patch_outside_the_flash_is_refused_before_anything_is_touched() -> None:
+    bench = Bench("F756")
+    made = content.build(wanted("app", {"patch": "0x1fff0000:aa"}), Shelf(app=make_image(bench.chip, 3000)))
+    with pytest.raises(errors.ImageDoesNotFit, match="0x1fff0000"):
+        bench.run("flash", made.image, spans=made.spans)
+    assert not bench.device.stats.erases
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.97])
+def test_power_cut_within_a_whole_unit_resumes_to_exactly_it(share: float) -> None:
+    bench = Bench("F756")
+    old = unit(bench, serial="ffeeddcc", seed=5)
+    bench.put(NEIGHBOUR)
+    bench.run("flash", old.image, spans=old.spans)
+    made = unit(bench)
+    whole = Bench("F756")
+    whole.run("flash", made.image, spans=made.spans)
+    kept, proven = b"", []
+
+    def barrier(step: Barrier) -> None:
+        nonlocal kept
+        kept = step.kept or kept
+
+    def report(event: object) -> None:
+        if isinstance(event, SectorProven):
+            proven.append(event)
+
+    cut = round(share * whole.account.all.sends)
+    with pytest.raises(PowerCut):
+        bench.run("flash", made.image, spans=made.spans, barrier=barrier, report=report, cut_after_exchange=cut)
+    bench.uart = type(bench.uart)(bench.device)
+    bench.uart.pause(60)
+    if bench.boots():
+        assert bench.holds(old.image) or bench.holds(made.image)
+    bench.run("flash", made.image, kept, spans=made.spans, proven=tuple(proven))
+    assert bench.holds(made.image)
+    assert bench.holds(NEIGHBOUR)
+    assert bench.boots()
+
+
+def test_the_vector_sector_stays_first_once_the_kept_bytes_are_known() -> None:
+    bench = Bench("F756")
+    image = make_image(bench.chip, 9000, offset=0x10000).merged_with(Image.of([(SERIAL_AT, b"0001")]))
+    plan = make_plan(image, bench.chip, bench.chip.flash_map(1 << 20), vectors=APP_AT)
+    assert plan.erase[0].address == APP_AT
+    again = plan.keeping(Image.of([(SERIAL_AT + 64, b"kept")]))
+    assert (again.vector_address, again.erase[0].address) == (APP_AT, APP_AT)
+    assert again.blocks()[-1].address == APP_AT
+    assert content.overlaid(image, [Patch(SERIAL_AT, b"0001")]) == image
