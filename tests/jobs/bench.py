@@ -294,11 +294,13 @@ class MemoryStore:
         return Staged(sha256, next(name for name, sha in self.names.items() if sha == sha256))
 
     def load(self, staged: Any, base_address: int | None = None, type_hint: str = "auto") -> Image:
-        assert base_address is None or base_address == 0x08000000
+        assert base_address in (None, 0x08000000, 0x08004000)
         assert type_hint in ("auto", "elf")
         if self.load_error is not None:
             raise self.load_error
-        return self.images[staged.sha256]
+        image = self.images[staged.sha256]
+        moved_bytes = (base_address or image.start) - image.start  # as if it were a raw binary
+        return Image.of((seg.address + moved_bytes, seg.data) for seg in image.segments)
 
     def save_trace(self, job_id: str, text: str) -> Path | None:
         self.traces[job_id] = text
