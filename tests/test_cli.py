@@ -17,11 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bridged.api.line import Limits, LineServer
-from bridged.cli import EXIT_TEXT, Address, Exit, LocalFile, Screen, exit_code, outcome, size_text, table
+from bridged.cli import EXIT_TEXT, Address, Exit, LocalFile, Screen, exit_code, outcome, plan_text, size_text, table
 from bridged.errors import (
     BY_CODE,
     BadRequest,
@@ -37,7 +38,7 @@ from bridged.errors import (
 )
 from bridged.jobs.model import JobKind, JobState
 from bridged.protocol.line import Reply, error_reply
-from tests.api.fakes import FakeJobs, Script, WatchedStore
+from tests.api.fakes import PLANNED, FakeJobs, Script, WatchedStore
 
 STEPS = [("sync", 0, 0), ("write", 2048, 4096), ("write", 4096, 4096), ("verify", 4096, 4096)]
 RESULT = {
@@ -193,6 +194,55 @@ def test_flash_uploads_waits_and_says_what_was_proven(gateway: Gateway, tmp_path
     gateway.jobs.expect(Script(JobKind.VERIFY, "motor2", digest, {}, STEPS, result={"bytes_compared": 4096}))
     done = bridged(gateway, "verify", "motor2", f"sha256:{digest}")
     assert done.stdout == "motor2: equal: 4.0 KiB compared\n"
+
+
+def test_several_files_and_patches_are_one_job(gateway: Gateway, tmp_path: Path) -> None:
+    """Each file is sent; a name that the protocol could not say becomes one that it can; a file wins over an address."""
+    files = {"boot.bin": b"boot", "app,v2.hex": b"app", "data@0x08000000": b"data"}
+    digests = {}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        digests[name] = hashlib.sha256(data).hexdigest()
+    staged = gateway.store.add(b"settings")
+    wanted = f"{digests['boot.bin']}@0x08000000,{digests['app,v2.hex']},{digests['data@0x08000000']},{staged}@0x0801f000"
+    params = {"patch": "0x0801fff0:00aa,0x0801fff8:bb"}
+    gateway.jobs.expect(Script(JobKind.FLASH, "motor1", wanted, params, result=RESULT))
+    named = [f"{tmp_path}/boot.bin@0x08000000", f"{tmp_path}/app,v2.hex", f"{tmp_path}/data@0x08000000"]
+    patches = ["--patch", "0x0801fff8:BB", "--patch", "0x0801fff0:00aa"]
+    done = bridged(gateway, "flash", "motor1", *named, f"sha256:{staged}@0x801f000", *patches)
+    assert (done.returncode, done.stdout.splitlines()[0][:12]) == (0, "motor1: done"), done.stderr
+    assert gateway.store.get("app_v2.hex").sha256 == digests["app,v2.hex"]
+    assert gateway.store.get("data_0x08000000").sha256 == digests["data@0x08000000"]
+    missing = bridged(gateway, "flash", "motor1", f"{tmp_path}/none.bin@0x08000000")
+    assert (missing.returncode, f"{tmp_path}/none.bin failed" in missing.stderr) == (Exit.USAGE, True)
+    long = bridged(gateway, "flash", "motor1", named[0], "--patch", f"0x08000000:{'00' * 1000}")
+    assert (long.returncode, "at most 1024" in long.stderr) == (Exit.USAGE, True)
+
+
+def plan_of(**changes: Any) -> str:
+    data = {**PLANNED, **changes}
+    return plan_text(data, data["part"], data["range"])
+
+
+def test_a_plan_that_loses_bytes_says_so_loudly() -> None:
+    lose = {**PLANNED["range"][1], "action": "lose", "keep_bytes": 0, "lose_bytes": 31744}
+    text = plan_of(range=[lose], keep_bytes=0, lose_bytes=31744, seconds_most=9.25, assumed=[], proven=True)
+    assert "erase, write, LOSE  0x08008000..0x0800ffff  1 sector (1)  32 KiB  1 KiB written, 31 KiB LOST" in text
+    assert "; LOSES 31 KiB outside the image; 960 KiB stay untouched" in text
+    assert "up to" not in text
+    assert "assumed" not in text
+    assert text.endswith("this very content was proven in the target last: `bridged ensure` would only compare it")
+
+
+def test_a_plan_is_exact_to_the_byte() -> None:
+    parts = [
+        {"name": "app.hex", "start": 0x08000000, "end": 0x08000401},
+        {"name": "patch", "start": 0x0801FFF0, "end": 0x0801FFF8},
+    ]
+    lines = plan_of(part=parts, stay_bytes=0, seconds=150.0, seconds_most=200.0).splitlines()
+    assert lines[2:4] == ["  app.hex  0x08000000..0x08000400  1025 B", "  patch    0x0801fff0..0x0801fff7     8 B"]
+    assert "untouched" not in lines[-3]
+    assert lines[-2].startswith("takes about 2.5 min at 115200 baud, 0.5 s of it erasing; up to 3.3 min if none of")
 
 
 @pytest.mark.parametrize(
