@@ -7,6 +7,7 @@ journal entries, progress lines and metrics. Adding an event means adding a data
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -124,6 +125,13 @@ class Booted:
 Event = PhaseStarted | Synced | Identified | Planned | SectorErased | SectorProven | StepDone | Retried | Warned | Booted
 
 _KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in Event.__args__}
+_TYPES: dict[str, tuple[type[Any], ...]] = {
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float": (float, int),
+    "str": (str,),
+    "Phase": (Phase,),
+}
 
 
 def encode(event: Event) -> dict[str, Any]:
@@ -132,12 +140,19 @@ def encode(event: Event) -> dict[str, Any]:
 
 
 def decode(data: dict[str, Any]) -> Event:
-    """Inverse of ``encode``. Raises ``ValueError`` on an unknown event."""
+    """Inverse of ``encode``. Raises ``ValueError`` on anything else: it comes from another process."""
     fields = dict(data)
     cls = _KINDS.get(str(fields.pop("event", "")))
     if cls is None:
-        raise ValueError(f"unknown event: {data!r}")
-    if cls is PhaseStarted:
-        fields["phase"] = Phase(fields["phase"])
-    event: Event = cls(**fields)
+        raise ValueError(f"unknown event: {str(data)[:200]}")
+    try:
+        if cls is PhaseStarted:
+            fields["phase"] = Phase(fields["phase"])
+        event: Event = cls(**fields)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{cls.__name__} with wrong fields: {error}") from error
+    for field in dataclasses.fields(cls):
+        value = getattr(event, field.name)
+        if not isinstance(value, _TYPES[str(field.type)]) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{cls.__name__}: {field.name} cannot be {str(value)[:80]!r}")
     return event

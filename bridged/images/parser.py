@@ -172,7 +172,7 @@ def _read_until_end(reader: int, deadline: float) -> bytes:
 
 def _understood(code: int, line: bytes, what: str, limits: Limits) -> dict[str, object]:
     """The child's report, or a typed error that tells how it ended without one."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         status = json.loads(line) if code == 0 and len(line) <= STATUS_LIMIT_BYTES else None
         if isinstance(status, dict) and ("code" in status or status.get("ok") is True):
             return status

@@ -143,7 +143,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     """The object in a sidecar; empty when there is none or it cannot be understood: all of it can be made again."""
     try:
         data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

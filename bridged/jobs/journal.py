@@ -231,9 +231,9 @@ class Journal:
             for connection in opened:
                 connection.close()
             os.close(lock_fd)
-            if isinstance(error, sqlite3.Error):
-                raise _translated(error, f"opening the journal {path}") from error
-            raise
+            if not isinstance(error, Exception) or isinstance(error, BridgedError):
+                raise
+            raise _translated(error, f"opening the journal {path}") from error  # A damaged file shows as all kinds of errors.
 
     def close(self) -> None:
         """Blocking: what was handed in is written first. A second close does nothing."""
@@ -291,61 +291,56 @@ class Journal:
     # --- reading: at once, a few hundred microseconds for a row by its key ----------------------------------------
 
     def job(self, job_id: str) -> Job:
-        rows = self._read(f"SELECT {_JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,))
-        if not rows:
+        found = self._read(_job, f"SELECT {_JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,))
+        if not found:
             raise UnknownJob(f"there is no job {job_id!r}", job=job_id[:64])
-        return _job(rows[0])
+        return found[0]
 
     def active(self) -> list[Job]:
         """All jobs that have not ended, oldest first."""
-        return [_job(r) for r in self._read(f"SELECT {_JOB_COLUMNS} FROM jobs WHERE state NOT IN ({_ENDED}) ORDER BY n")]
+        return self._read(_job, f"SELECT {_JOB_COLUMNS} FROM jobs WHERE state NOT IN ({_ENDED}) ORDER BY n")
 
     def jobs(self, target: str | None = None, state: JobState | None = None, limit: int = 50) -> list[Job]:
         """Newest first."""
         where = [f"{column} = ?" for column, value in (("target", target), ("state", state)) if value is not None]
         values = [value for value in (target, state) if value is not None]
         clause = f"WHERE {' AND '.join(where)}" if where else ""
-        return [
-            _job(r) for r in self._read(f"SELECT {_JOB_COLUMNS} FROM jobs {clause} ORDER BY n DESC LIMIT ?", (*values, limit))
-        ]
+        return self._read(_job, f"SELECT {_JOB_COLUMNS} FROM jobs {clause} ORDER BY n DESC LIMIT ?", (*values, limit))
 
     def log(self, job_id: str, from_seq: int = 0, limit: int | None = None) -> list[Update]:
         sql = "SELECT * FROM updates WHERE job = ? AND seq >= ? ORDER BY seq LIMIT ?"
-        rows = self._read(sql, (job_id, from_seq, -1 if limit is None else limit))
-        return [Update(**{**row, "state": JobState(row["state"]), "event": json.loads(row["event"])}) for row in rows]
+        return self._read(_update, sql, (job_id, from_seq, -1 if limit is None else limit))
 
     def proven(self, job_id: str) -> tuple[SectorProven, ...]:
-        rows = self._read("SELECT address, size_bytes, digest FROM proven WHERE job = ? ORDER BY address", (job_id,))
-        return tuple(SectorProven(**row) for row in rows)
+        sql = "SELECT address, size_bytes, digest FROM proven WHERE job = ? ORDER BY address"
+        return tuple(self._read(lambda row: SectorProven(**row), sql, (job_id,)))
 
     def backup(self, job_id: str) -> Backup:
         """Empty where there is none. Raises ``JournalError`` when the medium changed it: those bytes would go into flash."""
-        rows = self._read("SELECT uid, kept, digest FROM backups WHERE job = ?", (job_id,))
-        if not rows:
-            return Backup()
-        if rows[0].pop("digest") != _digest(rows[0]["kept"]):
-            raise JournalError(f"the bytes kept for job {job_id} do not match their digest; see the medium", job=job_id)
-        return Backup(**rows[0])
+        found = self._read(_backup, "SELECT job, uid, kept, digest FROM backups WHERE job = ?", (job_id,))
+        return found[0] if found else Backup()
 
     def sessions(self) -> list[OpenSession]:
         """Targets that nobody has released yet."""
-        return [OpenSession(**row) for row in self._read("SELECT * FROM sessions ORDER BY at")]
+        return self._read(lambda row: OpenSession(**row), "SELECT * FROM sessions ORDER BY at")
 
     def targets(self) -> list[TargetRecord]:
-        return [TargetRecord(**row) for row in self._read("SELECT * FROM targets ORDER BY name")]
+        return self._read(lambda row: TargetRecord(**row), "SELECT * FROM targets ORDER BY name")
 
     def submitted(self, idempotency_id: str, request: str) -> str:
         """The job that this id made before, empty for none. Raises ``IdempotencyConflict`` for another request."""
-        rows = self._read("SELECT job, request FROM idempotency WHERE id = ?", (idempotency_id,))
+        rows = self._read(dict, "SELECT job, request FROM idempotency WHERE id = ?", (idempotency_id,))
         return _same_request(idempotency_id, str(rows[0]["job"]), str(rows[0]["request"]), request) if rows else ""
 
     # --- the inside -----------------------------------------------------------------------------------------------
 
-    def _read(self, sql: str, values: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
+    def _read(self, make: Callable[[dict[str, Any]], T], sql: str, values: tuple[Any, ...] = ()) -> list[T]:
+        """What ``make`` makes of each row. Raises ``JournalError`` and ``StorageFull``."""
         with self._reading:
             try:
-                return [dict(row) for row in self._reader.execute(sql, values)]
-            except sqlite3.Error as error:
+                return [make(dict(row)) for row in self._reader.execute(sql, values)]
+            except (sqlite3.Error, ValueError, KeyError, TypeError, RecursionError) as error:
+                # What a failing card changed within a page SQLite does not notice: a state that is none, half of a JSON.
                 raise _translated(error, f"reading the journal {self.path}") from error
 
     def _enqueue(self, operation: Callable[[sqlite3.Connection], T]) -> Future[T]:
@@ -546,6 +541,17 @@ def _job(row: dict[str, Any]) -> Job:
         row[name] = None if row[name] is None else json.loads(row[name])
     row["kind"], row["state"], row["touched"] = JobKind(row["kind"]), JobState(row["state"]), bool(row["touched"])
     return Job(**row)
+
+
+def _update(row: dict[str, Any]) -> Update:
+    return Update(**{**row, "state": JobState(row["state"]), "event": json.loads(row["event"])})
+
+
+def _backup(row: dict[str, Any]) -> Backup:
+    if row["digest"] != _digest(row["kept"]):
+        text = f"the bytes kept for job {row['job']} do not match their digest; see the medium"
+        raise JournalError(text, job=row["job"])
+    return Backup(row["uid"], row["kept"])
 
 
 def _update_row(update: Update) -> dict[str, Any]:

@@ -23,6 +23,7 @@ HEADER_BYTES = 4096
 RESULT_BYTES = 128 * 1024
 HALF_BYTES = 512 * 1024
 SIZE_BYTES = HEADER_BYTES + RESULT_BYTES + 2 * HALF_BYTES
+MAX_HAZARD_S = 600.0  # Twice the longest erase of the chip table is 129 s; a torn or mad entry must not stop a target for ever.
 MAGIC = b"BRBOARD1"
 
 _MAGIC = struct.Struct("<8s")
@@ -117,7 +118,9 @@ class Board:
 
     @property
     def hazard_left_s(self) -> float:
-        return max(0.0, self.hazard_until - time.monotonic())
+        """Of an entry that makes no sense the longest time is taken: too long only costs time (P9)."""
+        left = self.hazard_until - time.monotonic()
+        return max(0.0, left) if left <= MAX_HAZARD_S else MAX_HAZARD_S
 
     @property
     def lines_failed(self) -> bool:
@@ -129,7 +132,7 @@ class Board:
             return None
         try:
             data = json.loads(self._map[HEADER_BYTES : HEADER_BYTES + length])
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return data if isinstance(data, dict) else None
 
@@ -159,7 +162,7 @@ class Board:
         for record in records:
             if record.kind == NOTE:
                 text = "# " + record.data.decode("utf-8", "replace")
-            elif record.kind == REFERENCE:
+            elif record.kind == REFERENCE and len(record.data) == _REFERENCE.size:
                 address, count = _REFERENCE.unpack(record.data)
                 text = f"= {address:#010x} {count}"
             else:

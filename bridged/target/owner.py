@@ -515,21 +515,28 @@ class _Session:
                 with contextlib.suppress(ValueError, OSError):
                     asyncio.get_running_loop().remove_reader(self._mine.fileno())
                 return
-            message = json.loads(data)
-            if "barrier" in message:
-                task = asyncio.ensure_future(self._barrier(message))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-                continue
-            event = decode(message)
-            if isinstance(event, Planned):
-                self.limit_s = event.limit_s
-                self._deadline = time.monotonic() + event.limit_s
             try:
-                self._on_event(event)
-            except Exception as error:  # Who listens cannot hurt the target: it has to be released all the same.
-                told = f"a listener to {type(event).__name__} failed"
+                self._take(data)
+            except Exception as error:
+                # A message that makes no sense, or a listener that failed: neither may keep the target from being released.
+                told = f"a message of the session process was not taken: {data[:200]!r}"
                 asyncio.get_running_loop().call_exception_handler({"message": told, "exception": error})
+
+    def _take(self, data: bytes) -> None:
+        """One message of the session process. Raises ``ValueError`` and whatever a listener raises."""
+        message = json.loads(data)
+        if not isinstance(message, dict):
+            raise ValueError("not an object")
+        if "barrier" in message:
+            task = asyncio.ensure_future(self._barrier(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        event = decode(message)
+        if isinstance(event, Planned):
+            self.limit_s = event.limit_s
+            self._deadline = time.monotonic() + event.limit_s
+        self._on_event(event)
 
     async def _barrier(self, message: dict[str, Any]) -> None:
         kept = os.pread(self.out, int(message["kept_bytes"]), 0)
