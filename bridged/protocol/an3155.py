@@ -233,6 +233,8 @@ def synchronise(timing: Timing) -> Flow[SyncAnswer]:
         # One junk byte, mostly 0x00 from the moment when the target enables its TX, may come before the answer. An
         # application's text or an echo is longer; the short silence afterwards tells.
         junk += got + (yield Drain(NACK_QUIET_S, 0.2))
+        if junk[0] == SYNC:
+            break  # Our own byte: an echo, whatever follows.
         if junk[-1] in (ACK, NACK) and len(junk) <= 4 and not looks_like_text(junk[:-1]):
             return SyncAnswer(already=junk[-1] == NACK, junk=junk[:-1])
         break
@@ -249,8 +251,8 @@ def looks_like_text(data: bytes) -> bool:
 
 def _diagnose(junk: bytes) -> LoaderError:
     shown = junk[:64].hex(" ")
-    if set(junk) == {SYNC}:
-        return Loopback("0x7F came back: what is sent is received", received=shown)
+    if junk[0] == SYNC:
+        return Loopback(f"0x7F came back ({shown}): what is sent is received", received=shown)
     if looks_like_text(junk.strip(b"\x00\x7f")):
         text = junk[:200].decode("ascii", "replace").strip()
         return ApplicationRunning(f"text came instead of an ACK: {text!r}", received=text)

@@ -69,13 +69,20 @@ STALE_QUIET_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A loader that answered Get and Get ID. ``chip`` is None where the product id is in no table."""
+    """A loader that answered Get and Get ID. ``chip`` is None where the product id is in no table.
+
+    ``attempt`` counts from 1, ``wait_s`` is the time it had after its reset; ``already``: it had been synchronised before.
+    """
 
     loader: Loader
     pid: int
     chip: Chip | None
     timing: Timing
     baud: int
+    attempt: int = 1
+    wait_s: float = 0.0
+    already: bool = False
+    junk: bytes = b""
 
 
 def phase_started(phase: Phase, total: int = 0) -> Flow[None]:
@@ -110,9 +117,9 @@ def enter(request: Request, result: Result, again_at: int | None = None) -> Flow
     """Bring the target into its loader and confirm it with Get and Get ID, whose bytes have different parity bits.
 
     Each attempt starts from a fresh reset. A wrong rate shows as noise at the sync or as garbage at Get, and is answered with
-    the next attempt, in the end at lower rates; application output or an echo ends it at once, because no retry mends wiring.
-    Where there is a power line, all of it is tried once more after a power cycle. ``again_at``: see ``_attempts``; the phase
-    of the job stays what it is then.
+    the next attempt, in the end at lower rates; application output ends it at once, an echo at the second time, because no
+    retry mends wiring. Where there is a power line, all of it is tried once more after a power cycle. ``again_at``: see
+    ``_attempts``; the phase of the job stays what it is then.
     """
     chip = _expected(request)
     attempts = _attempts(request, chip, again_at)
@@ -157,10 +164,12 @@ def _try_all(
         if not again:
             yield from phase_started(Phase.SYNC)
         try:
-            connected = yield from _synchronise(timing, baud, number, said, request)
-        except (ApplicationRunning, Loopback) as error:
+            connected = yield from _synchronise(timing, baud, number, wait_s, said, request)
+        except ApplicationRunning as error:
             raise _explained(error, chip, request, number) from error
         except LoaderError as error:
+            if isinstance(error, Loopback) and isinstance(last, Loopback):
+                raise _explained(error, chip, request, number) from error  # Twice is no noise.
             last = error
             told = error if told is None or not isinstance(error, NoSync) else told
             yield Report(Retried("sync", f"{error.code} at {baud} baud after {wait_s:.3g} s: {error.message}"))
@@ -184,7 +193,7 @@ def _try_all(
     raise _explained(told, chip, request, len(attempts)) from told
 
 
-def _synchronise(timing: Timing, baud: int, number: int, said: bytes, request: Request) -> Flow[Connected]:
+def _synchronise(timing: Timing, baud: int, number: int, wait_s: float, said: bytes, request: Request) -> Flow[Connected]:
     begun: float = yield Now()
     try:
         sync = yield from an3155.synchronise(timing)
@@ -212,7 +221,7 @@ def _synchronise(timing: Timing, baud: int, number: int, said: bytes, request: R
         chip: Chip | None = chips.by_pid(pid)
     except UnknownChip:
         chip = None
-    return Connected(loader, pid, chip, timing, baud)
+    return Connected(loader, pid, chip, timing, baud, number, wait_s, sync.already, said + sync.junk)
 
 
 def _explained(error: LoaderError, chip: Chip | None, request: Request, attempts: int) -> LoaderError:
@@ -238,6 +247,8 @@ def leave(request: Request) -> Flow[None]:
         trouble = error
     for step in request.wiring.leave:
         try:
+            if isinstance(step, SetLines) and (step.reset is False or step.power):
+                yield Drain(STALE_QUIET_S, 0.05)  # What was said before the reset must not pass for the start after it.
             yield step
         except LinkError as error:  # Nor one line another.
             trouble = trouble or error

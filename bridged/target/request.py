@@ -37,8 +37,9 @@ class Wiring:
 class Request:
     """Everything that a session is told, besides the image. JSON-ready by ``to_dict`` and ``from_dict``.
 
-    ``kind``: flash, ensure, verify, read, erase, identify or reset. ``chip``: as configured, empty for any. ``baud`` 0: what
-    the chip prefers, else 115200. ``address`` and ``length``: for read and erase; erase with length 0 means everything.
+    ``kind``: flash, ensure, verify, read, erase, identify, reset or doctor. ``chip``: as configured, empty for any.
+    ``baud`` 0: what the chip prefers, else 115200. ``address`` and ``length``: for read and erase; erase with length 0 means
+    everything.
     ``enter_by``: what makes the application jump into the loader. ``interlock`` and ``health``: see ``expect``.
     ``force``: names of checks that the job overrides. ``proven``: sectors that an interrupted run of this job proved.
     ``spans``: where each of several images lies that were combined; empty for one image, which needs no telling apart.
@@ -146,6 +147,7 @@ class Result:
     banner: str = ""
     was_empty: bool = False
     phases: dict[str, PhaseCost] = field(default_factory=dict)
+    findings: list[dict[str, str]] = field(default_factory=list)
     data: bytes = b""
 
     def to_dict(self) -> dict[str, Any]:

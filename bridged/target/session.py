@@ -64,6 +64,7 @@ from bridged.protocol.flow import (
     SetLines,
 )
 from bridged.target.dialogue import Dialogue, Dirty
+from bridged.target.doctor import examine
 from bridged.target.entry import ask_interlock, boot, enter, leave, phase_started
 from bridged.target.identify import Known, identify, read_option
 from bridged.target.kept import NOTHING_KEPT, decode_kept, encode_kept
@@ -112,6 +113,10 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result) ->
     if request.kind == "reset" and not request.stay_in_loader:
         if not request.wiring.can_restart:
             raise LineUnavailable("a reset was asked for, and neither NRST nor power is wired", line="nrst")
+        yield from boot(request, result)
+        return
+    if request.kind == "doctor":
+        result.findings = [finding.to_dict() for finding in (yield from examine(request, result))]
         yield from boot(request, result)
         return
     connected = yield from enter(request, result)

@@ -36,6 +36,7 @@ PARTS: dict[str, dict[str, Any]] = {
 SIZE = 700
 EXAMPLES = int(os.environ.get("BRIDGED_FAULTS", "600"))
 SCALE = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+pytestmark = pytest.mark.timeout(120 + EXAMPLES // 20)
 LONGEST_S = 120.0  # Two erases that never answer, on a part with slow sectors, and all attempts to enter.
 
 
