@@ -2,7 +2,7 @@
 
 Requests are ASCII lines of at most 1024 bytes, LF or CRLF: a verb in any case, arguments by space, options ``key=value``,
 quoting as in a shell. Replies are as in SMTP, ``code-text`` for a line that is not the last and ``code text`` for the last,
-where the text is a few bare words and then ``key=value`` pairs; or, after ``HELLO format=json``, one JSON object a line.
+where the text is a few bare words and then ``key=value`` pairs; or, after ``HELLO proto=1 format=json``, one JSON object each.
 ``VERBS`` is the one table from which ``HELP``, the reference in the docs, the checks of arguments and the suggestions for
 misspelt names are made.
 
@@ -261,7 +261,7 @@ _TABLE = (
         "250 proto=1 format=text|json",
         (),
         (
-            Param("proto", "number", "version of this protocol", ("1",)),
+            Param("proto", "number", "version of this protocol, always needed", ("1",)),
             Param("format", "choice", "json: each reply line is one JSON object", ("text", "json")),
         ),
     ),

@@ -39,6 +39,7 @@ class Script:
     error: BridgedError | None = None
     gate: asyncio.Event | None = None
     at_once: bool = False
+    mere_progress: bool = False  # further steps of one phase repeat the number of the update before them
 
 
 class FakeJobs:
@@ -101,20 +102,22 @@ class FakeJobs:
     async def _run(self, job_id: str, script: Script) -> None:
         for phase, done, total in script.steps:
             await asyncio.sleep(0)
-            self._change(job_id, state=JobState.RUNNING, phase=phase, done=done, total=total, started=NOW + 1)
+            mere = script.mere_progress and self.jobs[job_id].phase == phase  # It has no number of its own.
+            self._change(job_id, mere=mere, state=JobState.RUNNING, phase=phase, done=done, total=total, started=NOW + 1)
         if script.gate is not None:
             await script.gate.wait()
         error = script.error.as_dict() if script.error else None
         self._change(job_id, state=script.end, result=script.result, error=error, ended=NOW + 9)
 
-    def _change(self, job_id: str, **changes: Any) -> None:
+    def _change(self, job_id: str, *, mere: bool = False, **changes: Any) -> None:
         old = self.jobs[job_id]
         if old.terminal:
             return
-        job = replace(old, seq=old.seq + 1, **changes)
+        job = replace(old, seq=old.seq + (not mere), **changes)
         self.jobs[job_id] = job
         update = self.update_of(job)
-        self.updates[job_id].append(update)
+        if not mere:
+            self.updates[job_id].append(update)
         for queue in self.watchers:
             queue.put_nowait(update)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bridged import __version__
+from bridged.api import line as server
 from bridged.api.line import Limits, LineServer, check_loopback, is_loopback
 from bridged.errors import (
     BridgedError,
@@ -218,7 +219,30 @@ def test_every_refusal_is_one_line_with_cause_and_remedy(tmp_path: Path, line: s
 # --- jobs ---------------------------------------------------------------------------------------------------------
 
 DATA = b"firmware" * 512
+LONG = [("write", done, 100_000) for done in range(0, 100_001, 1000)]
 STEPS = [("sync", 0, 0), ("write", 2048, 4096), ("write", 4096, 4096), ("verify", 4096, 4096)]
+
+
+@pytest.mark.parametrize(("form", "lines"), [("text", 3), ("json", 3 + 100)])
+def test_people_are_told_of_progress_now_and_then_and_programs_always(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, lines: int
+) -> None:
+    monkeypatch.setattr(server, "TEXT_PROGRESS_S", 1e9)
+
+    async def body(w: World) -> None:
+        digest = w.store.add(DATA)
+        w.jobs.expect(Script(JobKind.VERIFY, "motor1", digest, {}, LONG, mere_progress=True))
+        c = await w.connect()
+        await c.say(f"HELLO proto=1 format={form}")
+        await c.line()
+        await c.say(f"VERIFY motor1 {digest} wait=1")
+        told = [await c.line()]
+        while b"150" in told[-1]:
+            told.append(await c.line())
+        assert b"250" in told[-1]
+        assert len(told) == 1 + lines, "queued, the phase, the end; and between them what took longer than a second"
+
+    run(tmp_path, body)
 
 
 def test_flash_with_wait_streams_progress_and_ends_with_the_final_code(tmp_path: Path) -> None:
