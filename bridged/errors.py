@@ -472,8 +472,8 @@ HINTS: dict[str, Hint] = {
     ),
     "BAUD_UNAVAILABLE": Hint("The driver cannot make this baud rate.", "Choose another `baud`, for example 115200 or 57600."),
     "LINE_UNAVAILABLE": Hint(
-        "A control line (NRST, BOOT0, power) cannot be taken or driven.",
-        "Check the name of the line, who else holds it (`gpioinfo`), and group `gpio`.",
+        "A control line (NRST, BOOT0, power) is not wired, or cannot be taken or driven.",
+        "Check the name of the line in the configuration, who else holds it (`gpioinfo`), and group `gpio`.",
     ),
     "TARGET_BROKEN": Hint(
         "NRST or BOOT0 could not be brought back to idle after a session.",
@@ -575,8 +575,10 @@ HINTS: dict[str, Hint] = {
         "Add `outside=discard` if they may be lost.",
     ),
     "VERIFY_MISMATCH": Hint(
-        "The flash differs from the image: write protection, a worn cell, the wrong alignment, a bank swap.",
-        "The message names the first address; read the write-protection bits, try again once.",
+        "The flash differs from the image. In a verify: another firmware is in there. After a write: write protection, a worn "
+        "cell, swapped banks.",
+        "In a verify: flash it, or compare with the image that should be there (INFO names the last one that was proven). "
+        "After a write: the message names the first address; read the write-protection bits, try again once.",
     ),
     "JOB": Hint("The job cannot be done.", "See the message."),
     "UNKNOWN_JOB": Hint("No job has this id; old ones are removed after a while.", "List them with JOBS."),

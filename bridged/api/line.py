@@ -68,6 +68,7 @@ CHUNK_BYTES = 64 * 1024
 BACKLOG = 512  # Connections that the kernel holds until we take them: a burst of a thousand is taken within this.
 RESERVED_CONNECTIONS = 32  # Beyond ``Limits.connections`` of one principal: the others, an administrator above all, get in.
 REFUSED_CONNECTIONS = 64  # So many that are one too many may take their time to read why; the next ones are closed at once.
+TEXT_PROGRESS_S = 1.0  # Mere progress at most so often for people who read text; programs (JSON) get every update.
 LOG_PAGE = 200  # Entries of a log held for one client at a time.
 # A client on TCP whose machine vanished is found within 30 + 3 * 10 s, also while nobody has anything to say to it.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
@@ -788,10 +789,14 @@ class _Connection:
         """Streams 150 lines until ``job`` has ended or the time is over; the job as it is then. Raises ``Stopped``."""
         loop = asyncio.get_running_loop()
         deadline = None if timeout_s is None else loop.time() + timeout_s
+        seq, told = -1, 0.0
         async with contextlib.aclosing(self._updates(job.id, None, deadline)) as updates:
             async for update in updates:
                 if update is not None:
-                    await self._send(progress(update))
+                    # Mere progress repeats the number of the update before it.
+                    if self.json or update.seq != seq or loop.time() - told >= TEXT_PROGRESS_S:
+                        seq, told = update.seq, loop.time()
+                        await self._send(progress(update))
                     ended = update.state in TERMINAL
                 else:
                     job = self.server.jobs.get(job.id)

@@ -205,6 +205,14 @@ def test_what_the_application_said_before_the_reset_is_no_evidence() -> None:
         virtual.run(flow, bench.uart)
 
 
+def test_what_was_said_before_the_reset_does_not_pass_for_a_start() -> None:
+    bench = Bench("L476")
+    bench.put(make_image(bench.chip, 6000))
+    bench.uart.inbox += b"llo from the application before"
+    result = virtual.run(session.run(Request("reset", WIRED, "L476")), bench.uart)
+    assert result.banner == "bench application"
+
+
 def test_a_line_that_fails_does_not_keep_the_others_from_going_idle() -> None:
     """BOOT0's relay box is gone: NRST is still pulsed, so that a target is not held or left where it is."""
     moved: list[SetLines] = []
