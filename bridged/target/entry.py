@@ -292,20 +292,42 @@ def boot(request: Request, result: Result, chip: Chip | None = None, timing: Tim
         if timing and not wiring.can_restart:
             text = "neither NRST nor power is wired: the target stays in its loader until somebody resets it"
             yield Report(Warned("NOT_STARTED", text))
+    first = yield from _first_words(request, request.listen_s)
+    # Silent: perhaps such a part, empty when its power came on before an earlier job, that is in its loader again.
+    suspect = not first and chip is not None and chip.empty_check and wiring.can_restart and not stuck
+    if suspect and chip and timing and (yield from _loader_runs(request, chip, timing)):
+        yield from _start_by_go(request, chip, timing, result)
+        first = yield from _first_words(request, request.listen_s)
     if request.health and result.changed and request.kind in ("flash", "ensure"):
-        yield from _probe(request, result)
+        yield from _probe(request, result, first)
     elif request.listen_s:
-        first: bytes = yield Receive(1, request.listen_s)
-        if first:
-            first += yield Receive(BANNER_BYTES - 1, 0.2)
         result.banner = printable(first)
         yield Report(Booted(result.banner))
 
 
-def _probe(request: Request, result: Result) -> Flow[None]:
+def _first_words(request: Request, wait_s: float) -> Flow[bytes]:
+    """The beginning of what the application says within ``wait_s``. With a health probe only its first byte is waited for."""
+    first: bytes = yield Receive(1, wait_s)
+    if first and not request.health:
+        first += yield Receive(BANNER_BYTES - 1, 0.2)
+    return first
+
+
+def _loader_runs(request: Request, chip: Chip, timing: Timing) -> Flow[bool]:
+    """Whether it is the loader that was started, and not a silent application."""
+    yield SetFormat(round(11 / timing.byte_s), chip.parity)
+    try:
+        yield from an3155.synchronise(timing)
+    except LoaderError:
+        yield SetFormat(request.application_baud, request.application_parity)
+        return False
+    return True
+
+
+def _probe(request: Request, result: Result, first: bytes) -> Flow[None]:
     """The health probe: only what the application says after the release of NRST counts. Raises ``Unhealthy``."""
     yield from phase_started(Phase.HEALTH)
-    heard = yield from talk(request.health)
+    heard = yield from talk(request.health, first)
     result.banner = heard.text[-BANNER_BYTES:]
     yield Report(Booted(result.banner))
     said = f"it said {heard.text[-BANNER_BYTES:]!r}" if heard.text else "it said nothing"
