@@ -30,7 +30,7 @@ from bridged.errors import BadRequest, ImageError, ImageTooLarge, OverlappingIma
 from bridged.images.model import MAX_SEGMENTS, Image, Segment, Span
 
 MAX_PARTS = 8  # Bootloader, application, data, certificates, two slots each: nobody has named more.
-MAX_PATCHES = 64
+MAX_PATCHES = 64  # Serial number, addresses, calibration: a request of one line has room for some forty.
 MAX_PATCH_BYTES = 1024  # What is larger is staged like any other image and named with its address.
 COMBINED_BYTES = 64 << 20  # Of several images together. The largest flash of an STM32 has 4 MiB.
 NAME_CHARS = 128  # Of the name of a combined content: it is stored with each proof and shown in tables.

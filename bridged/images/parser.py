@@ -39,8 +39,8 @@ TYPE_HINTS = (
     "srec",
     "dfuse",
 )  # What formats.py reads, said here for those who must not import it.
-STATUS_LIMIT_BYTES = 65536
-MAX_DESCRIPTORS = 32
+STATUS_LIMIT_BYTES = 65536  # The line of the child: a message, some facts, and their JSON; far more than any has.
+MAX_DESCRIPTORS = 32  # Of the child: its four, what the interpreter opens while it imports, and room to spare.
 GZIP_MAGIC = b"\x1f\x8b"  # As in formats.py, likewise.
 
 # The child must find the very modules that the daemon runs with, installed, editable or from a checkout, while -I keeps the
@@ -56,11 +56,11 @@ class Limits:
     may hold; in a store the limit for a file, so that packing gets nobody around it.
     """
 
-    memory_bytes: int = 512 << 20
-    memory_factor: int = 16
-    cpu_s: int = 60
-    timeout_s: float = 120.0
-    unpacked_bytes: int = 32 << 20
+    memory_bytes: int = 512 << 20  # Of address space, most of which the interpreter and its libraries only reserve.
+    memory_factor: int = 16  # More for each byte of the file: text becomes lines, records and parts before it is an image.
+    cpu_s: int = 60  # A 32 MiB HEX takes some 20 s on the slowest gateway.
+    timeout_s: float = 120.0  # By the clock, on a machine that does other things as well.
+    unpacked_bytes: int = 32 << 20  # In a store: as much as a file may have.
 
     def address_space(self, size_bytes: int) -> int:
         return self.memory_bytes + self.memory_factor * size_bytes

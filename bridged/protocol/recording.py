@@ -21,7 +21,7 @@ from enum import Enum
 from bridged.events import Event, PhaseStarted, Retried, Warned
 from bridged.protocol.flow import Barrier, Hazard, SetFormat, SetLines
 
-MAX_NOTE_CHARS = 1000
+MAX_NOTE_CHARS = 1000  # Of one note; notes quote what a target or a library said.
 FRAME_BYTES = 2  # Around the content of a Write Memory: its length and its checksum (AN3155).
 
 

@@ -41,9 +41,10 @@ if TYPE_CHECKING:  # Types only: the session process need not load what reads co
 
 BY_HAND = "by-hand"
 ANSWER_TIMEOUT_S = 2.0  # A line box at the end of a slow USB or network link answers in milliseconds; this is a dead one.
-ANSWER_LIMIT_BYTES = 200
+ANSWER_LIMIT_BYTES = 200  # "ok", or one line with a reason.
+STALE_READS = 16  # 64 KiB that nobody asked for: a box that is out of its mind.
 POWER_OFF_S = 0.5  # Board capacitors, and a chip that is fed through its TX/RX pins, need this long to fall below 1 V.
-WAIT_LIMIT_S = 10.0
+WAIT_LIMIT_S = 10.0  # Of one wait in a sequence: capacitors and supervisors take less, and a session must end some time.
 
 # Linux uapi, linux/gpio.h: _IOWR(0xB4, 0x0F, struct gpio_v2_line_values); the struct is two u64, first bits, then mask.
 _LINE_VALUES = struct.Struct("=QQ")
@@ -230,7 +231,10 @@ class SocketLines(Lines):
 
     def _discard_stale(self, request: str) -> None:
         self._buffer = b""
+        reads = 0
         while self._poll(select.POLLIN, 0):
+            if (reads := reads + 1) > STALE_READS:
+                raise self._failed(request, "it does not stop talking")
             self._receive(request)
             self._buffer = b""
 

@@ -51,7 +51,6 @@ from bridged.target.uart import Counters, Uart
 RETRY_S = 1.0  # How often an absent device is looked for, and a present one is looked after.
 PROGRESS_S = 0.2
 ENTER_LIMIT_S = 120.0  # Until the plan states its own limit: all attempts at all rates need about 20 s.
-EXIT_LIMIT_S = 5.0
 
 Barrier = Callable[[str, float, bytes], Awaitable[None]]
 
