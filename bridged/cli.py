@@ -462,11 +462,11 @@ def plan_text(sums: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], range
     title = f"{sums['target']}: {sums['chip']}, {exact_text(sums['flash_bytes'])} flash, layout {sums['layout']}"
     goes = [[str(row["name"]), place(row, "start"), exact_text(row["end"] - row["start"])] for row in parts]
     happens = []
-    for row in ranges:
+    for row in _stays_joined(ranges):
         codes = f"{row['first']}" if row["sectors"] == 1 else f"{row['first']}..{row['last']}"
         does = [(row["write_bytes"], "written"), (row["keep_bytes"], "kept"), (row["lose_bytes"], "LOST")]
         what = ", ".join(f"{exact_text(count)} {word}" for count, word in does if count)
-        size = exact_text(row["sectors"] * row["sector_bytes"])
+        size = exact_text(row["end"] - row["address"])
         happens.append(
             [_PLAN_WORDS[row["action"]], place(row, "address"), f"{_count(row['sectors'], 'sector')} ({codes})", size, what]
         )
@@ -487,6 +487,18 @@ def plan_text(sums: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], range
     if sums.get("proven"):
         lines.append("this very content was proven in the target last: `bridged ensure` would only compare it")
     return "\n".join(lines)
+
+
+def _stays_joined(ranges: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What stays as it is in one line, whatever the sizes of its sectors."""
+    found: list[dict[str, Any]] = []
+    for row in ranges:
+        last = found[-1] if found else {}
+        if row["action"] == last.get("action") == "stay" and row["address"] == last["end"]:
+            last.update(end=row["end"], sectors=last["sectors"] + row["sectors"], last=row["last"])
+        else:
+            found.append(dict(row))
+    return found
 
 
 def exact_text(count: int) -> str:

@@ -421,8 +421,8 @@ HINTS: dict[str, Hint] = {
         "Build or copy the file again; the message names the line or offset.",
     ),
     "IMAGE_OVERLAP": Hint(
-        "Two parts of the image claim the same address with different bytes.",
-        "Correct the linker script, or do not merge files that overlap.",
+        "Two places of the file, or two of the images, claim the same address.",
+        "Correct the linker script or the addresses (`IMAGE@ADDR`); to lay bytes over an image say `patch=`.",
     ),
     "IMAGE_EMPTY": Hint(
         "The file holds no byte to be loaded.",
@@ -433,11 +433,12 @@ HINTS: dict[str, Hint] = {
         "Compare the address range in the message with the flash of the chip that was identified.",
     ),
     "IMAGE_NOT_BOOTABLE": Hint(
-        "The first two words are not a stack pointer in RAM and an odd reset vector inside the image.",
-        "Check that the image starts with its vector table; `force=vectors` overrides where it is meant so.",
+        "The first two words are not a stack pointer in RAM and an odd reset vector inside the same image: it was linked for "
+        "another address or chip, or has no vector table.",
+        "Compare its linker script with the address in the message; `force=vectors` overrides where it is meant so.",
     ),
     "IMAGE_TOO_LARGE": Hint(
-        "The file exceeds a limit of the configuration.", "Raise `store.image_limit_mib`, or send the right file."
+        "The file, or what its gzip holds, exceeds a limit.", "Raise `store.image_limit_mib`, or send the right file."
     ),
     "IMAGE_ADDRESS_MISSING": Hint(
         "A raw binary does not say where it belongs.", "Add `addr=0x08000000` (or wherever it was linked for)."

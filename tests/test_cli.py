@@ -234,6 +234,13 @@ def test_a_plan_that_loses_bytes_says_so_loudly() -> None:
     assert text.endswith("this very content was proven in the target last: `bridged ensure` would only compare it")
 
 
+def test_a_plan_joins_what_stays_whatever_the_sizes_of_its_sectors() -> None:
+    stay = PLANNED["range"][2]
+    large = {**stay, "address": stay["end"], "end": 0x08080000, "sectors": 3, "first": 4, "last": 6, "sector_bytes": 131072}
+    text = plan_of(range=[*PLANNED["range"], large])
+    assert "  stays as it is      0x08010000..0x0807ffff  5 sectors (2..6)  448 KiB\n" in text
+
+
 def test_a_plan_is_exact_to_the_byte() -> None:
     parts = [
         {"name": "app.hex", "start": 0x08000000, "end": 0x08000401},

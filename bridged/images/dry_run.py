@@ -92,8 +92,9 @@ def dry_run(
 
 
 def _ranges(plan: Plan, discard_outside: bool) -> list[dict[str, Any]]:
-    """The flash as runs of sectors of one size to which the same happens: ``{action, address, end, sectors, first, last,
-    sector_bytes, write_bytes, keep_bytes, lose_bytes}``, where ``end`` is exclusive, ``first`` and ``last`` are sector codes.
+    """The flash as runs of sectors of one size, numbered without a gap, to which the same happens: ``{action, address, end,
+    sectors, first, last, sector_bytes, write_bytes, keep_bytes, lose_bytes}``; ``end`` is exclusive, ``first`` and ``last`` are
+    sector codes.
 
     ``action``: ``stay`` (not touched), ``write`` (erased, written, proven), ``keep`` (so, and the bytes outside the image are
     read before and put back), ``lose`` (so, and they are lost: ``outside=discard``).
@@ -112,7 +113,7 @@ def _ranges(plan: Plan, discard_outside: bool) -> list[dict[str, Any]]:
         )
         if not (
             rows
-            and rows[-1]["end"] == sector.address
+            and (rows[-1]["end"], rows[-1]["last"] + 1) == (sector.address, sector.code)
             and (rows[-1]["action"], rows[-1]["sector_bytes"]) == (action, sector.size_bytes)
         ):
             rows.append(
