@@ -1,7 +1,8 @@
 """Writes the parts of the documentation that the code knows better: ``python -m tests.build_docs [--check]``.
 
-``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes. ``docs/line-protocol.md`` is written by hand
-down to ``MARK`` and is the reference from ``protocol.line`` after it. A test runs the check, so neither can drift.
+``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes, ``docs/limits.md`` by ``tests.limits``.
+``docs/line-protocol.md`` is written by hand down to ``MARK`` and is the reference from ``protocol.line`` after it. A test runs
+the check, so none can drift.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from bridged.errors import BY_CODE, HINTS, BridgedError
 from bridged.protocol import line
+from tests import limits
 
 DOCS = Path(__file__).parent.parent / "docs"
 MARK = "<!-- From here on made from the code by: python -m tests.build_docs -->\n"
@@ -66,7 +68,7 @@ def protocol_page() -> str:
 
 def pages() -> dict[str, str]:
     """File name to content."""
-    return {"errors.md": errors_page(), "line-protocol.md": protocol_page()}
+    return {"errors.md": errors_page(), "limits.md": limits.page(), "line-protocol.md": protocol_page()}
 
 
 def stale() -> list[str]:

@@ -13,7 +13,7 @@ from bridged import cli
 from bridged.chips import CHIPS
 from bridged.errors import BY_CODE
 from bridged.protocol.line import VERBS
-from tests import build_docs
+from tests import build_docs, limits
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -34,6 +34,11 @@ def anchors(path: Path) -> set[str]:
 
 def test_generated_pages_are_fresh() -> None:
     assert build_docs.stale() == [], "run: python -m tests.build_docs"
+
+
+def test_every_limit_is_documented_with_its_reason() -> None:
+    assert limits.unlisted() == [], "say in tests/limits.py what it bounds and what happens beyond it"
+    assert limits.unexplained() == [], "say beside it in the code why it is what it is"
 
 
 def test_every_error_code_is_explained() -> None:

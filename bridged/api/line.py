@@ -26,9 +26,9 @@ import os
 import socket
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from bridged import __version__
 from bridged.api.replies import (
@@ -52,6 +52,7 @@ from bridged.errors import (
     TooLarge,
     TooMany,
     UnknownImage,
+    UnknownTrace,
     UnknownVerb,
 )
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
@@ -64,7 +65,7 @@ T = TypeVar("T")
 Updates = list[Update]  # Aliases, because ``JobsApi`` has a method named ``list``.
 Rows = list[dict[str, Any]]
 
-CHUNK_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024  # What asyncio reads at once, and a quarter of what the store syncs at once.
 BACKLOG = 512  # Connections that the kernel holds until we take them: a burst of a thousand is taken within this.
 RESERVED_CONNECTIONS = 32  # Beyond ``Limits.connections`` of one principal: the others, an administrator above all, get in.
 REFUSED_CONNECTIONS = 64  # So many that are one too many may take their time to read why; the next ones are closed at once.
@@ -99,6 +100,7 @@ class StoreApi(Protocol):
     def have(self, sha256: str, principal: str | None = None) -> tuple[int, int | None, bool]: ...
     def open_upload(self, principal: str, size: int, sha256: str, offset: int, name: str, type_hint: str) -> Upload: ...
     def get(self, ref: str) -> StagedFile: ...
+    def trace_file(self, job_id: str) -> Path | None: ...
 
 
 class JobsApi(Protocol):
@@ -447,6 +449,7 @@ class _Connection:
             "WATCH": self._watch,
             "CANCEL": self._cancel,
             "LOG": self._log,
+            "TRACE": self._trace,
         }
 
     # --- life of a connection -------------------------------------------------------------------------------------
@@ -728,16 +731,20 @@ class _Connection:
             file = await asyncio.to_thread(path.open, "rb")
         except FileNotFoundError:
             raise UnknownImage(f"{ref} was removed a moment ago", image=ref) from None
+        await self._send_file(file, {"sha256": sha256})
+
+    async def _send_file(self, file: BinaryIO, data: dict[str, Any]) -> None:
+        """250 with ``data`` and the size, then exactly so many bytes. Closes ``file``."""
         try:
             left = os.fstat(file.fileno()).st_size
-            await self._send(Reply(250, "", {"size": left, "sha256": sha256}))
+            await self._send(Reply(250, "", {"size": left, **data}))
             while left:
-                data = await _in_thread(file.read, min(left, CHUNK_BYTES))
-                if not data:
+                piece = await _in_thread(file.read, min(left, CHUNK_BYTES))
+                if not piece:
                     # The number of bytes was promised; a short answer must not look like a whole one.
                     raise _Bye
-                await self._send_bytes(data)
-                left -= len(data)
+                await self._send_bytes(piece)
+                left -= len(piece)
         finally:
             file.close()
 
@@ -779,9 +786,9 @@ class _Connection:
         values.pop("verify", None)  # "full" is the only value, and the only behaviour.
         job = await self.server.jobs.submit(Submission(kind, target, image, values, own_id, self.principal))
         if wait:
-            await self._send(final_reply(await self._follow(job, None)))
+            await self._send(await self._final(await self._follow(job, None)))
         elif kind is JobKind.ENSURE and job.state is JobState.SUCCEEDED and unchanged(job):
-            await self._send(final_reply(job))
+            await self._send(await self._final(job))
         else:
             await self._send(Reply(250, "", {"job": job.id, "state": job.state, "target": job.target, "kind": job.kind}))
 
@@ -852,15 +859,37 @@ class _Connection:
             if close is not None:
                 await close()
 
+    async def _final(self, job: Job) -> Reply:
+        """How it ended, with the name of its recording where one is kept."""
+        reply = final_reply(job)
+        return replace(reply, data={**reply.data, **await self._traced(job)})
+
+    async def _traced(self, job: Job) -> dict[str, str]:
+        kept = await _in_thread(self.server.store.trace_file, job.id) if job.terminal else None
+        return {"trace": job.id} if kept is not None else {}
+
+    async def _trace(self, values: dict[str, Any]) -> None:
+        job_id = values["job"]
+        path = await _in_thread(self.server.store.trace_file, job_id)
+        try:
+            file = await asyncio.to_thread(path.open, "rb") if path is not None else None
+        except FileNotFoundError:
+            file = None  # A newer one took its place just now.
+        if file is None:
+            job = self.server.jobs.get(job_id)
+            raise UnknownTrace(f"no recording is kept of job {job.id} ({job.kind}, {job.state})", job=job.id)
+        await self._send_file(file, {"job": job_id})
+
     async def _status(self, values: dict[str, Any]) -> None:
-        await self._send(Reply(250, "", job_data(self.server.jobs.get(values["job"]))))
+        job = self.server.jobs.get(values["job"])
+        await self._send(Reply(250, "", job_data(job) | await self._traced(job)))
 
     async def _wait(self, values: dict[str, Any]) -> None:
         job = self.server.jobs.get(values["job"])
         if not job.terminal:
             job = await self._follow(job, values.get("timeout"))
         if job.terminal:
-            await self._send(final_reply(job))
+            await self._send(await self._final(job))
         else:
             data = {"job": job.id, "state": job.state, "message": f"the job goes on: {job.state} {job.phase}".rstrip()}
             await self._send(Reply(408, "WAIT_TIMEOUT", data))
@@ -870,7 +899,7 @@ class _Connection:
         names = [str(entry["name"]) for entry in self.server.jobs.targets()]
         if what != "*" and what not in names:
             job = self.server.jobs.get(what)
-            await self._send(final_reply(job if job.terminal else await self._follow(job, None)))
+            await self._send(await self._final(job if job.terminal else await self._follow(job, None)))
             return
         await self._send(Reply(150, "WATCHING", {"watch": what}, more=True))
         async with contextlib.aclosing(self._updates(None, None if what == "*" else what, None)) as updates:

@@ -58,7 +58,7 @@ class Limits:
 
     memory_bytes: int = 512 << 20  # Of address space, most of which the interpreter and its libraries only reserve.
     memory_factor: int = 16  # More for each byte of the file: text becomes lines, records and parts before it is an image.
-    cpu_s: int = 60  # A 32 MiB HEX takes some 20 s on the slowest gateway.
+    cpu_s: int = 60  # A HEX of 1 MiB takes half a second on a PC: the largest file some 16 s, and gateways are slower.
     timeout_s: float = 120.0  # By the clock, on a machine that does other things as well.
     unpacked_bytes: int = 32 << 20  # In a store: as much as a file may have.
 

@@ -14,7 +14,7 @@ from typing import Any
 from bridged.errors import StorageFull
 
 LIMIT_BYTES = 64 << 20  # The largest flash is 4 MiB; the oldest files go first.
-JOB_LIMIT_BYTES = 16 << 20  # Of one job; its bytes are in memory at once. At 115200 baud this takes half an hour.
+JOB_LIMIT_BYTES = 16 << 20  # Of one job; its bytes are in memory at once. At 115200 baud this takes 25 minutes.
 
 
 class Results:

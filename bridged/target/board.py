@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 HEADER_BYTES = 4096
-RESULT_BYTES = 128 * 1024  # Of JSON; a result has 2 KiB, an error with all that was received 30.
-HALF_BYTES = 512 * 1024  # The recorder keeps one to two of these: two minutes of a dialogue at 115200 baud.
+RESULT_BYTES = 128 * 1024  # Of JSON. An error that quotes 4 KiB of noise twice in hexadecimal has some 20 KiB.
+HALF_BYTES = 512 * 1024  # The recorder keeps one to two of these; what was sent of the image is a reference.
 SIZE_BYTES = HEADER_BYTES + RESULT_BYTES + 2 * HALF_BYTES
 MAX_HAZARD_S = 600.0  # Twice the longest erase of the chip table is 129 s; a torn or mad entry must not stop a target for ever.
 MAGIC = b"BRBOARD1"
