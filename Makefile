@@ -62,11 +62,12 @@ lock: $(DEV_STAMP) ## choose package versions anew (hashes of every file, no add
 	$(LOCK) --group setup --constraints requirements-dev.lock --no-annotate -o requirements.lock
 	@! grep -nE '://|^-' requirements.lock requirements-dev.lock
 
-install: ## as root: the daemon for systemd under /opt/bridged
+install: ## as root: the daemon for systemd under PREFIX, /opt/bridged
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(PREFIX)/bin/python -m pip install --quiet --no-deps --no-build-isolation .
 	install -D -m 644 -t /etc/systemd/system systemd/bridged.service systemd/bridged.socket
+	sed -i 's|/opt/bridged/|$(abspath $(PREFIX))/|' /etc/systemd/system/bridged.service
 	install -D -m 644 systemd/bridged.sysusers /etc/sysusers.d/bridged.conf
 	install -D -m 644 -t /etc/udev/rules.d systemd/60-bridged.rules
 	test -e /etc/bridged/bridged.toml || install -D -m 644 config/bridged.toml /etc/bridged/bridged.toml
