@@ -71,6 +71,8 @@ class Plan:
         return self.vector_address // self._step(self.vector_address) * self._step(self.vector_address)
 
     def in_vector_block(self, address: int) -> bool:
+        if abs(address - self.vector_address) >= BLOCK_BYTES:
+            return False  # Asked for every block of the image, with the target waiting: the rule without a look at the map.
         return self.vector_block <= address < self.vector_block + self._step(self.vector_address)
 
     def _step(self, address: int) -> int:

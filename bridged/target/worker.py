@@ -57,12 +57,13 @@ from bridged.target.uart import Counters, Uart
 
 T = TypeVar("T")
 
-DRAIN_LIMIT_BYTES = 4096
+DRAIN_LIMIT_BYTES = 4096  # Of noise that is listened to: enough to say what it is.
 BARRIER_LIMIT_S = 120.0  # An SD card can take seconds for a sync; minutes mean that the daemon hangs.
-WRITE_LIMIT_S = 5.0
+WRITE_LIMIT_S = 5.0  # For one frame into the kernel; 262 bytes at 1200 baud take 2.4 s. More means a port that is gone.
 RECORD_AFTER_S = 0.002
 RECORD_AT_MOST = 60  # Entries, each a frame or an answer.
 LONG_ANSWER_BYTES = 16
+HEARD_S = 0.03  # About one block at 115200 baud.
 RT_PRIORITY = 10
 RT_LIMIT_US = 5_000_000  # CPU without a sleep at real-time priority; beyond it the kernel ends the process, not the gateway.
 
@@ -96,6 +97,7 @@ class Control:
         self._asked: BridgedError | None = None
         self._answer: dict[str, Any] | None = None
         self._gone = False
+        self._polled = 0.0
 
     def tell(self, message: dict[str, Any]) -> None:
         self._waiting.append(json.dumps(message, separators=(",", ":")).encode())
@@ -114,6 +116,7 @@ class Control:
 
     def poll(self) -> None:
         """Take what the daemon said; its end counts as a stop."""
+        self._polled = time.monotonic()
         # Asked first, since that nothing came is the rule, and an exception costs more than all the rest of a checkpoint.
         while not self._gone and self._heard.poll(0):
             try:
@@ -136,10 +139,14 @@ class Control:
             self._asked = Stopped("the daemon is gone")
 
     def checkpoint(self) -> None:
-        """Raises what was asked for, once: the way back to the application must not be interrupted by it."""
+        """Raises what was asked for, once: the way back to the application must not be interrupted by it.
+
+        What the daemon said before it answered a barrier was heard with the answer; else it may be ``HEARD_S`` old.
+        """
         if self._waiting:
             self.flush()
-        self.poll()
+        if time.monotonic() - self._polled > HEARD_S:
+            self.poll()
         asked, self._asked = self._asked, None
         if asked is not None:
             raise asked
@@ -183,7 +190,9 @@ class Driver:
         self.bytes_out = self.bytes_in = 0
         self._sent_until = 0.0
         self._frame_s = 11 / 115200
-        self._unrecorded: list[tuple[Send | bytes, float]] = []  # What was sent and received, with times.
+        # What was done, sent and received, and is not on the board yet: see ``_record``.
+        self._done: int | None = None
+        self._unrecorded: list[tuple[Send | bytes, float]] = []
         self._do: dict[type[Any], Any] = {
             Send: self._send,
             Receive: self._receive,
@@ -192,7 +201,7 @@ class Driver:
             SetLines: self._set_lines,
             SetFormat: self._set_format,
             Report: self._report,
-            Progress: lambda step: self._board.set_progress(step.done),
+            Progress: self._progress,
             Checkpoint: lambda _step: self._control.checkpoint(),
             Barrier: self._barrier,
             Hazard: self._hazard,
@@ -253,7 +262,7 @@ class Driver:
         return got
 
     def _record(self) -> None:
-        """Bring the recorder up to date.
+        """Bring the board up to date, and hear what the daemon says.
 
         Not between an answer and the next frame, where every microsecond is added to the time of the job, but while a long
         answer comes in, in a wait of more than ``RECORD_AFTER_S``, and before every step that is no exchange.
@@ -266,6 +275,13 @@ class Driver:
             else:
                 self._board.record(REFERENCE, reference(what.payload_address, len(what.data) - 2), at)
         self._unrecorded.clear()
+        if self._done is not None:
+            self._board.set_progress(self._done)
+            self._done = None
+        self._control.poll()
+
+    def _progress(self, step: Progress) -> None:
+        self._done = step.done
 
     def note(self, text: str) -> None:
         """Put what is no exchange on the recorder, in the words of ``protocol.recording``."""
@@ -315,6 +331,7 @@ class Driver:
     def tell(self, event: Event) -> None:
         if isinstance(event, PhaseStarted):
             self._board.set_progress(0)
+            self._done = None
         if text := note_of(event):
             self.note(text)
         self._control.tell(encode(event))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import pytest
 
 from bridged.errors import BridgedError, Canceled, LinkError
-from bridged.protocol.flow import Checkpoint, Drain, Flow, Pause, Receive, Send
+from bridged.events import Phase, PhaseStarted
+from bridged.protocol.flow import Barrier, Checkpoint, Drain, Flow, Pause, Progress, Receive, Report, Send
 from bridged.target import lines
 from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
 from bridged.target.uart import Uart
@@ -157,10 +158,11 @@ def test_a_flow_that_dies_leaves_its_last_words() -> None:
         assert r.recorded() == [(SENT, b"\x7f")]
 
 
-def test_a_cancel_is_heard_at_the_next_checkpoint_and_once() -> None:
+def test_a_cancel_is_heard_at_the_next_checkpoint_after_a_wait_and_once() -> None:
     def flow(r: Rig) -> Flow[int]:
         yield Checkpoint()
         r.daemon.send(b'{"do":"cancel"}')
+        yield Receive(1, 0.01)
         try:
             yield Checkpoint()
         except Canceled:
@@ -170,3 +172,49 @@ def test_a_cancel_is_heard_at_the_next_checkpoint_and_once() -> None:
 
     with rig() as r:
         assert r.driver.run(flow(r)) == 1
+
+
+def test_a_cancel_that_came_first_is_heard_by_the_first_checkpoint() -> None:
+    def flow() -> Flow[None]:
+        yield Checkpoint()
+
+    with rig() as r:
+        r.daemon.send(b'{"do":"cancel"}')
+        with pytest.raises(Canceled):
+            r.driver.run(flow())
+
+
+def test_a_cancel_before_the_answer_to_a_barrier_is_heard_right_after_it() -> None:
+    """Between this barrier and the erase nothing may be missed."""
+
+    def flow() -> Flow[None]:
+        yield Checkpoint()
+        yield Barrier("erasing", 1.0)
+        yield Checkpoint()
+
+    def daemon(r: Rig) -> None:
+        r.daemon.recv(1000)
+        r.daemon.send(b'{"do":"cancel"}')
+        r.daemon.send(b'{"ok":true}')
+
+    with rig() as r:
+        answering = threading.Thread(target=daemon, args=(r,))
+        answering.start()
+        with pytest.raises(Canceled):
+            r.driver.run(flow())
+        answering.join()
+
+
+def test_progress_is_on_the_board_before_the_next_phase_and_after_every_wait() -> None:
+    def flow(r: Rig) -> Flow[None]:
+        yield Progress(256)
+        yield Receive(1, 0.001)
+        assert r.board.done == 256
+        yield Progress(512)
+        yield Report(PhaseStarted(Phase.VERIFY, 512))
+        assert r.board.done == 0
+        yield Progress(7)
+
+    with rig() as r:
+        r.driver.run(flow(r))
+        assert r.board.done == 7
