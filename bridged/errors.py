@@ -305,6 +305,10 @@ class UnknownJob(JobError):
     code = "UNKNOWN_JOB"
 
 
+class UnknownTrace(JobError):
+    code = "UNKNOWN_TRACE"
+
+
 class UnknownTarget(JobError):
     code = "UNKNOWN_TARGET"
 
@@ -583,6 +587,10 @@ HINTS: dict[str, Hint] = {
     ),
     "JOB": Hint("The job cannot be done.", "See the message."),
     "UNKNOWN_JOB": Hint("No job has this id; old ones are removed after a while.", "List them with JOBS."),
+    "UNKNOWN_TRACE": Hint(
+        "Recordings are kept of jobs that failed or were given `trace=1`, and only the last few (`store.traces`).",
+        "Repeat the job with `trace=1`.",
+    ),
     "UNKNOWN_TARGET": Hint("No target has this name.", "List them with TARGETS."),
     "TARGET_BUSY": Hint("Somebody else holds the target.", "The message says who; wait, or ask them."),
     "NOT_CANCELLABLE": Hint(

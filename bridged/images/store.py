@@ -737,6 +737,11 @@ class Store:
                 old.unlink(missing_ok=True)
         return path
 
+    def trace_file(self, job_id: str) -> Path | None:
+        """Where the recording of a job is, as long as it is one of the last few."""
+        path = self.root / "traces" / f"{plain_name(job_id)}.txt"
+        return path if path.is_file() else None
+
     def load_trace(self, job_id: str) -> str | None:
         path = self.root / "traces" / f"{plain_name(job_id)}.txt"
         try:

@@ -511,6 +511,38 @@ def test_put_have_get(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def test_a_recording_comes_back_and_is_named_where_it_is_kept(tmp_path: Path) -> None:
+    async def body(w: World) -> None:
+        text = "    0.000000 # session identify\n    0.000100 > 7F\n    0.150000 < \n" * 3000
+        gate = asyncio.Event()
+        w.jobs.expect(
+            Script(JobKind.IDENTIFY, "motor1", end=JobState.FAILED, error=NoSync("no byte came"), gate=gate),
+            Script(JobKind.IDENTIFY, "motor1", end=JobState.SUCCEEDED),
+        )
+        c = await w.connect()
+        await c.ask("ID motor1")
+        w.store.save_trace("j1", text)
+        assert "trace" not in (await c.ask("STATUS j1")).data, "of a run before this one"
+        gate.set()
+        failed = await c.ask("WAIT j1")
+        assert (failed.code, failed.text, failed.data["trace"]) == (450, "NO_SYNC", "j1")
+        assert (await c.ask("STATUS j1")).data["trace"] == "j1"
+        assert (await c.ask("WATCH j1")).data["trace"] == "j1"
+        await c.say("TRACE j1\nPING")
+        assert (await c.reply()).data == {"job": "j1", "size": str(len(text))}
+        assert await asyncio.wait_for(c.reader.readexactly(len(text)), 10) == text.encode()
+        assert (await c.reply()).text == "PONG"
+        assert "trace" not in (await c.ask("ID motor1 wait=1")).data
+        missing = await c.ask("TRACE j2")
+        assert (missing.code, missing.text) == (404, "UNKNOWN_TRACE")
+        assert "trace=1" in missing.data["remedy"]
+        assert (await c.ask("TRACE j9")).text == "UNKNOWN_JOB"
+        assert (await c.ask("TRACE ../../state.db")).text == "UNKNOWN_JOB"
+        assert (await c.ask("TRACE")).code == 501
+
+    run(tmp_path, body)
+
+
 def test_what_a_read_job_read_comes_back(tmp_path: Path) -> None:
     async def body(w: World) -> None:
         result = {"sha256": sha(DATA), "size": len(DATA)}
