@@ -55,10 +55,10 @@ def vector_address(image: Image, flash: Range, spans: Sequence[Span] = ()) -> in
 
 
 def _looks_like_a_table(image: Image, address: int, flash: Range) -> bool:
-    """A stack pointer where some Cortex-M has RAM, and an odd reset vector into the flash."""
+    """A stack pointer where some Cortex-M has RAM, and an odd reset vector into the flash of a part of any size."""
     stack_pointer, reset = struct.unpack("<II", image.read(address, VECTORS_BYTES))
     in_ram = any(r.start < stack_pointer <= r.end for r in _RAM_OF_ANY) and not stack_pointer % STACK_ALIGN_BYTES
-    return in_ram and bool(reset & 1) and flash.start <= reset < flash.end
+    return in_ram and bool(reset & 1) and reset >> 24 == flash.start >> 24
 
 
 def check_vectors(image: Image, flash: Range, ram: Sequence[Range], spans: Sequence[Span] = ()) -> Vectors | None:

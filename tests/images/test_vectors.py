@@ -128,6 +128,7 @@ def test_without_any_table_the_first_part_is_the_one_that_is_refused() -> None:
             "part1 at 0x08008000: the reset vector is 0x08000101, expected an address inside",
         ),
         (table(0x20080000, APP_AT + 0x101, APP_AT), "part1 at 0x08008000: the stack pointer is 0x20080000"),  # a larger part
+        (table(0x20008000, 0x08100101, APP_AT), "part1 at 0x08008000: the reset vector is 0x08100101"),  # likewise
     ],
 )
 def test_an_application_at_the_wrong_place_is_found_behind_its_bootloader(app: Image, says: str) -> None:

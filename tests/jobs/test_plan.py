@@ -42,7 +42,7 @@ def test_ranges_and_assumptions(image: Image, known: dict[str, Any], rows: list[
 
 
 @pytest.mark.parametrize(
-    "known", [F756, {**F756, "discard_outside": True}, {"chip": "L476"}, {"chip": "H743"}, {"chip": "L053"}]
+    "known", [F756, {**F756, "discard_outside": True}, {"chip": "L476"}, {"chip": "H743"}, {"chip": "L053"}, {"chip": "F429"}]
 )
 @pytest.mark.parametrize("image", [FIRMWARE, WHOLE_SECTORS.merged_with(Image.of([(0x08010001, b"tail")])), TWO_PLACES])
 def test_the_ranges_are_the_whole_flash_and_the_sums_are_theirs(image: Image, known: dict[str, Any]) -> None:
