@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG ?= config/bridged.toml
 PREFIX ?= /opt/bridged
+FUZZ_SECONDS ?= 60
+SOAK_MINUTES ?= 120
 
 # Two sets of locked packages, so that who only wants to try it does not install compilers and test tools.
 RUN_STAMP := $(VENV)/.installed-run
@@ -15,7 +17,7 @@ LOCK      := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-v
              --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: reliability help venv demo test check format lock reference firmware firmware-check run sim install clean distclean
+.PHONY: reliability help venv demo test check format lock reference fuzz soak firmware firmware-check run sim install clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -50,6 +52,12 @@ reference: $(RUN_STAMP) ## write config/bridged.toml anew from the code
 
 reliability: $(DEV_STAMP) ## one fault at position after position, written to docs/reliability.md
 	$(BIN)/python -m tests.reliability
+
+fuzz: $(DEV_STAMP) ## the guided fuzzer for a minute: make fuzz FUZZ_SECONDS=600
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+
+soak: $(DEV_STAMP) ## what takes hours: make soak SOAK_MINUTES=480
+	$(BIN)/python -m tests.fuzz.run --seconds $$(( $(SOAK_MINUTES) * 60 ))
 
 firmware: $(DEV_STAMP) ## build the firmware of the demo from its C source
 	$(BIN)/python -m tests.build_firmware

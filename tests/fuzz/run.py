@@ -24,7 +24,7 @@ RSS_LIMIT_MIB = 1024
 INPUT_LIMIT_S = 20  # One input; most take microseconds, a session on a bad wire up to a second under instrumentation.
 KEEP_BYTES = 1024  # Of one input that is taken into the repository, and at most so many new ones of a target.
 KEEP_COUNT = 24
-REMEDY = "atheris has no wheel for this Python; use one of 3.11 to 3.13 on x86-64: make PYTHON=python3.11"
+REMEDY = "atheris has wheels for Python 3.11 to 3.13 on x86-64 Linux only: there, make distclean && make PYTHON=python3.11 fuzz"
 
 
 def one(target: str, arguments: list[str]) -> int:
@@ -45,19 +45,20 @@ def fuzz(target: str, seconds: float) -> bool:
     learnt = CACHE / target
     learnt.mkdir(parents=True, exist_ok=True)
     CRASHES.mkdir(parents=True, exist_ok=True)
-    before = set(CRASHES.iterdir())
+    before = _findings(target)
     done = _start(
         target,
         f"-max_total_time={max(1, round(seconds))}",
         f"-timeout={INPUT_LIMIT_S}",
         f"-rss_limit_mb={RSS_LIMIT_MIB}",
         f"-artifact_prefix={CRASHES}/{target}-",
+        f"-report_slow_units={INPUT_LIMIT_S}",
         "-print_final_stats=1",
         "-verbosity=0",
         str(learnt),
         str(CORPUS / target),
     )
-    found = sorted(set(CRASHES.iterdir()) - before)
+    found = sorted(_findings(target) - before)
     runs = next((text.split()[-1] for text in done.stderr.splitlines() if "number_of_executed_units" in text), "?")
     print(f"{target:18} {runs:>9} inputs, {len(list(learnt.iterdir()))} kept", flush=True)
     if done.returncode or found:
@@ -66,6 +67,10 @@ def fuzz(target: str, seconds: float) -> bool:
             print(f"  repeat: python -m tests.fuzz.run --repeat {path.relative_to(Path.cwd())} --target {target}", flush=True)
         return False
     return True
+
+
+def _findings(target: str) -> set[Path]:
+    return {path for kind in ("crash", "timeout", "oom", "leak") for path in CRASHES.glob(f"{target}-{kind}-*")}
 
 
 def keep(target: str) -> None:
