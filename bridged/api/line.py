@@ -33,6 +33,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from bridged import __version__
 from bridged.api.replies import (
     final_reply,
+    findings,
     job_data,
     job_summary,
     progress,
@@ -442,6 +443,7 @@ class _Connection:
             "ERASE": self._erase,
             "RESET": self._reset,
             "ID": self._id,
+            "DOCTOR": self._doctor,
             "PLAN": self._plan,
             "JOBS": self._jobs,
             "STATUS": self._status,
@@ -780,15 +782,18 @@ class _Connection:
     async def _id(self, values: dict[str, Any]) -> None:
         await self._submit(JobKind.IDENTIFY, values)
 
+    async def _doctor(self, values: dict[str, Any]) -> None:
+        await self._submit(JobKind.DOCTOR, values)
+
     async def _submit(self, kind: JobKind, values: dict[str, Any]) -> None:
         target, wait, own_id = values.pop("target"), values.pop("wait", False), values.pop("id", "")
         image = values.pop("image", "")
         values.pop("verify", None)  # "full" is the only value, and the only behaviour.
         job = await self.server.jobs.submit(Submission(kind, target, image, values, own_id, self.principal))
         if wait:
-            await self._send(await self._final(await self._follow(job, None)))
+            await self._send(*await self._final(await self._follow(job, None)))
         elif kind is JobKind.ENSURE and job.state is JobState.SUCCEEDED and unchanged(job):
-            await self._send(await self._final(job))
+            await self._send(*await self._final(job))
         else:
             await self._send(Reply(250, "", {"job": job.id, "state": job.state, "target": job.target, "kind": job.kind}))
 
@@ -859,10 +864,10 @@ class _Connection:
             if close is not None:
                 await close()
 
-    async def _final(self, job: Job) -> Reply:
-        """How it ended, with the name of its recording where one is kept."""
+    async def _final(self, job: Job) -> list[Reply]:
+        """What it found, if it looked for something, then how it ended, with the name of its recording where one is kept."""
         reply = final_reply(job)
-        return replace(reply, data={**reply.data, **await self._traced(job)})
+        return [*findings(job), replace(reply, data={**reply.data, **await self._traced(job)})]
 
     async def _traced(self, job: Job) -> dict[str, str]:
         kept = await _in_thread(self.server.store.trace_file, job.id) if job.terminal else None
@@ -889,7 +894,7 @@ class _Connection:
         if not job.terminal:
             job = await self._follow(job, values.get("timeout"))
         if job.terminal:
-            await self._send(await self._final(job))
+            await self._send(*await self._final(job))
         else:
             data = {"job": job.id, "state": job.state, "message": f"the job goes on: {job.state} {job.phase}".rstrip()}
             await self._send(Reply(408, "WAIT_TIMEOUT", data))
@@ -899,7 +904,7 @@ class _Connection:
         names = [str(entry["name"]) for entry in self.server.jobs.targets()]
         if what != "*" and what not in names:
             job = self.server.jobs.get(what)
-            await self._send(await self._final(job if job.terminal else await self._follow(job, None)))
+            await self._send(*await self._final(job if job.terminal else await self._follow(job, None)))
             return
         await self._send(Reply(150, "WATCHING", {"watch": what}, more=True))
         async with contextlib.aclosing(self._updates(None, None if what == "*" else what, None)) as updates:

@@ -60,11 +60,20 @@ def final_reply(job: Job) -> Reply:
     """The line that says how a job ended: 250 done, 251 nothing was to be done, else the error with its evidence."""
     context: dict[str, Any] = {"job": job.id, "kind": job.kind, "target": job.target, "state": job.state}
     if job.state is JobState.SUCCEEDED:
-        return Reply(251 if unchanged(job) else 250, "", context | dict(job.result or {}))
+        result = dict(job.result or {})
+        found = result.pop("findings", None) or []
+        if job.kind is JobKind.DOCTOR:
+            result |= {f"{level}s": sum(f["level"] == level for f in found) for level in ("problem", "warning")}
+        return Reply(251 if unchanged(job) else 250, "", context | result)
     error = job.error or _error_of(job).as_dict()
     reply = codec.failure_reply(error, context | {"phase": job.phase or None})
     code = 550 if job.state is JobState.REJECTED else 400 if reply.code in (421, 423, 429) else reply.code
     return Reply(code, reply.text, dict(reply.data) | ({"result": job.result} if job.result else {}))
+
+
+def findings(job: Job) -> list[Reply]:
+    """What a DOCTOR job has found, a line each, before its final one."""
+    return [Reply(250, "", finding, more=True) for finding in (job.result or {}).get("findings") or []]
 
 
 def unchanged(job: Job) -> bool:

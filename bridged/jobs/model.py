@@ -61,6 +61,7 @@ class JobKind(StrEnum):
     READ = "read"
     ERASE = "erase"
     IDENTIFY = "identify"
+    DOCTOR = "doctor"
     RESET = "reset"
 
 

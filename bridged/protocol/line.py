@@ -329,6 +329,13 @@ _TABLE = (
         (_TARGET,),
         (Param("mode", "choice", "app: the application, boot: the ROM loader", ("app", "boot")), _TRACE, _ID, _WAIT),
     ),
+    Verb(
+        "DOCTOR",
+        "Examines the wiring and the chip without changing its flash; resets it several times. The findings are in the result.",
+        _SUBMITTED,
+        (_TARGET,),
+        (_TRACE, _ID, _WAIT),
+    ),
     Verb("ID", "Asks the chip who it is.", _SUBMITTED, (_TARGET,), (_TRACE, _ID, _WAIT)),
     Verb(
         "PLAN",
