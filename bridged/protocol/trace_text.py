@@ -43,14 +43,19 @@ def table(recording: Recording, *, fold: bool = True) -> str:
     out.append(_line(HEAD, widths))
     for cell, row in zip(cells, rows, strict=True):
         out.append(_line(cell, widths, "!" if row.marked else " "))
-        out += [f"{'':{widths[0]}} ! {'':{widths[1]}}  {flag}" for flag in row.flags]
+        out += [f"{'':{widths[0]}} ! {'':{widths[1]}}  {_printable(flag)}" for flag in row.flags]
     return "\n".join([*out, "", *summary(recording)]) + "\n"
 
 
 def _line(cells: tuple[str, ...], widths: list[int], mark: str = " ") -> str:
-    at, what, detail, answer, took = cells
+    at, what, detail, answer, took = (_printable(cell) for cell in cells)
     line = f"{at:>{widths[0]}} {mark} {what:{widths[1]}}  {detail:{widths[2]}}  {answer:{widths[3]}}  {took:>{widths[4]}}"
     return line.rstrip()
+
+
+def _printable(text: str) -> str:
+    """What comes from a target or from a stranger must not talk to the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 # --- folding ------------------------------------------------------------------------------------------------------
@@ -146,7 +151,7 @@ def summary(recording: Recording) -> list[str]:
             place = f" at {event.address:#010x}" if event.address is not None else ""
             before = "before " if pick is _gap_s else ""
             lines.append(f"{text}: {span(seconds)}, {before}{event.title}{place} ({stage.name}), time {stage.at:.3f}")
-    lines += [event.title for event in events if event.kind is Kind.COUNTERS]
+    lines += [_printable(event.title) for event in events if event.kind is Kind.COUNTERS]
     if not recording.whole:
         lines.append("the beginning is missing, so the sums are those of a part")
     return lines

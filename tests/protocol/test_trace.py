@@ -31,7 +31,9 @@ def check(text: str) -> Recording:
     assert sum(event.sent_bytes for event in found.events) == sum(entry.sent_bytes for entry in found.entries)
     assert sum(event.received_bytes for event in found.events) == sum(entry.received_bytes for entry in found.entries)
     for fold in (True, False):
-        assert table(found, fold=fold).endswith("\n")
+        shown = table(found, fold=fold)
+        assert shown.endswith("\n")
+        assert shown.replace("\n", "").isprintable(), "nothing in it may talk to a terminal"
     objects = [json.loads(line) for line in json_lines(found)]
     assert len(objects) == len(found.events) + 1
     assert sum(shown.get("sent_bytes", 0) for shown in objects) == sum(entry.sent_bytes for entry in found.entries)
