@@ -394,6 +394,8 @@ class Screen:
         out += [f"  {word}: {data[word]}" for word in ("cause", "remedy") if data.get(word)]
         if data.get("job"):
             out.append(f"  job {data['job']} {data.get('state', '')}; its history: bridged log {data['job']}")
+        if data.get("trace"):
+            out.append(f"  what was sent and answered: bridged trace {data['trace']}")
         print("\n".join(out), file=sys.stderr, flush=True)
 
 
@@ -854,6 +856,37 @@ class Command:
         self.screen.reply(last)
         return Exit.DONE
 
+    def trace(self) -> Exit:
+        """Late import: nothing else needs the decoder."""
+        text = self._recording(self.args.job)
+        if self.args.raw:
+            sys.stdout.write(text)
+            return Exit.DONE
+        from bridged.protocol import trace_text
+        from bridged.protocol.trace import decode
+
+        found = decode(text)
+        if self.args.json:
+            for line in trace_text.json_lines(found):
+                print(line)
+        else:
+            sys.stdout.write(trace_text.table(found, fold=not self.args.all))
+        return Exit.DONE
+
+    def _recording(self, what: str) -> str:
+        """Of a job, or from a file that somebody sent us."""
+        path = Path(what)
+        if path.is_file():
+            return path.read_text("utf-8", "replace")
+
+        def action(link: Link) -> bytes:
+            link.send(format_request("TRACE", what))
+            if (head := link.reply()).code != 250:
+                raise Refused(head)
+            return b"".join(link.raw(int(head.data["size"])))
+
+        return self.session.call(action).decode("utf-8", "replace")
+
     def cancel(self) -> Exit:
         reply = self._ask(format_request("CANCEL", self.args.job, force=1 if self.args.force else None))
         self._print(f"job {reply.data.get('job')}: {reply.data.get('state')}")
@@ -1088,6 +1121,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("log", "the history of a job", "bridged log JOB")
     sub.add_argument("job", metavar="JOB")
     sub.add_argument("--from", dest="since", type=int, metavar="SEQ", help="only from this entry on")
+    sub = command("trace", "explain the recording of a job: what was sent and answered, and who was slow", "bridged trace JOB")
+    sub.add_argument("job", metavar="JOB|FILE", help="a job that failed or ran with --trace, or a recording from --raw")
+    shown = sub.add_mutually_exclusive_group()
+    shown.add_argument("--all", action="store_true", help="a row for every command (default: what went well is folded)")
+    shown.add_argument("--raw", action="store_true", help="the recording itself")
     sub = command("cancel", "cancel a job", "bridged cancel JOB")
     sub.add_argument("job", metavar="JOB")
     sub.add_argument("--force", action="store_true", help="also between erase and proof: the target is left without firmware")

@@ -466,6 +466,37 @@ def test_looking_at_jobs_and_targets(gateway: Gateway, tmp_path: Path) -> None:
     assert bridged(gateway, "watch", "j1").returncode == Exit.CANCELED
 
 
+def test_the_recording_of_a_failed_job_is_named_and_explained(gateway: Gateway, tmp_path: Path) -> None:
+    text = (Path(__file__).parent / "protocol" / "recordings" / "nack.txt").read_text()
+    gateway.store.save_trace("j1", text)
+    gateway.jobs.expect(Script(JobKind.IDENTIFY, "motor1", end=JobState.FAILED, error=Nack("Write Memory: NACK")))
+    failed = bridged(gateway, "id", "motor1")
+    assert failed.returncode == Exit.FAILED
+    assert "what was sent and answered: bridged trace j1\n" in failed.stderr
+
+    shown = bridged(gateway, "trace", "j1")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == (Path(__file__).parent / "protocol" / "recordings" / "nack.table").read_text()
+    everything = bridged(gateway, "trace", "j1", "--all").stdout
+    assert everything.count("Write Memory ") > shown.stdout.count("Write Memory ")
+
+    raw = bridged(gateway, "trace", "j1", "--raw")
+    assert (raw.returncode, raw.stdout) == (0, text)
+    (tmp_path / "sent-to-us.txt").write_text(raw.stdout)
+    assert bridged(None, "trace", str(tmp_path / "sent-to-us.txt")).stdout == shown.stdout, "no gateway is needed for a file"
+
+    objects = [json.loads(line) for line in bridged(gateway, "trace", "j1", "--json").stdout.splitlines()]
+    refused = [o for o in objects if o.get("answer") == "NACK"]
+    assert [(o["command"], o["address"], o["length"], o["flags"]) for o in refused] == [
+        ("Write Memory", "0x08000400", 256, ["NACK (data)"])
+    ]
+    assert objects[-1]["event"] == "summary"
+
+    missing = bridged(gateway, "trace", "j9")
+    assert (missing.returncode, "UNKNOWN_JOB" in missing.stderr) == (Exit.USAGE, True)
+    assert bridged(gateway, "trace", "j1", "--raw", "--all").returncode == Exit.USAGE
+
+
 def test_json_is_the_gateways_replies(gateway: Gateway, tmp_path: Path) -> None:
     path, digest = app_file(tmp_path, b"firmware")
     gateway.jobs.expect(Script(JobKind.FLASH, "motor1", digest, {}, STEPS, result=RESULT, gate=gateway.gate))
