@@ -48,6 +48,7 @@ from bridged.errors import (
     NotAllowed,
     NotCancellable,
     OutsideUnreadable,
+    PortGone,
     QueueFull,
     SessionDied,
     Stopped,
@@ -623,7 +624,8 @@ class Jobs:
                 await self._errand(mate.port.release_after(0.0))
             except BridgedError as error:
                 log.warning("target %s could not be released after a crash: %s", mate.name, error.message)
-                problem = error if mate is lane else problem
+                if mate is lane and not isinstance(error, PortGone):  # Gone again: it is absent, and waited for.
+                    problem = error
                 continue
             mate.debt = None
             mate.wake.set()
@@ -668,8 +670,8 @@ class Jobs:
             live = lane.head()
             if live is None or self._stopping.is_set() or self._held(live):
                 return
-            if lane.port.state == "absent":
-                return
+            if lane.port.state == "absent" or (lane.debt is not None and problem is None):
+                return  # Gone, or gone for a moment while it was released: once more.
             elif problem is not None:
                 await self._end(lane, live, JobState.FAILED, problem)
             elif lane.port.state == "broken":
@@ -764,7 +766,8 @@ class Jobs:
         if state is JobState.INTERRUPTED:
             # A session that stopped by itself, because it heard nothing of the journal, counts as an attempt like any other.
             parked = isinstance(problem, Stopped) and self._stopping.is_set()
-            reason = PARKED if parked else str(problem.code if problem else "")
+            gone = isinstance(problem, PortGone)
+            reason = PARKED if parked else ABSENT if gone else str(problem.code if problem else "")
             await self._end(lane, live, state, problem, reason=reason)
         else:
             self._remember(lane, live, result, problem)
@@ -1088,8 +1091,8 @@ def _outcome(problem: BridgedError | None, touched: bool) -> JobState:
     """The state that the end of a session means."""
     if problem is None:
         return JobState.SUCCEEDED
-    if isinstance(problem, Stopped | SessionDied):
-        return JobState.INTERRUPTED
+    if isinstance(problem, Stopped | SessionDied | PortGone):
+        return JobState.INTERRUPTED  # The target of a port that is gone is as it is: the job goes on when it is back.
     if isinstance(problem, Canceled):
         return JobState.CANCELED
     if isinstance(problem, DeadlineExceeded):

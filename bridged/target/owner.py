@@ -189,7 +189,8 @@ class Target:
     async def release_after(self, hazard_s: float) -> None:
         """Bring a target that an interrupted session left back to its application, after ``hazard_s``.
 
-        Raises ``LineUnavailable`` or ``PortGone``; the target is marked broken then.
+        Raises ``LineUnavailable``, and the target is marked broken then; ``PortGone`` where the port has vanished: the target
+        is absent, and the release is owed still.
         """
         await asyncio.sleep(hazard_s)
         try:
@@ -199,6 +200,10 @@ class Target:
             await self._back_to_application()
             self.unreleased = False
         except LinkError as error:
+            if self._vanished():
+                await asyncio.to_thread(self._let_go)
+                await self._set("absent", f"{self.config.port} vanished")
+                raise PortGone(f"{self.config.port} vanished while the target was released: {error.message}") from error
             await self._set("broken", f"after an interrupted session: {error.message}")
             raise
         finally:
@@ -374,6 +379,9 @@ class Target:
             if "error" in outcome:
                 error = from_dict(outcome["error"])
                 error.facts.update({f"uart_{name}_errors": count for name, count in errors.items() if count})
+                if isinstance(error, LinkError) and not isinstance(error, PortGone) and self._vanished():
+                    # A line box or GPIO chip on the adapter may have noticed first that it was unplugged.
+                    raise PortGone(f"{self.config.port} vanished: {error.message}", **error.facts) from error
                 raise error
             result: dict[str, Any] = {**outcome["result"], "uart_errors": errors, "uart_bytes": outcome["uart_bytes"]}
             if outcome["data_bytes"]:
@@ -397,10 +405,11 @@ class Target:
         await asyncio.sleep(session.board.hazard_left_s)
         try:
             await self._back_to_application()
-        except PortGone:
-            self.unreleased = True  # The keeper finds out; modem lines went with the port, the target stays in its loader.
         except LinkError as error:
-            await self._set("broken", f"the lines could not be brought back to idle: {error.message}")
+            if isinstance(error, PortGone) or self._vanished():
+                self.unreleased = True  # The keeper finds out; the lines went with the port, the target stays in its loader.
+            else:
+                await self._set("broken", f"the lines could not be brought back to idle: {error.message}")
 
 
 class _Session:

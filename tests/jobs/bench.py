@@ -16,7 +16,7 @@ from typing import Any
 
 from bridged.config import Config, Target
 from bridged.config import Jobs as JobsConfig
-from bridged.errors import BridgedError, Canceled, Stopped, UnknownImage
+from bridged.errors import BridgedError, Canceled, PortGone, Stopped, UnknownImage
 from bridged.events import (
     Event,
     Identified,
@@ -158,7 +158,7 @@ class ScriptedTarget:
         await self.wires.time.sleep(hazard_s)
         self.wires.move(self.name)
         if self.release_error is not None:
-            self.set_state("broken", self.release_error.message)
+            self.set_state("absent" if isinstance(self.release_error, PortGone) else "broken", self.release_error.message)
             raise self.release_error
         self.released += 1
         self.unreleased = False

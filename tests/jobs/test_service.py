@@ -700,14 +700,129 @@ def test_a_target_whose_port_vanished_with_its_lines_is_released_when_it_is_back
             target.unreleased = True
             target.set_state("absent", "unplugged")
             target.go.set()
-            done = await bench.end(job)
-            assert (done.state, done.reason) == (JobState.FAILED, "PORT_GONE")
+            await became(bench, job, JobState.INTERRUPTED)
             assert [session.target for session in bench.journal.sessions()] == ["m1"]
+            await bench.jobs.cancel(job.id)
             target.set_state("idle")
             while bench.journal.sessions():
                 await asyncio.sleep(0)
             assert (target.released, target.unreleased) == (1, False)
             assert (await bench.flash()).state is JobState.SUCCEEDED
+
+    run(work)
+
+
+# --- unplugged ----------------------------------------------------------------------------------------------------
+
+GONE = PortGone("the device hung up")
+
+
+async def became(bench: Bench, job: Job, state: JobState) -> Job:
+    while bench.jobs.get(job.id).state is not state:
+        await asyncio.sleep(0)
+    return bench.jobs.get(job.id)
+
+
+async def unplugged_at(bench: Bench, point: str, kind: JobKind = JobKind.FLASH, *, modem: bool = False) -> Job:
+    """A job whose port hangs up at ``point``; ``modem``: NRST and BOOT0 went with it."""
+    target = bench["m1"]
+    target.scripts = [Script(hold_at=point, fail_at=point, error=GONE)]
+    job = await bench.submit(kind=kind)
+    await target.at(point).wait()
+    target.unreleased = modem
+    target.set_state("absent", "unplugged")
+    target.go.set()
+    return await became(bench, job, JobState.INTERRUPTED)
+
+
+@pytest.mark.parametrize("modem", [False, True])
+@pytest.mark.parametrize("point", ["lock", "identify", "before-erase", "erased", "proven-1", "boot"])
+def test_a_job_whose_port_is_unplugged_goes_on_when_it_is_back(tmp_path: Path, point: str, modem: bool) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            job = await unplugged_at(bench, point, modem=modem)
+            touched = point in ("erased", "proven-1", "boot")
+            assert (job.reason, job.touched, job.attempts) == ("target_absent", touched, 1)
+            assert job.error is not None
+            assert job.error["code"] == "PORT_GONE"
+            proven = bench.journal.proven(job.id)
+            assert len(proven) == {"proven-1": 1, "boot": 2}.get(point, 0)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert len(bench["m1"].runs) == 1, "it waits, and does not try"
+            bench["m1"].set_state("idle")
+            done = await bench.end(job)
+            assert (done.state, done.attempts, done.error, done.reason) == (JobState.SUCCEEDED, 2, None, "")
+            assert (bench["m1"].runs[1].kept, bench["m1"].runs[1].proven) == (KEPT if touched else b"", proven)
+            assert bench["m1"].released == modem, "what could not be released is released before anything else"
+            assert bench.journal.sessions() == []
+
+    run(work)
+
+
+def test_a_target_that_is_gone_before_its_session_begins_is_waited_for(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            bench["m1"].scripts = [Script(fail_at="lock", error=GONE)]  # Still "idle": nobody has noticed yet.
+            done = await bench.end(await bench.submit(kind=JobKind.IDENTIFY))
+            assert (done.state, done.attempts) == (JobState.SUCCEEDED, 2)
+
+    run(work)
+
+
+def test_a_port_that_hangs_up_again_and_again_ends_its_job(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path, resume_limit=2) as bench:
+            bench["m1"].scripts = [Script(fail_at="erased", error=GONE) for _ in range(9)]
+            done = await bench.flash()
+            assert (done.state, done.attempts, len(bench["m1"].runs)) == (JobState.FAILED, 3, 3)
+            assert done.error is not None
+            assert (done.error["code"], done.error["facts"]["attempts"]) == ("PORT_GONE", 3)
+
+    run(work)
+
+
+@pytest.mark.parametrize("point", ["identify", "erased"])
+def test_an_unplugged_job_may_be_canceled_and_touched_only_by_force(tmp_path: Path, point: str) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            job = await unplugged_at(bench, point)
+            if job.touched:
+                with pytest.raises(NotCancellable):
+                    await bench.jobs.cancel(job.id)
+            assert (await bench.jobs.cancel(job.id, force=job.touched)).state is JobState.CANCELED
+            bench["m1"].set_state("idle")
+            assert (await bench.flash()).state is JobState.SUCCEEDED
+            assert len(bench["m1"].runs) == 2
+
+    run(work)
+
+
+def test_an_unplugged_job_survives_a_restart(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            job = await unplugged_at(bench, "proven-1")
+        async with Bench(tmp_path) as again:
+            done = await again.end(job)
+            assert (done.state, done.attempts) == (JobState.SUCCEEDED, 2)
+            assert (again["m1"].runs[0].kept, again["m1"].runs[0].proven) == (KEPT, SECTORS[:1])
+
+    run(work)
+
+
+def test_a_port_that_goes_once_more_while_its_target_is_released(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            job = await unplugged_at(bench, "erased", modem=True)
+            bench["m1"].release_error = GONE
+            bench["m1"].set_state("idle")
+            while bench["m1"].state != "absent":
+                await asyncio.sleep(0)
+            assert bench.jobs.get(job.id).state is JobState.INTERRUPTED
+            bench["m1"].release_error = None
+            bench["m1"].set_state("idle")
+            assert (await bench.end(job)).state is JobState.SUCCEEDED
+            assert bench["m1"].released == 1
 
     run(work)
 
