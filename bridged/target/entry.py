@@ -258,6 +258,15 @@ def leave(request: Request) -> Flow[None]:
 
 def _start_by_go(request: Request, chip: Chip, timing: Timing, result: Result) -> Flow[None]:
     """Jump into the application where a reset would not start it; with NRST wired a person is told what a reset will do."""
+    # With a blank flash the loader is where the part belongs: Go would jump to nowhere.
+    try:
+        word: bytes = yield from an3155.read_memory(chip.flash_base, 4, timing)
+    except LoaderError:
+        word = b""  # Readout protection forbids looking, not starting.
+    if word == bytes([chip.erased_value]) * 4:
+        yield Report(Warned("NOT_STARTED", "the flash is empty where an application would start"))
+        yield from leave(request)
+        return
     if request.wiring.has_reset:
         text = "the part was empty at power-on: until its power is cycled a reset enters the loader, so Go starts it now"
         yield Report(Warned("EMPTY_FLAG", text))

@@ -124,6 +124,22 @@ def test_the_application_runs_after_the_second_job_on_a_virgin_part() -> None:
     assert "EMPTY_FLAG" in {w.code for w in bench.events(Warned)}
 
 
+def test_a_virgin_part_that_is_only_identified_stays_in_its_loader() -> None:
+    """Go into blank flash would end in a lockup."""
+    bench = Bench("G071", {"options": {"nBOOT_SEL": 0}})
+    bench.run("identify")
+    assert bench.device.mode is not Mode.DEAD
+    assert "NOT_STARTED" in {w.code for w in bench.events(Warned)}
+
+
+def test_nothing_is_started_after_everything_was_erased() -> None:
+    bench = Bench("L476")
+    bench.put(make_image(bench.chip, 6000))
+    bench.device.force_loader()
+    bench.run("erase", wiring=UNWIRED, one_shot=True)
+    assert bench.device.mode is Mode.LOADER
+
+
 # --- resumption ----------------------------------------------------------------------------------------------------------
 
 
