@@ -3,7 +3,8 @@
 They know nothing of us, so they show that the simulator is like silicon where ours and it could err alike. What it takes, and
 why: a pty has no parity (``-m 8n1``, ``-P none``) and no modem lines (the line box, ``stm32loader_on_pty``); the rate error is
 fixed at 2 %, which ST promises to work, since neither host tries again after a bad one. Erase and programming times are the
-typical ones; where those are 2 s or more (mass erases of F4, F7, H7, a sector of an H7) they are scaled down to 0.5 s.
+typical ones; where those are 2 s or more (mass erases of F4, F7, H7, a sector of an H7) they are scaled down to 0.5 s, unless
+BRIDGED_SOAK is set.
 
 Where a host fails by its own fault the test says so and shows the cause; the simulator is not softened for it.
 """
@@ -11,6 +12,7 @@ Where a host fails by its own fault the test says so and shows the cause; the si
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import select
 import subprocess
@@ -32,7 +34,7 @@ from tests.sim.test_pty import enter, line_box
 from tests.support import missing, require_tool
 
 LIMIT_S = 60.0
-LONG_S = 2.0
+LONG_S = float("inf") if os.environ.get("BRIDGED_SOAK") else 2.0
 BASE = 0x08000000
 FAMILIES = {"0x410": "F1", "F407": "F4", "L476": "L4", "F756": "F7", "H743": "H7"}
 CHIPS = tuple(FAMILIES)
@@ -137,6 +139,10 @@ def loader_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 @pytest.mark.parametrize("chip", CHIPS)
 def test_stm32loader_enters_erases_writes_and_verifies(loader_runs: dict[str, Run], chip: str) -> None:
     run = loader_runs[chip]
+    if chip == "H743" and LONG_S > 60:
+        # Its own failure: it waits 30 s for a mass erase, whatever the part; an H743 takes longer. It then blames protection.
+        assert "Erase failed" in run.done.stderr
+        return
     assert run.done.returncode == 0, run.done.stdout + run.done.stderr
     assert "Verification OK" in run.done.stderr
     assert run.flash == run.data + b"\xff" * (8192 - len(run.data))
@@ -144,7 +150,7 @@ def test_stm32loader_enters_erases_writes_and_verifies(loader_runs: dict[str, Ru
     assert run.device.stats.overruns == 0
 
 
-@pytest.mark.parametrize("chip", ["F756"])
+@pytest.mark.parametrize("chip", CHIPS)
 def test_stm32loader_reads(tmp_path: Path, chip: str) -> None:
     with bench(tmp_path, chip) as b:
         done = b.stm32loader("-r", "-a", hex(BASE), "-l", "1024", str(b.readback))
