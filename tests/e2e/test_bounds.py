@@ -32,7 +32,7 @@ from tests.target.bench import make_image
 MIB = 1 << 20
 CONNECTIONS = 1000
 ANSWER_S = 2.0  # For the bystander. An idle machine needs a millisecond; this one also runs the attack and the part.
-GROWTH_BYTES = 48 * MIB  # Of the daemon over all cases. A thousand connections take 9.5 KiB each, a slow reader its buffer of 256 KiB.
+GROWTH_BYTES = 48 * MIB  # Of the daemon over all cases. A connection takes 9.5 KiB, a slow reader its 256 KiB more.
 LIMITS = f"""connections = {CONNECTIONS}
 [store]
 limit_mib = 8

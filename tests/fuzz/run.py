@@ -23,7 +23,7 @@ CRASHES = CACHE / "crashes"
 RSS_LIMIT_MIB = 1024
 INPUT_LIMIT_S = 20  # One input; most take microseconds, a session on a bad wire up to a second under instrumentation.
 KEEP_BYTES = 1024  # Of one input that is taken into the repository, and at most so many new ones of a target.
-KEEP_COUNT = 24
+KEEP_COUNT = 12
 REMEDY = "atheris has wheels for Python 3.11 to 3.13 on x86-64 Linux only: there, make distclean && make PYTHON=python3.11 fuzz"
 
 
@@ -74,16 +74,13 @@ def _findings(target: str) -> set[Path]:
 
 
 def keep(target: str) -> None:
-    """Merge what was learnt into the corpus: only what adds coverage, small, and few."""
-    merged = CACHE / f"{target}.merged"
-    shutil.rmtree(merged, ignore_errors=True)
-    merged.mkdir(parents=True)
-    _start(target, "-merge=1", str(merged), str(CORPUS / target), str(CACHE / target))
+    """Take a few of what was learnt into the corpus. Each of them added coverage when it was found."""
     there = {path.read_bytes() for path in (CORPUS / target).iterdir()}
-    new = sorted((p for p in merged.iterdir() if p.stat().st_size <= KEEP_BYTES), key=lambda p: (p.stat().st_size, p.name))
-    for path in [p for p in new if p.read_bytes() not in there][:KEEP_COUNT]:
+    learnt = sorted((CACHE / target).iterdir(), key=lambda path: (path.stat().st_size, path.name))
+    new = [path for path in learnt if 0 < path.stat().st_size <= KEEP_BYTES and path.read_bytes() not in there]
+    # Spread over their sizes: the smallest alone would all be of the first check of a parser.
+    for path in new[:: max(1, len(new) // KEEP_COUNT)][:KEEP_COUNT]:
         shutil.copy(path, CORPUS / target / path.name[:16])
-    shutil.rmtree(merged)
 
 
 def _start(target: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -479,6 +479,10 @@ def fuzz_session_bad_wire(data: bytes) -> None:
     if result is not None and result.evidence == "full" and request.kind != "erase":
         for seg in image.segments:
             assert device.memory.read(seg.address, len(seg.data)) == seg.data, "proven, and not what is in the flash"
+    if request.kind in ("flash", "ensure", "erase") and request.wiring.has_reset and not device.stats.self_resets:
+        again = Request(kind="flash", wiring=WIRED, chip=request.chip or "F756", discard_outside=True, listen_s=0.0)
+        healed = virtual.run(session.run(again, image), VirtualUart(device))
+        assert healed.evidence == "full", "after accidents a clean wire must do"
 
 
 # --- AN3155, device side ------------------------------------------------------------------------------------------
