@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bridged")
 
-DEFAULT_CONFIG = Path("/etc/bridged/bridged.toml")
-DEFAULT_STATE = Path("/var/lib/bridged")
+DEFAULT_CONFIG = config.DEFAULT_FILE
+DEFAULT_STATE = config.DEFAULT_STATE
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; the unit does not start it again after this.
 JOURNAL = "state.db"
@@ -64,18 +64,7 @@ def read_config(path: Path) -> config.Config:
 def _check_chip(name: str, layout: str) -> Iterator[tuple[str, str]]:
     from bridged import chips
 
-    if not name:
-        if layout:
-            yield "layout", "has a meaning only together with chip"
-        return
-    try:
-        chip = chips.find(name)
-    except BridgedError as error:
-        yield "chip", error.message
-        return
-    known = list(dict.fromkeys(variant.name for variant in chip.layouts))
-    if layout and layout not in known:
-        yield "layout", f"{layout!r} is not a layout of {chip.title}; known: {', '.join(known) or 'none'}"
+    yield from chips.wrong_choice(name, layout)
 
 
 def check_config(path: Path) -> int:

@@ -1,7 +1,7 @@
 """The command line: a client of the line protocol like any other, with a plain socket and no event loop.
 
 It must answer in a fraction of a second on the smallest gateway, so nothing is imported that the command at hand does not need;
-``serve``, ``sim``, ``demo`` and ``check-config`` hand over to their modules by a late import.
+``serve``, ``sim``, ``demo``, ``doctor`` and ``check-config`` hand over to their modules by a late import.
 
 What it adds to the protocol:
 
@@ -959,6 +959,7 @@ so a bad link, a closed lid or Ctrl-C cannot disturb an update that has begun.
 EXAMPLES = """\
 examples:
   bridged demo                                  try everything, without hardware
+  bridged doctor                                what on this machine would keep a job from working
   bridged targets                               what is connected
   bridged flash motor1 app.elf                  write and prove
   bridged flash motor1 app.bin --addr 0x08000000
@@ -986,6 +987,7 @@ class HandedOver:
 HANDED_OVER = {
     "serve": HandedOver("bridged.app", "serve", "run the gateway (the daemon)"),
     "sim": HandedOver("bridged.sim.main", "main", "run simulated targets on pseudo terminals"),
+    "doctor": HandedOver("bridged.doctor", "main", "why would a job fail on this machine? looks only, opens no port"),
     "demo": HandedOver("bridged.demo", "main", "gateway and simulated targets: stage, flash, prove; without hardware"),
 }
 

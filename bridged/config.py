@@ -168,6 +168,10 @@ class Config:
     targets: dict[str, Target] = _f(dict, "One table for each target: [targets.NAME].")
 
 
+DEFAULT_FILE = Path("/etc/bridged/bridged.toml")
+DEFAULT_STATE = Path("/var/lib/bridged")
+
+
 # --- loading --------------------------------------------------------------------------------------------------------
 
 LIMIT_BYTES = 1 << 20  # A thousand targets with every option set are a third of this; more is not a configuration.

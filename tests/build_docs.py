@@ -12,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 
+from bridged import doctor
 from bridged.errors import BY_CODE, HINTS, BridgedError
 from bridged.protocol import line
 from tests import limits
@@ -66,9 +67,20 @@ def protocol_page() -> str:
     return f"{head}{mark or MARK}\n{reference}"
 
 
+def doctor_page() -> str:
+    """The hand-written head as it is in the file, then the table of findings."""
+    head, mark, _ = (DOCS / "doctor.md").read_text().partition(MARK)
+    return f"{head}{mark or MARK}\n{doctor.reference()}"
+
+
 def pages() -> dict[str, str]:
     """File name to content."""
-    return {"errors.md": errors_page(), "limits.md": limits.page(), "line-protocol.md": protocol_page()}
+    return {
+        "doctor.md": doctor_page(),
+        "errors.md": errors_page(),
+        "limits.md": limits.page(),
+        "line-protocol.md": protocol_page(),
+    }
 
 
 def stale() -> list[str]:

@@ -93,6 +93,22 @@ def find(text: str) -> Chip:
     raise UnknownChip(f"no chip is called {text!r}" + (f"; did you mean {like}?" if like else ""), chip=text)
 
 
+def wrong_choice(name: str, layout: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with ``chip`` and ``layout`` of a configuration: the key and a sentence (``config.ChipCheck``)."""
+    if not name:
+        if layout:
+            yield "layout", "has a meaning only together with chip"
+        return
+    try:
+        chip = find(name)
+    except UnknownChip as error:
+        yield "chip", error.message
+        return
+    known = list(dict.fromkeys(variant.name for variant in chip.layouts))
+    if layout and layout not in known:
+        yield "layout", f"{layout!r} is not a layout of {chip.title}; known: {', '.join(known) or 'none'}"
+
+
 def _patterns(name: str) -> list[str]:
     """``F103x8/B`` stands for ``F103x8`` and ``F103xB``; what follows the alternatives (``-A``) belongs to each."""
     match = re.fullmatch(r"([^/]*)(\w(?:/\w)+)(.*)", name)

@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from bridged import config
-from bridged.errors import ConfigError, LineUnavailable
+from bridged.errors import BridgedError, ConfigError, LineUnavailable
 from bridged.target.lines import BY_HAND, GpioLines, Line, wired
 
 NEEDED_VERSION = (2, 2)
@@ -95,6 +95,46 @@ def open_gpio(lines: config.Lines, consumer: str, *, dev: str = "/dev") -> GpioL
             os.close(fd)
         raise
     return GpioLines(fds, bits, {line: str(place) for line, place in places.items()}, lines.boot0 == BY_HAND)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One configured line as it is now. ``consumer``: None where nobody uses it, empty for somebody without a name."""
+
+    place: str
+    chip: str
+    label: str
+    offset: int
+    consumer: str | None
+
+
+def library_version() -> str:
+    """Of the binding. Raises ``LineUnavailable``; with a ``version`` among its facts where it is too old."""
+    return str(_library().__version__)
+
+
+def chip_titles(dev: str = "/dev") -> list[str]:
+    """Label and size of every chip. Raises ``LineUnavailable``."""
+    return [f"{chip.label} ({len(chip.lines)} lines)" for chip in _chips(_library(), dev)]
+
+
+def look(lines: config.Lines, *, dev: str = "/dev") -> dict[Line, Seen | BridgedError]:
+    """Where the configured lines are and who uses them; for one that is not found, why. Requests nothing: no pin changes.
+
+    Raises ``LineUnavailable`` where there is no library, no chip, or none that we may open.
+    """
+    gpiod = _library()
+    chips = _chips(gpiod, dev)
+    found: dict[Line, Seen | BridgedError] = {}
+    for line in wired(lines):
+        try:
+            place = _find(line, getattr(lines, line.pin), chips)
+        except BridgedError as error:
+            found[line] = error
+            continue
+        chip = place.chip
+        found[line] = Seen(str(place), chip.path, chip.label, place.offset, _consumer(gpiod, chip.path, place.offset))
+    return found
 
 
 def _settings(gpiod: ModuleType, line: Line, lines: config.Lines) -> Any:

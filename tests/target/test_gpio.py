@@ -18,7 +18,7 @@ import pytest
 from bridged import config
 from bridged.errors import BridgedError, ConfigError, LineUnavailable
 from bridged.target import gpio as module
-from bridged.target.gpio import HEADER, SUPPLY, open_gpio
+from bridged.target.gpio import HEADER, SUPPLY, Seen, look, open_gpio
 from bridged.target.lines import GpioLines, Line
 from bridged.target.lines_open import open_lines
 from bridged.target.uart import Uart
@@ -313,6 +313,23 @@ def test_boot0_by_hand_is_not_requested(machine: Machine, pi5: Chip) -> None:
 def test_a_long_name_of_a_consumer_is_cut(machine: Machine, pi5: Chip) -> None:
     open_gpio(config.Lines(kind="gpio", nrst="GPIO17"), "b" * 80, dev=str(machine.dev)).close()
     assert pi5.consumers == ["b" * 31]
+
+
+def test_looking_requests_nothing(machine: Machine, pi5: Chip) -> None:
+    pi5.used = {18: "openocd", 22: ""}
+    found = look(config.Lines(kind="gpio", nrst="pin:11", boot0="GPIO18", power="22"), dev=str(machine.dev))
+    seen = {line: what for line, what in found.items() if isinstance(what, Seen)}
+    assert {line: (what.offset, what.consumer) for line, what in seen.items()} == {
+        Line.RESET: (17, None),
+        Line.BOOT0: (18, "openocd"),
+        Line.POWER: (22, ""),
+    }
+    assert not pi5.requested
+    missing = look(config.Lines(kind="gpio", nrst="GPI017", boot0="GPIO27"), dev=str(machine.dev))
+    assert isinstance(missing[Line.RESET], LineUnavailable)  # The other one is found all the same.
+    assert isinstance(missing[Line.BOOT0], Seen)
+    with pytest.raises(LineUnavailable, match="no gpiochip"):
+        look(config.Lines(kind="gpio", nrst="GPIO17"), dev="/proc/self")
 
 
 # --- failures -----------------------------------------------------------------------------------------------------------
