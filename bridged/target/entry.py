@@ -183,9 +183,14 @@ def _try_all(
                 found=connected.pid,
             )
             # An answer has no checksum: believe it when it comes again.
-            if (yield from an3155.get_id(timing)) == connected.pid:
+            try:
+                again_pid = yield from an3155.get_id(timing)
+            except LoaderError as error:
+                last = told = error
+                continue
+            if again_pid == connected.pid:
                 raise wrong
-            last = told = Garbled(f"Get ID answered differently a second time; first {connected.pid:#05x}")
+            last = told = Garbled(f"Get ID answered {connected.pid:#05x} and then {again_pid:#05x}")
             continue
         result.pid = connected.pid
         return connected

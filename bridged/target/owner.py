@@ -477,6 +477,8 @@ class _Session:
                 pass_fds=sorted(fds - {-1}),
                 start_new_session=True,
             )
+        except OSError as error:  # Out of memory or processes: nothing has moved, and the job may be tried again.
+            raise SessionDied(f"the session process could not be started: {error.strerror}", errno=error.errno) from error
         finally:
             for fd in (image_fd, kept_fd, spec_fd):
                 if fd >= 0:
