@@ -14,8 +14,8 @@ Promises, each with a test that tries to break it:
 
 - A file appears under its final name only when its content is synced and hashes to that name: write to a temporary name,
   fsync, rename, fsync the directory. Whatever a power cut leaves half done is found and removed at the next start.
-- An offset that was reported was on disk before. Uploads are synced every 256 KiB; after a crash only bytes that a completed
-  sync covers count.
+- An offset that was reported was on disk before, and is reported again after a power cut. Uploads are synced every 256 KiB;
+  after a crash only bytes that a completed sync covers count.
 - The sum of images and uploads, counted with the sizes that were announced, stays within the limit.
 - ``collect`` removes nothing that is pinned, in use, or so new that its job may still be on its way.
 
@@ -181,12 +181,13 @@ def checked_name(name: str) -> str:
 
 @dataclass(slots=True)
 class _Part:
-    """An upload that is not complete. ``offset``: bytes that are surely on disk."""
+    """An upload that is not complete. ``offset``: bytes that are surely on disk; ``noted``: what the sidecar there says."""
 
     principal: str
     sha256: str
     size_bytes: int
     offset: int
+    noted: int
     active: bool = False
 
 
@@ -260,7 +261,7 @@ class Store:
             if principal is not None:
                 parts = [p for p in parts if p.principal == plain_name(principal)]
             best = max(parts, key=lambda p: p.offset, default=None)
-            return (best.offset, best.size_bytes, False) if best else (0, None, False)
+            return (self._reported(best), best.size_bytes, False) if best else (0, None, False)
 
     def get(self, ref: str) -> StagedImage:
         """The image that ``ref`` means: SHA-256 (also ``sha256:…``), the last image of that name, or a unique prefix."""
@@ -330,11 +331,13 @@ class Store:
         path = self._part_path(principal, sha256)
         part = self._parts.get((principal, sha256))
         if part and part.active:
-            raise TooMany(f"image {sha256[:12]} is being uploaded by another connection; wait for its end", offset=part.offset)
+            raise TooMany(
+                f"image {sha256[:12]} is being uploaded by another connection; wait for its end", offset=self._reported(part)
+            )
         if part and (not path.exists() or path.stat().st_size < part.offset):
             self._forget_part(part)  # Somebody tidied up by hand, or the disk failed in the middle of a rename.
             part = None
-        at = part.offset if part else 0
+        at = self._reported(part) if part else 0
         if offset and (part is None or offset != at or size != part.size_bytes):
             announced = f" of {part.size_bytes}" if part else ""
             raise BadRequest(
@@ -359,12 +362,27 @@ class Store:
             except BaseException:
                 os.close(fd)
                 raise
-        part = _Part(principal, sha256, size, offset, active=True)
+        part = _Part(principal, sha256, size, offset, noted=offset, active=True)
         self._parts[(principal, sha256)] = part
         return Upload(self, wanted, fd=fd, part=part)
 
     def _write_part_sidecar(self, path: Path, size: int, synced: int) -> None:
         _write_file(path.with_suffix(".json"), json.dumps({"size_bytes": size, "synced": synced}).encode())
+
+    def _reported(self, part: _Part) -> int:
+        """The offset that a client may be told. It is noted first: a power cut at a multiple of SYNC_BYTES leaves a length from
+        which ``_recover_part`` must not conclude that the last step was synced, and the client would be told less than before.
+        """
+        with self._lock:
+            offset = part.offset
+            if offset <= part.noted:
+                return offset
+            try:
+                self._write_part_sidecar(self._part_path(part.principal, part.sha256), part.size_bytes, offset)
+            except OSError:
+                return part.noted
+            part.noted = offset
+            return offset
 
     def _own_parts(self, principal: str) -> int:
         return sum(part.principal == principal for part in self._parts.values())
@@ -431,6 +449,7 @@ class Store:
                 return
             with _disk("pause an upload"):
                 self._write_part_sidecar(path, part.size_bytes, synced)
+            part.noted = synced
 
     def _forget_part(self, part: _Part) -> None:
         path = self._part_path(part.principal, part.sha256)
@@ -648,10 +667,17 @@ class Store:
     # --- after a start ----------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        """Read what is on disk and remove what a crash left half done."""
+        """Read what is on disk and remove what a crash left half done.
+
+        What is read here may be in the page cache only: the process may have died between a rename and its sync. Clients are
+        told of it from now on, so the directories are synced first, as after every change of them.
+        """
         for path in [*self.root.glob(f"*{_TMP}"), *self.root.glob(f"*/*{_TMP}"), *self.root.glob(f"*/*/*{_TMP}")]:
             path.unlink(missing_ok=True)
         images = self.root / "images"
+        for directory in (self.root, images, self.root / "uploads", *(self.root / "uploads").iterdir(), self.root / "backups"):
+            if directory.is_dir():
+                _sync_directory(directory)
         for path in list(images.iterdir()):
             if _SHA256.fullmatch(path.name):
                 self._images[path.name] = self._recovered_image(path)
@@ -690,13 +716,12 @@ class Store:
         side = _read_json(path.with_suffix(".json"))
         length = path.stat().st_size
         size, synced = side.get("size_bytes"), side.get("synced")
-        offset = max(0, length - 1) // SYNC_BYTES * SYNC_BYTES
-        if isinstance(synced, int):
-            offset = max(offset, min(synced, length))
+        noted = min(synced, length) if isinstance(synced, int) else 0
+        offset = max(noted, max(0, length - 1) // SYNC_BYTES * SYNC_BYTES)
         if not _SHA256.fullmatch(path.stem) or not isinstance(size, int) or not 0 < offset <= size:
             path.unlink(missing_ok=True)
             return
-        self._parts[(path.parent.name, path.stem)] = _Part(path.parent.name, path.stem, size, offset)
+        self._parts[(path.parent.name, path.stem)] = _Part(path.parent.name, path.stem, size, offset, noted)
 
     # --- backups and traces of jobs ---------------------------------------------------------------------------
 

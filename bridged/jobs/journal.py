@@ -23,17 +23,20 @@ import hashlib
 import json
 import os
 import queue
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from bridged.errors import BridgedError, IdempotencyConflict, JournalError, StorageFull, UnknownJob
 from bridged.events import SectorProven
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Update
+from bridged.jobs.results import sync_directory
 
 T = TypeVar("T")
 
@@ -212,7 +215,7 @@ class Journal:
         if sqlite3.sqlite_version_info < (3, 37):
             raise JournalError(f"SQLite {sqlite3.sqlite_version} is too old: STRICT tables need 3.37")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_directory(path.parent)
             lock_fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StorageFull(f"opening the journal {path}: {error}", path=str(path)) from error
@@ -415,6 +418,14 @@ def update_of(job: Job, at: float, *, rate: float = 0.0, event: dict[str, Any] |
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
+def _make_directory(path: Path) -> None:
+    """SQLite syncs the names of its files in this directory; that the directory itself is there is for us to sync."""
+    if path.is_dir():
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    sync_directory(path.parent)
+
+
 def _take(lock_fd: int, path: Path) -> None:
     """Two daemons on one journal would run each job twice."""
     try:
@@ -427,10 +438,17 @@ def _inspect(path: Path) -> None:
     """Refuse what is not ours to write, before anything that could change the file."""
     if not path.exists() or not path.stat().st_size:
         return
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
-        tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    try:
+        version, owner, tables = _identity(path, "ro")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+            raise
+        # The first transaction of a file, which sets up write-ahead logging, was cut off and is to be rolled back. Whose file
+        # this is can be told after that only, so it is done in a copy first.
+        with TemporaryDirectory() as folder:
+            for name in (path.name, f"{path.name}-journal"):
+                shutil.copyfile(path.with_name(name), Path(folder, name))
+            version, owner, tables = _identity(Path(folder, path.name), "rw")
     if owner != APPLICATION_ID and (owner or version or tables):
         raise JournalError(f"{path} is a database of another program (application id {owner:#x})", path=str(path))
     if version > VERSION:
@@ -440,6 +458,14 @@ def _inspect(path: Path) -> None:
             version=version,
             known=VERSION,
         )
+
+
+def _identity(path: Path, mode: str) -> tuple[int, int, int]:
+    """Version, application id, and how many tables and the like there are."""
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)) as connection:
+        asked = ("PRAGMA user_version", "PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
+        version, owner, tables = (int(connection.execute(sql).fetchone()[0]) for sql in asked)
+    return version, owner, tables
 
 
 def _connect(path: Path, opened: list[sqlite3.Connection]) -> sqlite3.Connection:

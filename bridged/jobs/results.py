@@ -30,18 +30,16 @@ class Results:
         path = self.path(job_id)
         part = path.with_suffix(".part")
         try:
-            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._root.is_dir():
+                self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                sync_directory(self._root.parent)
             self._make_room(len(data))
             with open(part, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             part.rename(path)
-            directory = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_directory(self._root)
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -60,3 +58,12 @@ class Results:
                 return
             path.unlink(missing_ok=True)
             used -= size
+
+
+def sync_directory(path: Path) -> None:
+    """The names in a directory are on the medium when this returns; a sync of the files does not say so."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -116,11 +116,14 @@ class Gateway:
             assert port.device.stats.hazard_resets == [], "a reset in the middle of an erase"
         self.stack.close()
 
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "bridged", "serve", "--config", str(self.root / "bridged.toml")]
+
     def start(self) -> None:
         """Start the daemon and wait until it answers and has its targets."""
         self.log = (self.root / "daemon.log").open("ab")
         self.daemon = subprocess.Popen(
-            [sys.executable, "-m", "bridged", "serve", "--config", str(self.root / "bridged.toml")],
+            self.command(),
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,

@@ -816,3 +816,49 @@ def test_only_the_last_traces_are_kept(tmp_path: Path) -> None:
     assert here.load_trace("job-3") == "again"
     assert len(files(tmp_path)) == 3
     assert opened(tmp_path / "none", traces=0).save_trace("job-1", "x") is None
+
+
+# --- power cuts: what tests/e2e/test_power_loss.py found ----------------------------------------------------------
+
+
+def test_an_offset_that_was_told_at_a_multiple_is_told_again_after_a_power_cut(tmp_path: Path) -> None:
+    """The length alone proves one step less, so the client was told 262144 and then nothing."""
+    here = opened(tmp_path)
+    upload = here.open_upload("anna", len(DATA), sha(DATA))
+    upload.write(DATA[:SYNC_BYTES])
+    assert here.have(sha(DATA))[0] == SYNC_BYTES
+    again = opened(tmp_path)  # as if the first had died
+    assert again.have(sha(DATA)) == (SYNC_BYTES, len(DATA), False)
+    assert put(again, DATA, offset=SYNC_BYTES).path.read_bytes() == DATA
+
+
+def test_an_offset_that_cannot_be_noted_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = opened(tmp_path)
+    upload = here.open_upload("anna", len(DATA), sha(DATA))
+    upload.write(DATA[:SYNC_BYTES])
+    with monkeypatch.context() as broken:
+        failing(broken, "fsync", errno.ENOSPC)
+        assert here.have(sha(DATA)) == (0, len(DATA), False)
+    assert here.have(sha(DATA)) == (SYNC_BYTES, len(DATA), False)
+
+
+def test_directories_are_synced_before_anything_is_told_of_what_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New ones at the first start, and at every start those in which a killed process may have renamed without a sync."""
+    synced: set[str] = set()
+    real = os.fsync
+
+    def watch(fd: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    here = opened(tmp_path)
+    assert {str(here.root), str(here.root / "images"), str(here.root / "uploads")} <= synced
+    upload = here.open_upload("anna", len(DATA), sha(DATA))
+    upload.write(DATA[:1000])
+    upload.abandon()
+    synced.clear()
+    opened(tmp_path)
+    assert {str(here.root), str(here.root / "images"), str(here.root / "uploads" / "anna")} <= synced

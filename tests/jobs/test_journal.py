@@ -327,3 +327,40 @@ def test_what_was_acknowledged_survives_sigkill(tmp_path: Path, lines: int) -> N
         assert found[job_id] in (state, JobState.SUCCEEDED)
         assert journal.submitted(f"order-{int(job_id[3:])}", "{}") == job_id
     journal.close()
+
+
+def cut_in_the_first_transaction(path: Path, foreign: bool) -> None:
+    """What a power cut leaves in the middle of the transaction that makes a file: pages, and the journal to take them back."""
+    live = path.with_name("live.db")
+    with sqlite3.connect(live, isolation_level=None) as connection:
+        if foreign:
+            connection.execute("CREATE TABLE recipes (name TEXT)")
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("PRAGMA cache_spill = 1")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE big (data BLOB)")
+        connection.executemany("INSERT INTO big VALUES (?)", [(bytes(5000),)] * 20)
+        shutil.copy(live, path)
+        shutil.copy(f"{live}-journal", f"{path}-journal")
+        connection.execute("ROLLBACK")
+    connection.close()
+    assert path.stat().st_size > 8192
+    assert path.with_name(f"{path.name}-journal").read_bytes()[:8] == bytes.fromhex("d9d505f920a163d7")
+
+
+def test_a_power_cut_in_the_very_first_transaction_is_taken_back(tmp_path: Path) -> None:
+    """It was refused as read-only, at every start, until somebody removed the files by hand."""
+    path = tmp_path / "state.db"
+    cut_in_the_first_transaction(path, foreign=False)
+    journal = Journal.open(path)
+    assert admit(journal, a_job()) == "job0000"
+    journal.close()
+
+
+def test_an_interrupted_transaction_of_somebody_else_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    cut_in_the_first_transaction(path, foreign=True)
+    before = {p.name: p.read_bytes() for p in (path, path.with_name("state.db-journal"))}
+    with pytest.raises(JournalError, match="another program"):
+        Journal.open(path)
+    assert {p.name: p.read_bytes() for p in (path, path.with_name("state.db-journal"))} == before
