@@ -45,7 +45,7 @@ def _f(
     zero: bool = False,
 ) -> Any:
     """One configuration field. ``kind``: how a string is checked (``listen``, ``path``, ``socket``, ``line``, ``chip``,
-    ``sequence``); ``low`` and ``high``: limits of a number, or of the length of a string; ``zero``: 0 is allowed as
+    ``sequence``, ``range``); ``low`` and ``high``: limits of a number, or of the length of a string; ``zero``: 0 is allowed as
     well, and means that the value is found out; ``example``: shown in the reference where the default would say nothing."""
     meta = {
         "help": help,
@@ -154,6 +154,11 @@ class Target:
     startup_s: float = _f(0.0, "From reset to the listening loader; 0: the table's value.", low=0, high=60)
     shares: list[str] = _f(
         list, "Names of targets that share UART, NRST, BOOT0 or power; they run one at a time.", kind="target"
+    )
+    protect: list[str] = _f(
+        list,
+        "Ranges that no job may erase or write, each ADDR+LEN (0x08000000+0x4000): no sector with a byte of them is touched.",
+        kind="range",
     )
     lines: Lines = _f(Lines, "Control lines.")
     application: Application = _f(Application, "The application's side of the UART.")
@@ -389,6 +394,7 @@ class _Scanner:
 # --- what is allowed --------------------------------------------------------------------------------------------------
 
 BY_HAND = "by-hand"
+_NUMBER = r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}"
 _LINE_NAMES = ("nrst", "boot0", "power")
 _MODEM_LINES = ("dtr", "rts", "!dtr", "!rts")
 _LOOPBACK_ONLY = (
@@ -668,6 +674,8 @@ def _wrong_item(item: Any, meta: Mapping[str, Any]) -> str:
         return f"must be a string, not {_shown(item)}"
     if len(item) > MAX_CHARS:
         return f"is longer than {MAX_CHARS} characters"
+    if meta["kind"] == "range":
+        return _wrong_range(item)
     if meta["kind"] != "sequence":
         return _wrong_text(item)
     name, equals, value = (part.strip() for part in item.partition("="))
@@ -679,6 +687,25 @@ def _wrong_item(item: Any, meta: Mapping[str, Any]) -> str:
         return f"{_shown(item)}: wait takes 0 to 10 seconds, as wait=0.05"
     guess = _did_you_mean(name, (*_LINE_NAMES, "wait"))
     return f"{_shown(item)} is not a step{guess}; steps are boot0=0|1, nrst=0|1, power=0|1 and wait=SECONDS"
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """``ADDR+LEN`` as start and end (exclusive). Raises ``ValueError`` for anything else."""
+    found = re.fullmatch(rf"({_NUMBER})\+({_NUMBER})", text)
+    if found is None:
+        raise ValueError(f"{_shown(text)} is not ADDR+LEN, as 0x08000000+0x4000")
+    start, length = (int(word, 16 if word[:2].lower() == "0x" else 10) for word in found.groups())
+    if not length or start + length > 1 << 32:
+        raise ValueError(f"{_shown(text)} is empty, or ends beyond the 32-bit address space")
+    return start, start + length
+
+
+def _wrong_range(value: str) -> str:
+    try:
+        parse_range(value)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -404,3 +404,40 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         config.load(latin)
     with pytest.raises(InvalidConfig, match=r"not valid TOML|nested too deeply"):
         config.load("a = " + "[" * 100_000)
+
+
+# --- protected ranges ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("0x08000000+0x4000", (0x08000000, 0x08004000)),
+        ("0X0801f000+2048", (0x0801F000, 0x0801F800)),
+        ("134217728+1", (0x08000000, 0x08000001)),
+        ("0xFFFFFFFF+1", (0xFFFFFFFF, 1 << 32)),
+    ],
+)
+def test_a_protected_range(text: str, found: tuple[int, int]) -> None:
+    target = config.load(f'[targets.a]\nport = "/dev/ttyS0"\nprotect = ["{text}"]').targets["a"]
+    assert [config.parse_range(item) for item in target.protect] == [found]
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        ('"0x08000000"', '"0x08000000" is not ADDR+LEN, as 0x08000000+0x4000'),
+        ('"0x08000000-0x08003fff"', "is not ADDR+LEN"),
+        ('"0x08000000+16K"', "is not ADDR+LEN"),
+        ('"0x08000000 + 16"', "is not ADDR+LEN"),
+        ('"0x08000000+0"', "is empty, or ends beyond"),
+        ('"0xffffffff+2"', "is empty, or ends beyond"),
+        ("16384", "must be a string, not 16384"),
+    ],
+)
+def test_what_is_no_protected_range(item: str, says: str) -> None:
+    with pytest.raises(config.InvalidConfig) as caught:
+        config.load(f'[targets.a]\nport = "/dev/ttyS0"\nprotect = ["0x08000000+1", {item}]')
+    (mistake,) = caught.value.errors
+    assert (mistake.line, mistake.key) == (3, "targets.a.protect[1]")
+    assert says in mistake.text

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bridged import chips
-from bridged.chips.model import Sector
+from bridged.chips.model import Range, Sector
 from bridged.errors import UnknownChip
 from bridged.images.model import Image, Span
-from bridged.images.plan import Plan, make_plan
+from bridged.images.plan import Plan, check_protected, make_plan
 from bridged.images.vectors import check_vectors_for, flash_range, vector_address
 
 
@@ -39,13 +39,15 @@ def dry_run(
     spans: Sequence[Span] = (),
     discard_outside: bool = False,
     force: frozenset[str] = frozenset(),
+    protect: Sequence[tuple[int, int]] = (),
 ) -> dict[str, Any]:
     """``{chip, pid, layout, flash_bytes, range, erase_sectors, erase_bytes, write_bytes, keep_bytes, lose_bytes, stay_bytes,
     seconds, seconds_most, erase_seconds, baud, assumed}``.
 
     ``chip``, ``flash_bytes``, ``layout``, ``baud``: as configured, empty or 0 where not. ``range``: the whole flash, see
     ``_ranges``. ``seconds``: with typical erase times and all kept bytes blank; ``seconds_most``: none of them blank.
-    ``assumed``: what was guessed. Raises ``UnknownChip``, ``LayoutUnknown``, ``ImageDoesNotFit``, ``ImageNotBootable``.
+    ``assumed``: what was guessed. Raises ``UnknownChip``, ``LayoutUnknown``, ``ImageDoesNotFit``, ``ImageNotBootable``,
+    and ``NotAllowed`` where a sector overlaps one of ``protect`` (start and end).
     """
     last = seen or Seen()
     if not chip and not last.pid:
@@ -62,6 +64,7 @@ def dry_run(
         assumed.append(f"layout {flash.layout}")
     rate = baud or found.first_baud
     plan = make_plan(image, found, flash, vectors=vector_address(image, flash_range(found, flash_bytes), spans))
+    check_protected(plan.erase, [Range(start, end) for start, end in protect])
     if "vectors" not in force:
         check_vectors_for(image, found, flash_bytes, spans)
     ranges = _ranges(plan, discard_outside)

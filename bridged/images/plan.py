@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from bridged.chips.model import Chip, FlashMap, Range, Sector
-from bridged.errors import ImageDoesNotFit
+from bridged.errors import ImageDoesNotFit, NotAllowed
 from bridged.events import SectorProven
 from bridged.images.model import Image
 
@@ -174,6 +174,32 @@ def make_plan(
     erase = sorted((s for s in touched if s not in done), key=lambda s: (not s.address <= vector < s.end, s.address))
     outside = _gaps(erase, image) if content is None else []
     return Plan(chip, flash, image, wanted, tuple(erase), tuple(done), tuple(outside), vector)
+
+
+def check_protected(sectors: Iterable[Sector], protect: Iterable[Range], *, everything: bool = False) -> None:
+    """Raises ``NotAllowed`` where one of ``sectors``, which a job would erase, shares a byte with a range of ``protect``.
+
+    ``everything``: the whole flash is to be erased, which no range may stand against, wherever it is.
+    """
+    ranges = sorted(protect, key=lambda r: r.start)
+    for sector in sectors:
+        for kept in ranges:
+            if kept.start < sector.end and sector.address < kept.end:
+                raise NotAllowed(
+                    f"sector {sector.code} ({sector.address:#010x}..{sector.end - 1:#010x}) would be erased, and the "
+                    f"configuration protects {kept.start:#010x}..{kept.end - 1:#010x} of this target",
+                    sector=sector.code,
+                    address=sector.address,
+                    protected_start=kept.start,
+                    protected_end=kept.end,
+                )
+    if everything and ranges:
+        raise NotAllowed(
+            "the whole flash would be erased, and the configuration protects "
+            f"{ranges[0].start:#010x}..{ranges[0].end - 1:#010x} of this target",
+            protected_start=ranges[0].start,
+            protected_end=ranges[0].end,
+        )
 
 
 def _gaps(sectors: Iterable[Sector], image: Image) -> list[Range]:

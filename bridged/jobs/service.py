@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
-from bridged.config import Config
+from bridged.config import Config, parse_range
 from bridged.config import Target as TargetConfig
 from bridged.errors import (
     BadRequest,
@@ -485,6 +485,7 @@ class Jobs:
                 spans=made.spans,
                 discard_outside=options.get("outside") == "discard",
                 force=frozenset(str(options.get("force") or "").split(",")),
+                protect=[parse_range(text) for text in settings.protect],
             )
             parts = [{"name": span.name, "start": span.start, "end": span.end} for span in spans]
             proven = record.content == made.image.digest

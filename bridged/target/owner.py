@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridged import chips, config
+from bridged.chips.model import Range
 from bridged.errors import (
     BadRequest,
     BridgedError,
@@ -298,6 +299,7 @@ class Target:
             length=int(params.get("length") or 0),
             proven=proven,
             spans=spans,
+            protect=tuple(Range(*config.parse_range(text)) for text in settings.protect),
         )
 
     async def run(

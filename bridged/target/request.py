@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from bridged.chips.model import Range
 from bridged.events import SectorProven
 from bridged.images.model import Span
 from bridged.protocol.flow import Pause, SetLines
@@ -43,6 +44,7 @@ class Request:
     ``enter_by``: what makes the application jump into the loader. ``interlock`` and ``health``: see ``expect``.
     ``force``: names of checks that the job overrides. ``proven``: sectors that an interrupted run of this job proved.
     ``spans``: where each of several images lies that were combined; empty for one image, which needs no telling apart.
+    ``protect``: no sector that overlaps one of these may be erased.
     """
 
     kind: str
@@ -66,9 +68,10 @@ class Request:
     length: int = 0
     proven: tuple[SectorProven, ...] = ()
     spans: tuple[Span, ...] = ()
+    protect: tuple[Range, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        special = ("wiring", "force", "proven", "spans", "enter_by", "interlock", "health")
+        special = ("wiring", "force", "proven", "spans", "protect", "enter_by", "interlock", "health")
         flat = {f: getattr(self, f) for f in self.__slots__ if f not in special}
         flat["enter_by"] = self.enter_by.decode("latin-1")
         flat["interlock"], flat["health"] = _talk_to_list(self.interlock), _talk_to_list(self.health)
@@ -77,7 +80,8 @@ class Request:
         wiring["leave"] = [_step_to_list(s) for s in self.wiring.leave]
         proven = [[p.address, p.size_bytes, p.digest] for p in self.proven]
         spans = [[s.name, s.start, s.end] for s in self.spans]
-        return {**flat, "wiring": wiring, "force": sorted(self.force), "proven": proven, "spans": spans}
+        protect = [[r.start, r.end] for r in self.protect]
+        return {**flat, "wiring": wiring, "force": sorted(self.force), "proven": proven, "spans": spans, "protect": protect}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Request:
@@ -90,6 +94,7 @@ class Request:
         flat["force"] = frozenset(flat["force"])
         flat["proven"] = tuple(SectorProven(*p) for p in flat["proven"])
         flat["spans"] = tuple(Span(*s) for s in flat["spans"])
+        flat["protect"] = tuple(Range(*r) for r in flat["protect"])
         return cls(wiring=Wiring(**wiring), **flat)
 
 

@@ -49,7 +49,7 @@ from bridged.events import (
     Warned,
 )
 from bridged.images.model import Image
-from bridged.images.plan import Block, Plan, make_plan
+from bridged.images.plan import Block, Plan, check_protected, make_plan
 from bridged.images.vectors import check_vectors_for, flash_range, vector_address
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Command, MassErase, Timing
@@ -175,6 +175,7 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
         if same:
             result.evidence = "full"
             return
+    check_protected(plan.erase, request.protect)  # Not before: an ensure that finds its image touches nothing.
     yield from _check_entry(request, known)
     if request.discard_outside and content is None:
         plan = plan.keeping(None)
@@ -589,6 +590,7 @@ def _erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
             start=sectors[0].address,
             end=sectors[-1].end,
         )
+    check_protected(sectors, request.protect, everything=not request.length)
     yield from _check_entry(request, known)
     total = sum(s.size_bytes for s in sectors)
     seconds = sum(s.erase_typ_s for s in sectors) + total * 1.05 * known.line.timing.byte_s

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bridged.config import Target
-from bridged.errors import BridgedError, ImageDoesNotFit, ImageNotBootable, UnknownChip, UnknownTarget
+from bridged.errors import BridgedError, ImageDoesNotFit, ImageNotBootable, NotAllowed, UnknownChip, UnknownTarget
 from bridged.images.dry_run import Seen, dry_run
 from bridged.images.model import Image
 from tests.api.fakes import PLANNED
@@ -109,6 +109,9 @@ def test_the_service_plans_from_configuration_or_identification(tmp_path: Path) 
             assert set(found) == set(PLANNED), "what the tests of the clients are given"
             assert set(found["range"][0]) == set(PLANNED["range"][0])
             assert (found["pid"], found["flash_bytes"]) == (0x415, 512 * 1024)
+            bench.config.targets["m1"] = Target(chip="L476", flash_kib=512, protect=["0x08000600+1"])
+            with pytest.raises(NotAllowed, match=r"0x08000000\.\.0x080007ff.*0x08000600\.\.0x08000600"):
+                await bench.jobs.plan("m1", "firmware.elf", options)
             assert len(bench["m1"].runs) == runs, "nobody touched the target"
 
     run(work)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridged import errors
+from bridged.chips.model import Range
 from bridged.errors import BridgedError, Canceled, Stopped, StorageFull
 from bridged.events import Identified, Phase, PhaseStarted, Planned, SectorErased, SectorProven, Warned
 from bridged.images.model import Image
@@ -395,3 +396,67 @@ def test_warnings_name_what_a_person_should_know() -> None:
     bench = Bench("F756", {"options": {"BOOT_ADD0": 0x0040}})
     bench.run("flash", make_image(bench.chip, 6000))
     assert "APPLICATION_UNREACHABLE" in {w.code for w in bench.events(Warned)}
+
+
+# --- protected ranges ---------------------------------------------------------------------------------------------
+
+SECTOR_2 = Range(0x08001000, 0x08001800)  # of an L476; protected from its first byte to its last, or by one byte of it
+
+
+@pytest.mark.parametrize("protect", [SECTOR_2, Range(0x080017FF, 0x08001800), Range(0x08001000, 0x08001001)])
+@pytest.mark.parametrize("kind", ["flash", "ensure"])
+def test_a_sector_that_overlaps_a_protected_range_is_never_touched(kind: str, protect: Range) -> None:
+    bench = Bench("L476", request={"protect": (Range(0x080FF800, 0x08100000), protect)})
+    before = make_image(bench.chip, 3000, seed=5)
+    bench.put(before)
+    for image in (make_image(bench.chip, 4097), Image.of([(0x08001400, b"x")])):
+        with pytest.raises(errors.NotAllowed) as caught:
+            bench.run(kind, image, force=frozenset({"vectors"}))
+        assert f"{protect.start:#010x}..{protect.end - 1:#010x}" in caught.value.message
+        assert (caught.value.facts["sector"], caught.value.facts["protected_start"]) == (2, protect.start)
+        assert bench.account.barriers == []
+    assert not bench.device.stats.erases
+    assert not bench.device.stats.mass_erases
+    assert bench.holds(before)
+    assert bench.boots()
+
+
+def test_what_lies_beside_a_protected_range_is_free() -> None:
+    bench = Bench("L476", request={"protect": (SECTOR_2,)})
+    bench.put(Image.of([(SECTOR_2.start, b"mine" * 512)]))
+    image = make_image(bench.chip, 4096)
+    bench.run("flash", image)
+    bench.run("flash", Image.of([(SECTOR_2.end, b"y" * 100)]), force=frozenset({"vectors"}))
+    bench.run("erase", address=SECTOR_2.end, length=0x800)
+    assert bench.holds(image)
+    assert bench.flash(SECTOR_2.start, 2048) == b"mine" * 512
+
+
+def test_verify_read_and_an_ensure_with_nothing_to_do_may_look() -> None:
+    image = make_image(Bench("L476").chip, 5000)
+    bench = Bench("L476", request={"protect": (SECTOR_2,)})
+    bench.put(image)
+    assert bench.run("verify", image).evidence == "full"
+    assert bench.run("ensure", image).changed is False
+    assert bench.run("read", address=SECTOR_2.start, length=16).data == image.read(SECTOR_2.start, 16)
+
+
+@pytest.mark.parametrize(("address", "length"), [(0, 0), (0x08000000, 0x2000), (SECTOR_2.start, 0x800)])
+def test_no_erase_takes_a_protected_range_along(address: int, length: int) -> None:
+    bench = Bench("L476", request={"protect": (SECTOR_2,)})
+    image = make_image(bench.chip, 5000)
+    bench.put(image)
+    with pytest.raises(errors.NotAllowed, match="0x08001000"):
+        bench.run("erase", address=address, length=length)
+    assert not bench.device.stats.erases
+    assert not bench.device.stats.mass_erases
+    assert bench.holds(image)
+
+
+def test_everything_is_not_erased_while_any_range_is_protected() -> None:
+    """Not even one that this chip has not: whoever wrote it meant something."""
+    bench = Bench("L476", request={"protect": (Range(0x20000000, 0x20000004),)})
+    with pytest.raises(errors.NotAllowed, match="whole flash"):
+        bench.run("erase")
+    assert not bench.device.stats.erases
+    assert not bench.device.stats.mass_erases
