@@ -436,7 +436,7 @@ BOX = '"socket"\nsocket = "/run/box.sock"\nnrst = "nrst"\nboot0 = "boot0"'
 CASES: dict[str, list[Case]] = {
     # the machine
     "DOCTOR_NOT_ROOT": [
-        Case("pi4", lambda m: setattr(m, "who", Account("pi", 1000, frozenset({1000, 20, 986}))), "pi may not")
+        Case("pi4", lambda m: setattr(m, "who", Account("pi", 1000, frozenset({1000, 20, 986}))), "user pi may not see")
     ],
     "DOCTOR_UNDERVOLTAGE": [Case("pi4", lambda m: undervoltage(m, "1"), "too low", lambda m: undervoltage(m, "0"))],
     "DOCTOR_CLOCK_WRONG": [Case("pi4", lambda m: setattr(m, "time", 0.0), "earlier than the files")],
@@ -530,7 +530,15 @@ CASES: dict[str, list[Case]] = {
         Case("pc", both(lambda m: port(m, "/dev/ttyUSB7"), lambda m: m.process(9, "brltty")), "apt remove brltty"),
     ],
     "DOCTOR_PORT_NOT_SERIAL": [
-        Case("pc", both(lambda m: m.write("/dev/sda"), lambda m: port(m, "/dev/sda")), "/dev/sda is no")
+        Case("pc", both(lambda m: m.write("/dev/sda"), lambda m: port(m, "/dev/sda")), "/dev/sda is no serial port"),
+        Case(
+            "pc", both(lambda m: m.write("/home/pi/ttyUSB0"), lambda m: port(m, "/home/pi/ttyUSB0")), "ports here: /dev/ttyS0"
+        ),
+        Case(
+            "pc",
+            both(lambda m: m.tty("tty1", "/sys/devices/virtual/tty/tty1", "none", 4), lambda m: port(m, "/dev/tty1")),
+            "tty1",
+        ),
     ],
     "DOCTOR_PORT_EMPTY": [Case("pc", lambda m: port(m, "/dev/ttyS1"), "no UART behind it", lambda m: port(m, "/dev/ttyS0"))],
     "DOCTOR_PORT_PTY": [Case("pc", pty_port, "pseudo terminal")],
@@ -549,7 +557,7 @@ CASES: dict[str, list[Case]] = {
             lambda m: unit(m, "SupplementaryGroups=dialout gpio", "SupplementaryGroups=gpio"),
             "usermod -aG dialout bridged",
         ),
-        Case("pi4", lambda m: mode(m, "/dev/ttyAMA0", 0o600, 0, 0), "bridged may not open /dev/ttyAMA0 (group root)"),
+        Case("pi4", lambda m: mode(m, "/dev/ttyAMA0", 0o600, 0, 0), 'GROUP="dialout"'),
         # Without a unit it is the caller who would run it.
         Case("pc", lambda m: setattr(m, "who", Account("pi", 1000, frozenset({1000}))), "usermod -aG dialout pi"),
     ],

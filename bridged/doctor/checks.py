@@ -147,7 +147,9 @@ def _machine(e: Examination) -> Findings:
     machine = e.machine
     yield found("DOCTOR_MACHINE", MACHINE, f"{machine.model or 'no device tree'}, {machine.system}", model=machine.model)
     if machine.caller.uid != 0:
-        yield found("DOCTOR_NOT_ROOT", MACHINE, f"{machine.caller.name} may not see which programs of others have a port open")
+        yield found(
+            "DOCTOR_NOT_ROOT", MACHINE, f"user {machine.caller.name} may not see which programs of others have a port open"
+        )
     for name in machine.names("/sys/class/hwmon"):
         monitor = f"/sys/class/hwmon/{name}"
         if machine.read(f"{monitor}/name") == "rpi_volt" and machine.read(f"{monitor}/in0_lcrit_alarm") == "1":
@@ -344,9 +346,13 @@ def _access(e: Examination, name: str, port: Port) -> Findings:
     if not machine.may(runner, port.device):
         node = machine.node(port.device)
         group = machine.group_name(node.gid) if node else "dialout"
-        text = f"{runner.name} may not open {port.device} (group {group})"
+        text = f"user {runner.name} may not open {port.device} (group {group})"
         # The remedy with real names; a group that a unit lends needs no membership, but does no harm either.
-        remedy = f"`sudo usermod -aG {group} {runner.name}`, and log in anew or restart the unit" if group != "root" else ""
+        remedy = f"`sudo usermod -aG {group} {runner.name}`, and log in anew or restart the unit"
+        if group == "root":
+            remedy = (
+                'A udev rule with GROUP="dialout", MODE="0660"; a login prompt or console on the port takes it to root, too'
+            )
         yield found("DOCTOR_PORT_FORBIDDEN", name, text, remedy, user=runner.name, group=group)
     elif runner != machine.caller and not machine.may(machine.caller, port.device):
         yield found(
@@ -478,7 +484,7 @@ def _library(e: Examination) -> Findings:
         yield found("DOCTOR_GPIO_NONE", MACHINE, "/dev has no gpiochip")
         return
     if e.runner != e.machine.caller and not any(e.machine.may(e.runner, f"/dev/{name}") for name in chips_here):
-        text = f"{e.runner.name} may open none of {', '.join(f'/dev/{name}' for name in chips_here)}"
+        text = f"user {e.runner.name} may open none of {', '.join(f'/dev/{name}' for name in chips_here)}"
         yield found("DOCTOR_GPIO_FORBIDDEN", MACHINE, text, user=e.runner.name)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import socket
 import stat
@@ -32,6 +33,7 @@ RUN_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 # Between a tty and its hardware: since Linux 6.5 two devices of the bus serial-base, as in target/uart.py.
 NOT_THE_DRIVER = ("port", "ctrl")
+NO_PORTS = ("console", "ptmx")  # In sysfs among the ttys, as are the virtual consoles tty0 to tty63.
 CLIMB_LIMIT = 12  # A USB adapter behind four hubs has its device some ten directories above the tty.
 
 
@@ -313,9 +315,9 @@ class Machine:
 
     def port(self, path: str) -> Port | None:
         """The serial device behind ``path``; None where sysfs knows none of this name."""
-        name = os.path.basename(self.resolve(path))
+        folder, name = os.path.split(self.resolve(path))
         tty = f"/sys/class/tty/{name}"
-        if not self.exists(tty):
+        if folder != "/dev" or name in NO_PORTS or re.fullmatch(r"tty\d*", name) or not self.exists(tty):
             return None
         number = (self.read(f"{tty}/dev") or "").partition(":")[0]
         hardware = self.resolve(f"{tty}/device")
