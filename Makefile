@@ -17,7 +17,7 @@ LOCK      := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-v
              --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: reliability help venv demo test check format lock reference fuzz soak firmware firmware-check run sim install clean distclean
+.PHONY: reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check run sim install clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -59,6 +59,9 @@ fuzz: $(DEV_STAMP) ## the guided fuzzer for a minute: make fuzz FUZZ_SECONDS=600
 soak: $(DEV_STAMP) ## what takes hours: make soak SOAK_MINUTES=480
 	$(BIN)/python -m tests.fuzz.run --seconds $$(( $(SOAK_MINUTES) * 60 ))
 
+bench: $(DEV_STAMP) ## beside stm32flash and others on one compiled device; writes docs/benchmarks.md: make bench ARGS=--quick
+	@$(BIN)/python -m tests.bench.run $(ARGS)
+
 firmware: $(DEV_STAMP) ## build the firmware of the demo from its C source
 	$(BIN)/python -m tests.build_firmware
 
@@ -83,7 +86,7 @@ install: ## as root: the daemon for systemd under PREFIX, /opt/bridged
 	@echo 'then edit /etc/bridged/bridged.toml and:  systemctl enable --now bridged'
 
 clean: ## remove what was built
-	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist .bench .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find bridged tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
