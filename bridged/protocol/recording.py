@@ -124,6 +124,11 @@ def note_of(what: SetLines | SetFormat | Hazard | Barrier | Event) -> str:
             return ""
 
 
+def counters_note(*, frame: int, parity: int, overrun: int, breaks: int) -> str:
+    """What the serial driver counted during the session."""
+    return f"counters frame={frame} parity={parity} overrun={overrun} break={breaks}"
+
+
 def one_line(text: str) -> str:
     """What others wrote into a message must not look like an entry of its own."""
     return " ".join(text.split())[:MAX_NOTE_CHARS]

@@ -131,11 +131,12 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """``whole``: it begins with the start of a session."""
+    """``whole``: it begins with the start of a session. ``ended``: it has the end of one, which a killed one has not."""
 
     events: tuple[Event, ...]
     sums: Sums
     whole: bool
+    ended: bool
     entries: tuple[Entry, ...] = field(repr=False, default=())
 
     @property
@@ -158,7 +159,8 @@ def decode(text: str) -> Recording:
         sum(stage.gap_s or 0.0 for stage in stages),
     )
     whole = bool(events) and events[0].kind is Kind.SESSION
-    return Recording(events, sums, whole, tuple(entries))
+    ended = any(event.kind is Kind.END for event in events)
+    return Recording(events, sums, whole, ended, tuple(entries))
 
 
 def _with_outliers(events: list[Event]) -> Iterator[Event]:

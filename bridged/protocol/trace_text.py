@@ -154,6 +154,8 @@ def summary(recording: Recording) -> list[str]:
     lines += [_printable(event.title) for event in events if event.kind is Kind.COUNTERS]
     if not recording.whole:
         lines.append("the beginning is missing, so the sums are those of a part")
+    if not recording.ended:
+        lines.append("the end of the session is missing: its process was killed, or this is a part")
     return lines
 
 
@@ -178,6 +180,7 @@ def json_lines(recording: Recording) -> Iterator[str]:
         {
             "event": "summary",
             "whole": recording.whole,
+            "ended": recording.ended,
             "commands": commands,
             "flagged": len(recording.flagged),
             "total_s": _rounded(sums.total_s),

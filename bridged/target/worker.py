@@ -49,7 +49,7 @@ from bridged.protocol.flow import (
     SetLines,
     Step,
 )
-from bridged.protocol.recording import DONE, JOURNALED, note_of, one_line
+from bridged.protocol.recording import DONE, JOURNALED, counters_note, note_of, one_line
 from bridged.target import lines, session
 from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
 from bridged.target.request import Request
@@ -395,7 +395,7 @@ def main(argv: list[str]) -> int:
             if counted is not None and (now := uart.counters()) is not None:
                 new = now - counted
                 lost = new.overrun + new.buf_overrun
-                driver.note(f"counters frame={new.frame} parity={new.parity} overrun={lost} break={new.brk}")
+                driver.note(counters_note(frame=new.frame, parity=new.parity, overrun=lost, breaks=new.brk))
         driver.note(ending)
         result |= {"uart_bytes": {"out": driver.bytes_out, "in": driver.bytes_in}}
     board.set_result(result)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bridged.events import Phase, PhaseStarted, Retried, Synced, Warned
 from bridged.protocol.an3155 import Command
 from bridged.protocol.flow import Barrier, Hazard, SetFormat, SetLines
-from bridged.protocol.recording import Sign, note_of, one_line, parse
+from bridged.protocol.recording import Sign, counters_note, note_of, one_line, parse
 from bridged.protocol.trace import Answer, Event, Kind, Recording, decode
 from bridged.protocol.trace_text import json_lines, table
 from tests.protocol.recorder import FOLDER, SESSIONS
@@ -244,8 +244,10 @@ def test_an_event_that_is_no_news_for_a_recording_leaves_no_note() -> None:
 
 
 def test_driver_counters_are_marked_where_they_are_not_zero() -> None:
-    assert one("# counters frame=0 parity=0 overrun=0 break=0").flags == ()
-    assert one("# counters frame=0 parity=12 overrun=1 break=0").flags == ("12 parity errors", "1 overrun errors")
+    assert one(f"# {counters_note(frame=0, parity=0, overrun=0, breaks=0)}").flags == ()
+    found = check(f"# {counters_note(frame=0, parity=12, overrun=1, breaks=0)}")
+    assert found.events[0].flags == ("12 parity errors", "1 overrun errors")
+    assert "the driver counted frame 0 parity 12 overrun 1 break 0" in table(found)
 
 
 # --- who was slow -------------------------------------------------------------------------------------------------
@@ -357,6 +359,14 @@ def test_a_recording_that_was_damaged_is_decoded(name: str, data: st.DataObject)
     at = data.draw(st.integers(0, len(text)))
     count = data.draw(st.integers(0, 40))
     check(text[:at] + data.draw(st.text(max_size=10)) + text[at + count :])
+
+
+def test_a_session_that_was_killed_has_no_end() -> None:
+    lines = GOLDEN["good-flash"].splitlines()
+    assert check("\n".join(lines)).ended
+    killed = check("\n".join(lines[:200]))
+    assert (killed.whole, killed.ended) == (True, False)
+    assert "the end of the session is missing" in table(killed)
 
 
 def test_what_cannot_be_read_is_kept_and_said() -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import pytest
 
 from bridged.errors import BridgedError, Canceled, LinkError
-from bridged.events import Phase, PhaseStarted
-from bridged.protocol.flow import Barrier, Checkpoint, Drain, Flow, Pause, Progress, Receive, Report, Send
+from bridged.events import Phase, PhaseStarted, Retried
+from bridged.protocol.flow import Barrier, Checkpoint, Drain, Flow, Hazard, Pause, Progress, Receive, Report, Send
 from bridged.target import lines
 from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
 from bridged.target.uart import Uart
@@ -218,3 +218,32 @@ def test_progress_is_on_the_board_before_the_next_phase_and_after_every_wait() -
     with rig() as r:
         r.driver.run(flow(r))
         assert r.board.done == 7
+
+
+def test_what_is_no_exchange_is_noted_between_the_exchanges() -> None:
+    def flow() -> Flow[None]:
+        yield Send(b"\x44\xbb")
+        yield Barrier("erasing", 1.0)
+        yield Hazard(1.0)
+        yield Send(b"\xff\xff\x00")
+        yield Hazard(0)
+        yield Report(Retried("erase", "NACK: twice\n< 79"))
+
+    def daemon(r: Rig) -> None:
+        r.daemon.recv(1000)
+        r.daemon.send(b'{"ok":true}')
+
+    with rig() as r:
+        answering = threading.Thread(target=daemon, args=(r,))
+        answering.start()
+        r.driver.run(flow())
+        answering.join()
+        assert r.recorded() == [
+            (SENT, b"\x44\xbb"),
+            (NOTE, b"barrier erasing"),
+            (NOTE, b"journaled erasing"),
+            (NOTE, b"hazard 1.000 s"),
+            (SENT, b"\xff\xff\x00"),
+            (NOTE, b"hazard over"),
+            (NOTE, b"retry erase: NACK: twice < 79"),
+        ]
