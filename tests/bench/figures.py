@@ -16,6 +16,9 @@ from typing import Any
 # the host, so it bounds the error of a run.
 LATE_SHARE = 0.03
 LATE_ONCE_S = 0.1  # A single stall of the machine, as long as a process start, is no figure about a host.
+# What others did on the machine meanwhile, in cores: all that was busy, less our own processes. Kernel threads that move the
+# bytes of the ptys are in it (0.05 to 0.15 here), so it is never nothing.
+OTHERS_CORES = 0.3
 RESAMPLES = 4000
 CONFIDENCE = 0.95
 
@@ -45,6 +48,7 @@ class Run:
     request_p99_ms: float = 0.0
     request_hz: float = 0.0
     uploads: int = 0
+    others_cores: float = 0.0
     rejected: str = ""
 
     @property
@@ -53,12 +57,14 @@ class Run:
         return self.limit_s / self.dialogue_s if self.dialogue_s else 0.0
 
 
-def why_rejected(report: dict[str, Any], *, exit_status: int, content_right: bool) -> str:
+def why_rejected(report: dict[str, Any], *, exit_status: int, content_right: bool, others_cores: float = 0.0) -> str:
     """Empty when the run counts. ``report``: what the device wrote at its end."""
     if exit_status:
         return f"the host ended with status {exit_status}"
     if not content_right:
         return "the flash does not hold the image"
+    if others_cores > OTHERS_CORES:
+        return f"others kept {others_cores:.2f} cores of the machine busy, more than {OTHERS_CORES:g}"
     late, limit_s = report["late_last"], report["wire_s"] + report["program_s"] + report["erase_s"]
     if not report["paced"]:
         return ""

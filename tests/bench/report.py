@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tests.bench.figures import LATE_ONCE_S, LATE_SHARE, Run, Verdict, at_least, at_most, ratio, spread
+from tests.bench.figures import LATE_ONCE_S, LATE_SHARE, OTHERS_CORES, Run, Verdict, at_least, at_most, ratio, spread
 
 # The targets, as they were stated before anything was measured.
 WIRE_SHARE_115200 = 97.0  # %
@@ -50,7 +50,8 @@ no FIFO, no interrupt and no USB adapter, and wakes its reader through a kernel 
 - *idle*: the daemon runs and does nothing. *Loaded*: 50 clients poll it with 500 requests/s in total, and one uploads 1 MiB
   of Intel HEX after the other and has it parsed. The load is there for foreign hosts too; all of it runs on this machine.
 - A run does not count, and is made again, when the device was late with the last bytes of its answers by more than
-  {late:.0%} of the wire limit in all, or by more than {once:.0f} ms once, or when a host failed.
+  {late:.0%} of the wire limit in all or by more than {once:.0f} ms once, when others than the benchmark kept more than
+  {others:g} cores busy, or when a host failed.
 - The session process of bridged asks for real-time priority, as the installed service allows it; the other hosts are started as
   their manuals say. The device has real-time priority for all.
 - Intervals of ratios: 95 %, bootstrap over the runs.
@@ -59,7 +60,9 @@ no FIFO, no interrupt and no USB adapter, and wakes its reader through a kernel 
 
 def page(results: Mapping[str, Any], hosts: Mapping[str, str]) -> str:
     runs = [Run(**r) for r in results.get("runs", ())]
-    parts = [FRAME.format(size=results.get("size_bytes", 0) // 1024, late=LATE_SHARE, once=LATE_ONCE_S * 1000)]
+    parts = [
+        FRAME.format(size=results.get("size_bytes", 0) // 1024, late=LATE_SHARE, once=LATE_ONCE_S * 1000, others=OTHERS_CORES)
+    ]
     parts += ["## Machine\n", _machine(results, runs)]
     parts += ["## Targets\n", _verdicts(verdicts(results, runs))]
     if runs:
@@ -86,7 +89,13 @@ def _machine(results: Mapping[str, Any], runs: Sequence[Run]) -> str:
     lines = [f"- {name}: {value}" for name, value in results.get("machine", {}).items()]
     if runs:
         count = min(len(chosen(runs, *cell)) for cell in {(r.host, r.baud, r.loaded) for r in runs})
-        lines.append(f"- runs that count: at least {count} of each host in each condition ")
+        lines.append(f"- runs that count: at least {count} of each host in each condition")
+        others = [r.others_cores for r in runs if not r.rejected]
+        lines.append(
+            f"- others on the machine meanwhile: {statistics.median(others):.2f} cores busy (median), {max(others):.2f} at most"
+        )
+        if max(others) > OTHERS_CORES:
+            lines.append("- **measured on a machine that others kept busy: the conditions called idle were not**")
         if count < ENOUGH_RUNS:
             lines.append(f"- **fewer than {ENOUGH_RUNS} runs: a look, not a measurement**")
     return "\n".join(lines) + "\n"

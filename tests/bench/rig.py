@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -268,6 +269,19 @@ def wakeups(pid: int) -> int:
     return count
 
 
+def machine_busy_s() -> float:
+    """CPU seconds that the whole machine was busy, or was withheld from it (steal), since it was started."""
+    fields = [int(x) for x in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = fields
+    return (user + nice + system + irq + softirq + steal) / TICKS
+
+
+def own_cpu_s() -> float:
+    """CPU seconds of this process and of all its descendants that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usages)
+
+
 def disk(pid: int) -> dict[str, int]:
     """``wchar``: given to write(2), sockets and terminals included; ``write_bytes``: sent to a block device."""
     return {
@@ -282,7 +296,11 @@ def run(command: Sequence[str]) -> tuple[int, float, float, str]:
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as host:
         assert host.stdout is not None
-        output = host.stdout.read()
+        try:
+            output = host.stdout.read()
+        except BaseException:
+            host.terminate()
+            raise
         _, status, usage = os.wait4(host.pid, 0)
         wall_s = time.monotonic() - began
         host.returncode = os.waitstatus_to_exitcode(status)

@@ -18,6 +18,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -25,14 +26,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bridged import __version__
 from tests.bench import cost, report
 from tests.bench.figures import Run, why_rejected
-from tests.bench.rig import BUILT, ROOT, Daemon, Device, Load, Missing, build, cpu_s, digest
+from tests.bench.rig import BUILT, ROOT, Daemon, Device, Load, Missing, build, cpu_s, digest, machine_busy_s, own_cpu_s
 from tests.bench.rig import run as run_host
 
 BAUDS = (115200, 921600)
@@ -74,7 +75,9 @@ def command(host: str, device: Device, baud: int, image: Path) -> list[str]:
     raise ValueError(host)
 
 
-def one_run(host: str, baud: int, loaded: bool, data: bytes, options: Sequence[str] = ()) -> Run:
+def one_run(host: str, baud: int, loaded: bool, data: bytes, options: Sequence[str] = (), *, busy: bool = False) -> Run:
+    """``busy``: the run counts whatever else the machine does."""
+    busy_s, own_s, started = machine_busy_s(), own_cpu_s(), time.monotonic()
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bridged-bench-")))
         image = work / "image.bin"
@@ -109,13 +112,18 @@ def one_run(host: str, baud: int, loaded: bool, data: bytes, options: Sequence[s
             client.close()
         if status:
             print(f"    {host}: status {status}: {output.strip()[-500:]}", file=sys.stderr)
-        return record(host, baud, loaded, wall_s, spent_s, status, device, data, load.tally if load else {})
+        # By now every process of this run has ended and is accounted for.
+        others = (machine_busy_s() - busy_s - (own_cpu_s() - own_s)) / (time.monotonic() - started)
+        tally = load.tally if load else {}
+        done = record(host, baud, loaded, wall_s, spent_s, device.report, tally)
+        right = device.flash == data
+        why = why_rejected(device.report, exit_status=status, content_right=right, others_cores=0.0 if busy else others)
+        return replace(done, others_cores=others, rejected=why)
 
 
 def record(
-    host: str, baud: int, loaded: bool, wall_s: float, spent_s: float, status: int, device: Device, data: bytes, tally: Any
+    host: str, baud: int, loaded: bool, wall_s: float, spent_s: float, told: dict[str, Any], tally: dict[str, Any]
 ) -> Run:
-    told = device.report
     late, gaps = told["late_last"], told["gaps"]
     return Run(
         host=host,
@@ -139,7 +147,6 @@ def record(
         request_p99_ms=tally.get("p99_ms", 0.0),
         request_hz=tally["requests"] / tally["seconds"] if tally else 0.0,
         uploads=tally.get("uploads", 0),
-        rejected=why_rejected(told, exit_status=status, content_right=device.flash == data),
     )
 
 
@@ -164,7 +171,7 @@ def measure(args: argparse.Namespace, data: bytes, before: list[dict[str, Any]])
     cells = list(rounds(args.runs, args.hosts, args.baud))
     for number, (host, baud, loaded) in enumerate(cells, start=1):
         for _ in range(TRIES):
-            run = one_run(host, baud, loaded, data)
+            run = one_run(host, baud, loaded, data, busy=args.busy)
             found.append(run)
             what = f"{number}/{len(cells)} {host} {baud} {'loaded' if loaded else 'idle'}"
             print(
@@ -240,6 +247,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(HOSTS))
     parser.add_argument("--only", choices=("speed", "cost", "page"), help="a part; page: write the page from the last results")
     parser.add_argument("--more", action="store_true", help="add to the last results instead of beginning anew")
+    parser.add_argument("--busy", action="store_true", help="count runs although others keep the machine busy")
     parser.add_argument("--nice", type=int, default=0, help="priority of all that is measured, such as -5, where allowed")
     parser.add_argument("--results", type=Path, default=BUILT / "results.json", help="where figures are kept")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
@@ -248,11 +256,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.runs, args.kib, args.baud = min(args.runs, 2), min(args.kib, 64), [921600]
         args.results = BUILT / "quick.json"
         args.page = BUILT / "quick.md"
+        args.busy = True
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    # An exception ends every `with` block, and with them every process that was started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         build()
     except Missing as error:

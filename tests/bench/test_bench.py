@@ -161,7 +161,7 @@ def test_our_session_flashes_every_part_of_the_device(work: Path, part: str) -> 
 def test_one_run_of_each_host(host: str) -> None:
     if host == "stm32flash":
         require_tool("stm32flash", "stm32flash")
-    done = run.one_run(host, 921600, loaded=host == "daemon", data=SMALL, options=FAST)
+    done = run.one_run(host, 921600, loaded=host == "daemon", data=SMALL, options=FAST, busy=True)
     assert done.rejected == ""
     assert done.overruns == 0
     assert done.wire_bytes >= 2 * 16 * 268
@@ -269,6 +269,23 @@ def test_which_runs_count(told: dict[str, Any], status: int, right: bool, reason
     found = figures.why_rejected(told, exit_status=status, content_right=right)
     assert (found == "") is (reason == "")
     assert reason in found
+
+
+def test_a_run_on_a_busy_machine_does_not_count() -> None:
+    told = device_report()
+    assert figures.why_rejected(told, exit_status=0, content_right=True, others_cores=figures.OTHERS_CORES) == ""
+    assert "0.31 cores" in figures.why_rejected(told, exit_status=0, content_right=True, others_cores=0.31)
+    busy = [result("session", others_cores=0.9), result("stm32flash")]
+    text = report.page({"runs": [vars_of(r) for r in busy], "size_bytes": 1024, "machine": {}}, run.HOSTS)
+    assert "the conditions called idle were not" in text
+
+
+def test_what_others_do_on_the_machine_is_seen() -> None:
+    busy, own = rig.machine_busy_s(), rig.own_cpu_s()
+    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    spent = rig.own_cpu_s() - own
+    assert spent > 0.05
+    assert rig.machine_busy_s() - busy >= spent - 2 / rig.TICKS
 
 
 def test_spread_of_few_and_many() -> None:
