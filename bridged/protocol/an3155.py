@@ -180,8 +180,11 @@ def expect_ack(
     raise Garbled(f"{what}: {(got + rest).hex(' ')} came, expected ACK (79)", received=(got + rest).hex(), **facts)
 
 
+_OPENINGS = {command: Send(bytes([command, complement(command)])) for command in Command}
+
+
 def _start(command: Command, timing: Timing) -> Flow[None]:
-    yield Send(bytes([command, complement(command)]))
+    yield _OPENINGS[command]
     yield from expect_ack(command, "opcode", timing.ack_s)
 
 
@@ -344,9 +347,12 @@ def read_memory(address: int, count: int, timing: Timing) -> Flow[bytes]:
     if not 1 <= count <= MAX_BLOCK:
         raise ValueError(f"Read Memory takes 1 to {MAX_BLOCK} bytes, not {count}")
     command = Command.READ_MEMORY
-    yield from _start(command, timing)
-    yield from _frame(command, "address", address_frame(address), timing.ack_s, address=address)
-    yield from _frame(command, "length", bytes([count - 1, complement(count - 1)]), timing.ack_s, address=address)
+    yield _OPENINGS[command]
+    # The frames are made while the opcode is on the wire, so that between an ACK and its frame there is nothing left to do.
+    where, length = address_frame(address), bytes([count - 1, complement(count - 1)])
+    yield from expect_ack(command, "opcode", timing.ack_s)
+    yield from _frame(command, "address", where, timing.ack_s, address=address)
+    yield from _frame(command, "length", length, timing.ack_s, address=address)
     return (yield from _payload(command, "data", count, timing, address=address))
 
 
@@ -358,9 +364,12 @@ def write_memory(address: int, data: bytes, timing: Timing, *, ack_max_s: float 
     if not 1 <= len(data) <= MAX_BLOCK:
         raise ValueError(f"Write Memory takes 1 to {MAX_BLOCK} bytes, not {len(data)}")
     command = Command.WRITE_MEMORY
-    yield from _start(command, timing)
-    yield from _frame(command, "address", address_frame(address), timing.ack_s, address=address)
-    yield Send(with_checksum(bytes([len(data) - 1]) + data), payload_address=address)
+    yield _OPENINGS[command]
+    # As in Read Memory.
+    where, block = address_frame(address), Send(with_checksum(bytes([len(data) - 1]) + data), payload_address=address)
+    yield from expect_ack(command, "opcode", timing.ack_s)
+    yield from _frame(command, "address", where, timing.ack_s, address=address)
+    yield block
     yield from expect_ack(command, "data", ack_max_s, address=address)
 
 
