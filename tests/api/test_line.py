@@ -742,6 +742,21 @@ def test_tcp_finds_clients_that_vanished(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def test_one_that_pipelines_gives_way_after_each_command(tmp_path: Path) -> None:
+    """A thousand commands that are all there already are no reason to let others wait for the last of them."""
+
+    async def body(w: World) -> None:
+        greedy, other = await w.connect(), await w.connect()
+        await greedy.say(b"PING\n" * 5000 + b"QUIT\n")
+        assert (await other.ask("PING")).code == 250
+        assert not greedy.reader.at_eof()
+        before = bytes(greedy.reader._buffer).count(b"PONG")  # type: ignore[attr-defined]
+        assert before < 2500, "answered most of them before the one command of the other"
+        assert (await greedy.rest()).count(b"PONG") == 5000
+
+    run(tmp_path, body)
+
+
 def test_a_long_log_comes_in_pieces_and_whole(tmp_path: Path) -> None:
     async def body(w: World) -> None:
         w.jobs.expect(Script(JobKind.IDENTIFY, "motor1"))

@@ -3,6 +3,7 @@ very same lines. Real gpiochips are proven in the VM test; here the kernel's end
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -510,6 +511,19 @@ def test_an_answer_that_a_killed_session_left_behind_is_discarded(box: tuple[Box
     with pytest.raises(LineUnavailable, match="stuck"):
         lines.set(reset=False)
     lines.close()
+
+
+def test_a_box_that_does_not_stop_talking() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                theirs.send(b"ok\n" * 1000)
+        lines = SocketLines.of(boxed("/box"), ours.fileno())
+        with pytest.raises(LineUnavailable, match="it does not stop talking"):
+            lines.set(reset=True)
 
 
 def test_no_box_there(tmp_path: Path) -> None:
