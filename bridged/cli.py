@@ -443,6 +443,9 @@ def outcome(reply: Reply) -> str:
         text = f"{who}done{seconds}: {written} written, {erased} sector{'' if erased == 1 else 's'} erased; {proven}"
     elif kind == "verify":
         text = f"{who}equal{seconds}: {size_text(int(data.get('bytes_compared') or 0))} compared"
+    elif kind == "doctor":
+        bad, odd = int(data.get("problems") or 0), int(data.get("warnings") or 0)
+        text = f"{who}{bad} problem{'' if bad == 1 else 's'}, {odd} warning{'' if odd == 1 else 's'}"
     elif kind == "identify":
         known = ("target", "names", "family", "pid", "uid", "flash_bytes", "layout", "loader", "loader_id", "baud")
         return facts({key: data.get(key) for key in known})
@@ -664,6 +667,7 @@ class Command:
         self.screen = Screen(args.json)
         self.session = Session(Address.parse(args.gateway), args.retry_for, self.screen.note)
         self.job = ""
+        self.problems = 0
 
     # images and jobs
 
@@ -712,6 +716,10 @@ class Command:
 
     def id(self) -> Exit:
         return self._run_job("ID", self.args.target)
+
+    def examine(self) -> Exit:
+        done = self._run_job("DOCTOR", self.args.target)
+        return Exit.FAILED if self.problems else done
 
     def _with_image(self, verb: str) -> Exit:
         names = ("addr", "type", "patch") if verb == "VERIFY" else ("addr", "type", "patch", "outside", "entry", "force")
@@ -769,6 +777,13 @@ class Command:
     def _show_progress(self, reply: Reply) -> None:
         self.screen.reply(reply)
         data = reply.data
+        if reply.code == 250 and "level" in data:  # A finding of DOCTOR.
+            self.screen.end()
+            self.problems += data["level"] == "problem"
+            self._print(f"{data['level']:8} {data['code']}: {data['text']}")
+            if data.get("remedy"):
+                self._print(f"         {data['remedy']}")
+            return
         if data.get("event") == "Warned":
             self.screen.note(f"{data.get('target', '')}: warning: {data.get('text', '')}")
         state = str(data.get("state", ""))
@@ -960,6 +975,7 @@ EXAMPLES = """\
 examples:
   bridged demo                                  try everything, without hardware
   bridged doctor                                what on this machine would keep a job from working
+  bridged examine motor1                        what is wrong between this gateway and that chip
   bridged targets                               what is connected
   bridged flash motor1 app.elf                  write and prove
   bridged flash motor1 app.bin --addr 0x08000000
@@ -1106,6 +1122,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--boot", action="store_true", help="into the ROM loader instead")
     job(sub)
     sub = command("id", "ask a chip who it is", "bridged id motor1")
+    target(sub)
+    job(sub)
+
+    sub = command("examine", "examine the wiring and the chip; resets it, changes no flash", "bridged examine motor1")
     target(sub)
     job(sub)
 

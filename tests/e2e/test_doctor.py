@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.e2e.gateway import Gateway, pairs
@@ -18,3 +20,12 @@ def test_the_findings_of_a_target_are_lines_of_the_reply(tmp_path: Path) -> None
         assert found["IDENTIFIED"]["level"] == "ok"
         client.close()
         assert not gateway.device("f7").stats.erases
+
+
+def test_the_command_says_what_is_wrong_and_ends_with_1(tmp_path: Path) -> None:
+    with Gateway(tmp_path, {"f7": "F756"}, {"options": {"BOOT_ADD0": 0x0040}}) as gateway:
+        command = [sys.executable, "-m", "bridged", "--gateway", f"unix:{gateway.root}/bridged.sock", "examine", "f7"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 1
+        assert done.stdout.splitlines()[0].startswith("problem  APPLICATION_UNREACHABLE: BOOT_ADD0 = 0x0040")
+        assert done.stdout.splitlines()[-1] == "f7: 1 problem, 0 warnings"
