@@ -434,9 +434,15 @@ def test_watch_a_target_and_everything_until_the_client_leaves(tmp_path: Path) -
         assert (await all_.reply()).text == "WATCHING"
         await submitter.ask("ID motor1 wait=1")
         await submitter.ask("ID motor2 wait=1")
-        seen = [await all_.reply() for _ in range(12)]
-        assert [r.data["target"] for r in seen] == ["motor1"] * 6 + ["motor2"] * 6
-        assert {(await one.reply()).data["target"] for _ in range(6)} == {"motor2"}
+
+        async def target(client: Client) -> object:
+            """Of the next update; signs of life come in between on a busy machine."""
+            while (reply := await client.reply()).text == "WATCHING":
+                pass
+            return reply.data["target"]
+
+        assert [await target(all_) for _ in range(12)] == ["motor1"] * 6 + ["motor2"] * 6
+        assert [await target(one) for _ in range(6)] == ["motor2"] * 6
         one.writer.transport.abort()
         all_.writer.close()
         submitter.writer.close()
