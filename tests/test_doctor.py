@@ -837,6 +837,76 @@ def test_targets_that_declare_what_they_share_are_left_alone(make: Make) -> None
     assert not {"DOCTOR_PORT_SHARED", "DOCTOR_LINE_SHARED"} & machine.codes()
 
 
+# --- what must not be said --------------------------------------------------------------------------------------------------
+
+
+def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
+    """A container without /proc, /sys and /etc."""
+    machine = Fake(tmp_path)
+    machine.write("/dev/null")
+    machine.configuration = GPIO_TARGET + '[targets.b]\nport = "/dev/ttyUSB0"\n'
+    codes = machine.codes()
+    assert {"DOCTOR_PORT_MISSING", "DOCTOR_BOOT_ID", "DOCTOR_UNIT_MISSING"} <= codes
+    machine.write("/dev/ttyUSB0")
+    machine.write("/sys/class/tty/ttyUSB0/uevent")
+    assert "DOCTOR_PORT" in machine.codes()
+
+
+def test_a_login_prompt_that_holds_the_port_is_said_once(make: Make) -> None:
+    machine = make("pi4")
+    machine.holders["ttyAMA0"] = Holder(9, "agetty")
+    assert "DOCTOR_PORT_HELD" not in machine.codes()
+    machine.holders.clear()
+    machine.process(9, "stty", "stty", "-F", "ttyAMA0")  # Names the port and is no login prompt.
+    assert "DOCTOR_GETTY" not in machine.codes()
+
+
+def test_a_service_that_its_socket_starts_may_rest(make: Make) -> None:
+    machine = make("pi4")
+    machine.state("bridged.service", "inactive", "disabled")
+    machine.state("bridged.socket", "active", "enabled")
+    assert not {"DOCTOR_UNIT_STOPPED", "DOCTOR_UNIT_DISABLED"} & machine.codes()
+
+
+def test_the_configured_state_directory_is_the_one(make: Make) -> None:
+    machine = make("pi4")
+    gateway('[gateway]\nstate_dir = "/var/lib/bridged/here"')(machine)
+    texts = {finding.code: finding.text for finding in machine.examine()}
+    assert texts["DOCTOR_STATE_DIR_MISSING"].startswith("/var/lib/bridged/here ")
+
+
+def test_a_unit_may_allow_one_device_and_leave_the_file_system_open(make: Make) -> None:
+    machine = make("pi4")
+    unit(machine, "DeviceAllow=char-ttyAMA rw\n", "DeviceAllow=/dev/ttyAMA0 rw\n")
+    unit(machine, "ProtectSystem=strict", "ProtectSystem=full")
+    gateway('[gateway]\nstate_dir = "/srv/state"')(machine)
+    assert not {"DOCTOR_UNIT_DEVICE", "DOCTOR_UNIT_PATH"} & machine.codes()
+
+
+@pytest.mark.parametrize("said", [b"220 bridged", b"220 mail.example ESMTP", b"", b"\xff\xfe"])
+def test_a_greeting_that_is_not_ours(make: Make, said: bytes) -> None:
+    machine = make("pi4")
+    machine.greetings["127.0.0.1"] = said
+    assert "DOCTOR_LISTEN_TAKEN" in machine.codes()
+
+
+def test_a_daemon_that_is_too_busy_to_greet_is_ours(make: Make) -> None:
+    machine = make("pi4")
+    machine.greetings["127.0.0.1"] = b"429 TOO_MANY message=later"
+    assert "DOCTOR_LISTEN_TAKEN" not in machine.codes()
+
+
+def test_the_unix_socket_is_asked_where_there_is_no_address(make: Make) -> None:
+    machine = make("pi4")
+    gateway('[api]\nlisten = ""')(machine)
+    machine.greetings.clear()
+    assert not {"DOCTOR_DAEMON", "DOCTOR_DAEMON_SILENT"} & machine.codes()  # Nothing to ask.
+    machine.write("/run/bridged/bridged.sock")
+    assert "DOCTOR_DAEMON_SILENT" in machine.codes()
+    machine.greetings[str(machine.at("/run/bridged/bridged.sock"))] = f"220 bridged {__version__} gw=x".encode()
+    assert "DOCTOR_DAEMON" in machine.codes()
+
+
 # --- the facts it relies on -----------------------------------------------------------------------------------------------
 
 
