@@ -122,7 +122,36 @@ class Booted:
     banner: str
 
 
-Event = PhaseStarted | Synced | Identified | Planned | SectorErased | SectorProven | StepDone | Retried | Warned | Booted
+@dataclass(frozen=True, slots=True)
+class Restoring:
+    """A phase of the session that brings the last known good image back; the phase of its job is ``restore`` all the while."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """The last known good image is proven in flash again. ``health``: ``passed``, empty where no probe is configured."""
+
+    image: str
+    content: str
+    health: str
+
+
+Event = (
+    PhaseStarted
+    | Synced
+    | Identified
+    | Planned
+    | SectorErased
+    | SectorProven
+    | StepDone
+    | Retried
+    | Warned
+    | Booted
+    | Restoring
+    | RolledBack
+)
 
 _KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in Event.__args__}
 _TYPES: dict[str, tuple[type[Any], ...]] = {

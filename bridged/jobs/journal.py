@@ -100,6 +100,17 @@ MIGRATIONS: tuple[str, ...] = (
         good_image TEXT NOT NULL
     ) STRICT;
     """,
+    "".join(
+        f"ALTER TABLE targets ADD COLUMN {column} NOT NULL DEFAULT {default};"
+        for column, default in (
+            ("good_type TEXT", "''"),
+            ("good_patch TEXT", "''"),
+            ("good_content TEXT", "''"),
+            ("good_name TEXT", "''"),
+            ("good_pid INTEGER", "0"),
+            ("good_uid TEXT", "''"),
+        )
+    ),
 )
 VERSION = len(MIGRATIONS)
 
@@ -125,7 +136,8 @@ class TargetRecord:
     """What was last seen in one target. ``content`` is empty while nobody knows what is in its flash.
 
     ``content``, ``image``, ``image_name``, ``evidence``, ``proven`` (UTC seconds) describe the last proof and are voided when
-    an erase begins or another chip answers. ``good_image`` outlives that: the file that would bring the target back.
+    an erase begins or another chip answers. What begins with ``good_`` outlives that: the last content that was proven and
+    healthy, all that is needed to build it again, and the chip that it was proven in. ``good_content`` is empty for none.
     """
 
     name: str
@@ -143,6 +155,12 @@ class TargetRecord:
     evidence: str = ""
     proven: float = 0.0
     good_image: str = ""
+    good_type: str = ""
+    good_patch: str = ""
+    good_content: str = ""
+    good_name: str = ""
+    good_pid: int = 0
+    good_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +175,7 @@ class Backup:
 class Change:
     """One transaction. ``updates``, ``proven`` and ``backup`` belong to ``job``; a job that ends loses its proofs and backup.
 
+    ``anew``: what was proven and kept for the job until now goes first, for it will work on other content from here on.
     ``session`` opens or rewrites the entry of its target; ``close`` names the target whose entry goes.
     """
 
@@ -167,6 +186,7 @@ class Change:
     session: OpenSession | None = None
     close: str = ""
     target: TargetRecord | None = None
+    anew: bool = False
 
 
 _JOB_FIELDS = tuple(Job.__dataclass_fields__)
@@ -535,6 +555,9 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
         if connection.execute(_UPDATE_JOB, _job_row(job)).rowcount != 1:
             raise JournalError(f"job {job.id} is not in the journal, or it is ahead of seq {job.seq}", job=job.id)
         connection.executemany(_INSERT_UPDATE, [_update_row(u) for u in change.updates])
+        if change.anew:
+            connection.execute("DELETE FROM proven WHERE job = ?", (job.id,))
+            connection.execute("DELETE FROM backups WHERE job = ?", (job.id,))
         connection.executemany(
             "INSERT OR REPLACE INTO proven VALUES (?, ?, ?, ?)",
             [(job.id, p.address, p.size_bytes, p.digest) for p in change.proven],

@@ -14,7 +14,8 @@ Order of things, on which P5 stands:
 - Phase changes and notable events wait for the next commit (SD cards); ``seq`` leaps after a restart, so that a number that
   was shown and lost is not used again.
 
-How a session's end becomes a state is in ``_outcome``, and nowhere else.
+How a session's end becomes a state is in ``_outcome``, and nowhere else. A new image that is unhealthy is followed by a second
+session of the same job, which restores the last known good one: see ``rollback`` and ``_go_back``.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from bridged.errors import (
     BridgedError,
     Canceled,
     DeadlineExceeded,
+    DigestMismatch,
     EntryWouldBeLost,
     ImageError,
     JournalError,
@@ -55,16 +57,20 @@ from bridged.errors import (
     StorageFull,
     TargetBroken,
     TooLarge,
+    Unhealthy,
     UnknownImage,
     UnknownTarget,
     VerifyError,
     WrongChip,
+    from_dict,
 )
 from bridged.events import (
     Event,
     Identified,
     Phase,
     PhaseStarted,
+    Restoring,
+    RolledBack,
     SectorErased,
     SectorProven,
     StepDone,
@@ -72,6 +78,7 @@ from bridged.events import (
 )
 from bridged.images import content
 from bridged.images.model import Image, Span
+from bridged.jobs import rollback
 from bridged.jobs.journal import Backup, Change, Journal, OpenSession, TargetRecord, update_of
 from bridged.jobs.model import Job, JobKind, JobState, Submission, Update, advance, note
 from bridged.jobs.results import JOB_LIMIT_BYTES, Results
@@ -199,6 +206,7 @@ class _Live:
     uid: str = ""
     backup: Backup = Backup()
     resumed: bool = False
+    restore: rollback.Restore | None = None
     unsaved: list[Update] = field(default_factory=list)
     unsaved_proven: list[SectorProven] = field(default_factory=list)
     saving: bool = False
@@ -507,7 +515,9 @@ class Jobs:
     def pinned(self) -> set[str]:
         """Images that no clean-up may remove: those of jobs that have not ended, and the last good one of each target."""
         good = {image for record in self._records.values() for image in (record.image, record.good_image)}
-        return set[str]().union(*(content.files(image) for image in good | {live.job.image for live in self._live.values()}))
+        active = {live.job.image for live in self._live.values()}
+        restored = {restore.image for live in self._live.values() if (restore := rollback.Restore.of(live.job))}
+        return set[str]().union(*(content.files(image) for image in good | active | restored))
 
     # --- submitting and canceling ---------------------------------------------------------------------------------
 
@@ -559,8 +569,9 @@ class Jobs:
 
     async def _cancel(self, live: _Live, force: bool) -> Job:
         if live.job.touched and not force:
+            doing = "restores the last known good image" if live.restore else "has begun to erase"
             raise NotCancellable(
-                f"job {live.job.id} has begun to erase and nothing is proven yet (phase {live.job.phase or 'none'})",
+                f"job {live.job.id} {doing} and nothing is proven yet (phase {live.job.phase or 'none'})",
                 job=live.job.id,
                 phase=live.job.phase,
             )
@@ -723,16 +734,19 @@ class Jobs:
         """From queued, waiting or interrupted to a terminal state, or to interrupted again."""
         before = live.job
         live.resumed = before.state is JobState.INTERRUPTED
-        if live.resumed and before.reason != PARKED and before.attempts > self._config.jobs.resume_limit:
+        live.restore = rollback.Restore.of(before)
+        attempts = before.attempts - (live.restore.attempts - 1 if live.restore else 0)
+        if live.resumed and before.reason != PARKED and attempts > self._config.jobs.resume_limit:
             text = f"interrupted in {before.attempts} of {before.attempts} attempts (the last time: {before.reason})"
             last = before.error or SessionDied(text).as_dict()
-            await self._end(lane, live, JobState.FAILED, {**last, "facts": {**last["facts"], "attempts": before.attempts}})
+            last = {**last, "facts": {**last["facts"], "attempts": before.attempts}}
+            await self._finish(lane, live, {}, from_dict(last))
             return
         try:
             if before.kind in DESTRUCTIVE:
                 self._check_space()
         except StorageFull as error:
-            await self._end(lane, live, JobState.FAILED, error)
+            await self._finish(lane, live, {}, error)
             return
         async with live.lock:
             if live.job.terminal:
@@ -740,7 +754,7 @@ class Jobs:
             await self._step(
                 live,
                 JobState.RUNNING,
-                phase=Phase.STAGE.value,
+                phase=(Phase.RESTORE if live.restore else Phase.STAGE).value,
                 reason="",
                 error=None,
                 done=0,
@@ -749,6 +763,24 @@ class Jobs:
                 attempts=before.attempts + (0 if live.resumed and before.reason == PARKED else 1),
             )
         live.phase_since = self._clock.monotonic()
+        result, problem = await self._attempt(lane, live)
+        if isinstance(problem, Unhealthy) and live.restore is None:
+            problem = await self._go_back(lane, live, problem)
+            if live.restore is not None:
+                result, problem = await self._attempt(lane, live)
+        state = _outcome(problem, live.job.touched)
+        if state is JobState.INTERRUPTED:
+            # A session that stopped by itself, because it heard nothing of the journal, counts as an attempt like any other.
+            parked = isinstance(problem, Stopped) and self._stopping.is_set()
+            gone = isinstance(problem, PortGone)
+            reason = PARKED if parked else ABSENT if gone else str(problem.code if problem else "")
+            await self._end(lane, live, state, problem, reason=reason)
+        else:
+            self._remember(lane, live, result, problem)
+            await self._finish(lane, live, result, problem)
+
+    async def _attempt(self, lane: _Lane, live: _Live) -> tuple[dict[str, Any], BridgedError | None]:
+        """One session, and what it died of."""
         result: dict[str, Any] = {}
         problem: BridgedError | None = None
         try:
@@ -763,25 +795,62 @@ class Jobs:
         if lane.port.unreleased and lane.debt is None:
             lane.debt = _Debt(self._clock.monotonic())  # The session stays in the journal until it is paid (P4).
         await self._keep_trace(lane, live, problem)
-        state = _outcome(problem, live.job.touched)
-        if state is JobState.INTERRUPTED:
-            # A session that stopped by itself, because it heard nothing of the journal, counts as an attempt like any other.
-            parked = isinstance(problem, Stopped) and self._stopping.is_set()
-            gone = isinstance(problem, PortGone)
-            reason = PARKED if parked else ABSENT if gone else str(problem.code if problem else "")
-            await self._end(lane, live, state, problem, reason=reason)
-        else:
-            self._remember(lane, live, result, problem)
+        return result, problem
+
+    async def _go_back(self, lane: _Lane, live: _Live, unhealthy: Unhealthy) -> Unhealthy:
+        """Begin to restore the last known good: ``live.restore`` is set and on disk then. Without one the error says why."""
+        record = self._records.get(lane.name, TargetRecord(lane.name))
+        why = "the job was canceled" if live.cancel else rollback.why_not(record, live.job)
+        if not why:
+            restore = rollback.begin(record, live.job, unhealthy)
+            try:
+                self._check_space()
+                # Before the journal says so: a file that is lost, or means something else now, is nothing to go back to.
+                built = await asyncio.to_thread(content.build, restore.wanted(), self._store)
+                if built.image.digest == restore.content:
+                    async with live.lock:
+                        # What was proven and kept until now belongs to the other content; in flash it is all there.
+                        live.unsaved_proven.clear()
+                        told = restore.as_result()
+                        anew = Backup(live.uid)
+                        await self._step(live, None, anew=anew, phase=Phase.RESTORE.value, done=0, total=0, result=told)
+                    live.restore = restore
+                    return unhealthy
+                why = f"{restore.name} does not give the content any more that was proven ({restore.content[:12]})"
+            except BridgedError as error:
+                why = f"{restore.name} cannot be restored: {error.code}: {error.message}"
+        return Unhealthy(f"{unhealthy.message}; there is nothing to go back to: {why}", **unhealthy.facts)
+
+    async def _finish(self, lane: _Lane, live: _Live, result: dict[str, Any], problem: BridgedError | None) -> None:
+        """End a job, with what came of its restore if it was in one."""
+        restore = live.restore
+        state = JobState.FAILED if live.job.state is JobState.INTERRUPTED else _outcome(problem, live.job.touched)
+        if restore is None:
             await self._end(lane, live, state, problem, result=result or None)
+        elif problem is None:
+            done = RolledBack(restore.name, restore.content, str(result.get("health", "")))
+            self._note(live, event=encode(done))
+            said = f"{restore.name} was restored and proven" + (", and is healthy" if done.health else "")
+            told = {**result, "restored": restore.name, "restored_image": restore.image}
+            await self._end(lane, live, JobState.ROLLED_BACK, restore.said(said), result=told)
+        elif state is JobState.CANCELED:
+            await self._end(lane, live, state, problem, result=restore.as_result(problem))
+        else:
+            said = f"restoring {restore.name} failed: {problem.code}: {problem.message}"
+            await self._end(lane, live, JobState.FAILED, restore.said(said), result=restore.as_result(problem))
 
     async def _session(self, lane: _Lane, live: _Live) -> dict[str, Any]:
-        job = live.job
+        job, restore = live.job, live.restore
         image: Image | None = None
         spans: tuple[Span, ...] = ()
         if job.image:
-            loaded = await asyncio.to_thread(content.build, content.wanted(job.image, job.params), self._store)
+            wanted = restore.wanted() if restore else content.wanted(job.image, job.params)
+            loaded = await asyncio.to_thread(content.build, wanted, self._store)
             image, live.image_name, spans = loaded.image, loaded.name, loaded.spans
-            live.job = job = replace(live.job, content=image.digest)
+            if restore is None:
+                live.job = job = replace(live.job, content=image.digest)
+            elif image.digest != restore.content:
+                raise DigestMismatch(f"{restore.name} does not give the content any more that was proven in {lane.name}")
         proven: tuple[SectorProven, ...] = ()
         if job.touched:
             proven = await asyncio.to_thread(self._journal.proven, job.id)
@@ -791,11 +860,11 @@ class Jobs:
         if self._stopping.is_set():
             raise Stopped("the daemon is stopping")
         if live.cancel:
-            raise Canceled("canceled before anything was touched")
+            raise Canceled("canceled before the restore began" if restore else "canceled before anything was touched")
         live.in_session = True
         result = await lane.port.run(
-            job.kind.value,
-            dict(job.params),
+            (JobKind.FLASH if restore else job.kind).value,
+            restore.params(job.params) if restore else dict(job.params),
             image,
             job_id=job.id,
             kept=live.backup.kept,
@@ -811,7 +880,7 @@ class Jobs:
             result.update(await asyncio.to_thread(self._results.save, job.id, bytes(data or b"")))
         if job.kind in PROVING and result.get("evidence") != "full":  # P3, whatever the session thinks.
             raise BridgedError(f"the session of job {job.id} ended without a full comparison", evidence=result.get("evidence"))
-        if image is not None and result.get("content") != job.content:
+        if image is not None and result.get("content") != image.digest:
             raise BridgedError(
                 f"the session of job {job.id} proved other content than the image's", content=result.get("content")
             )
@@ -832,7 +901,7 @@ class Jobs:
             raise Stopped("the daemon is stopping; nothing was erased")
         if live.cancel and not live.job.touched:
             raise Canceled("canceled before anything was erased")
-        if live.resumed and live.backup.uid and live.uid and live.uid != live.backup.uid:
+        if (live.resumed or live.restore) and live.backup.uid and live.uid and live.uid != live.backup.uid:
             raise WrongChip(
                 f"the job was interrupted on the chip with unique id {live.backup.uid}, and now {live.uid} answers: the kept "
                 "bytes and the proven sectors belong to the other one",
@@ -862,7 +931,11 @@ class Jobs:
             self._save_soon(live)
         elif isinstance(event, PhaseStarted):
             live.phase_since = self._clock.monotonic()
-            self._note(live, phase=event.phase.value, done=0, total=event.total)
+            if live.restore is not None:
+                step = encode(Restoring(event.phase.value))
+                self._note(live, event=step, phase=Phase.RESTORE.value, done=0, total=event.total)
+            else:
+                self._note(live, phase=event.phase.value, done=0, total=event.total)
             # A request to end that came while the session was being set up may have reached nobody.
             if live.cancel:
                 lane.port.cancel()
@@ -929,30 +1002,52 @@ class Jobs:
     def _remember(self, lane: _Lane, live: _Live, result: dict[str, Any], problem: BridgedError | None) -> None:
         record, job = self._records.get(lane.name, TargetRecord(lane.name)), live.job
         if problem is None and job.kind in WITH_IMAGE:
+            restore = live.restore
+            # An image that was found in flash was proven, but nobody asked it how it is.
+            healthy = not self._probed(lane.name) or result.get("health") == "passed"
+            good = rollback.good_fields(record, job, live.image_name) if healthy and restore is None else {}
             self._records[lane.name] = replace(
                 record,
-                content=job.content,
-                image=job.image,
+                content=restore.content if restore else job.content,
+                image=restore.image if restore else job.image,
                 image_name=live.image_name,
                 evidence=str(result["evidence"]),
                 proven=self._clock.utc(),
-                good_image=job.image,
+                **good,
             )
             lane.dirty = True
         elif isinstance(problem, VerifyError) and record.content == job.content:
             self._void(lane)
 
+    def _probed(self, name: str) -> bool:
+        """Whether a health probe is configured."""
+        health = self._settings(name).application.health
+        return bool(health.send or health.expect)
+
     # --- writing --------------------------------------------------------------------------------------------------
 
-    async def _step(self, live: _Live, to: JobState | None, *, close: str = "", **changes: Any) -> None:
-        """With ``live.lock`` held: the next state (None: the same with other fields), on disk, then shown."""
+    async def _step(
+        self, live: _Live, to: JobState | None, *, close: str = "", anew: Backup | None = None, **changes: Any
+    ) -> None:
+        """With ``live.lock`` held: the next state (None: the same with other fields), on disk, then shown.
+
+        ``anew``: the job will work on other content; see ``Change``.
+        """
         job = note(live.job, **changes) if to is None else advance(live.job, to, **self._times(to), **changes)
         update = update_of(job, self._clock.utc())
         pending = live.pending()
         lane = self._lanes.get(job.target)
         record = self._records.get(job.target) if lane and lane.dirty else None
         await self._write(
-            Change(job=job, updates=(*pending[0], update), proven=pending[1], close=close, target=record),
+            Change(
+                job=job,
+                updates=(*pending[0], update),
+                proven=pending[1],
+                backup=anew,
+                anew=anew is not None,
+                close=close,
+                target=record,
+            ),
         )
         if lane and record is self._records.get(job.target):
             lane.dirty = False
@@ -979,7 +1074,8 @@ class Jobs:
         error = problem.as_dict() if isinstance(problem, BridgedError) else problem
         # Lines that are not back at idle stay in the journal: the next start tries again.
         close = lane.name if lane.debt is None and lane.port.state != "broken" else ""
-        changes = {"error": error, "result": result, "reason": reason or str((error or {}).get("code", ""))}
+        result = result or live.job.result  # A job that is interrupted in its restore remembers that it is.
+        changes: dict[str, Any] = {"error": error, "result": result, "reason": reason or str((error or {}).get("code", ""))}
         while True:
             try:
                 async with live.lock:

@@ -352,6 +352,7 @@ def _probe(request: Request, result: Result, first: bytes) -> Flow[None]:
         )
     if heard.matches > 1:
         raise Unhealthy(f"{request.health.expect!r} came {heard.matches} times: the application starts again and again; {said}")
+    result.health = "passed"
 
 
 def ask_interlock(request: Request) -> Flow[None]:

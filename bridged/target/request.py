@@ -128,7 +128,8 @@ class Result:
     """What a session did; filled in as it goes, so that a failed one can tell how far it came.
 
     ``evidence``: ``full`` when every byte of the content was compared in this session. ``was_empty``: the flash held no vectors
-    before. ``data``: for kind read.
+    before. ``changed``: something was erased, by an interrupted run of the same job perhaps. ``health``: ``passed`` when the
+    application answered the health probe. ``data``: for kind read.
     """
 
     kind: str
@@ -150,6 +151,7 @@ class Result:
     bytes_kept: int = 0
     seconds: float = 0.0
     banner: str = ""
+    health: str = ""
     was_empty: bool = False
     phases: dict[str, PhaseCost] = field(default_factory=dict)
     findings: list[dict[str, str]] = field(default_factory=list)

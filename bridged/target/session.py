@@ -91,7 +91,8 @@ def run(request: Request, image: Image | None = None, kept: bytes = b"") -> Flow
     """
     result = Result(kind=request.kind)
     started: float = yield Now()
-    yield from ask_interlock(request)
+    if not kept:  # Once a run of this job has begun to erase there is nobody who could answer.
+        yield from ask_interlock(request)
     try:
         yield from _work(request, image, kept, result)
     except GeneratorExit:  # The process is going away: nothing can be yielded any more; the daemon releases the lines.
@@ -158,6 +159,7 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     yield from phase_started(Phase.PLAN)
     flash = _flash_of(known)
     saved = decode_kept(kept) if kept else None
+    result.changed = saved is not None
     content = saved.content(image) if saved else None
     vectors = vector_address(image, flash_range(known.chip, flash.size_bytes), request.spans)
     plan = make_plan(image, known.chip, flash, request.proven, content, vectors)

@@ -12,8 +12,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridged.api.metrics import Metrics, MetricsServer
-from bridged.errors import ConfigError, NoSync, NotAllowed
-from bridged.events import Retried, SectorErased, StepDone, encode
+from bridged.errors import ConfigError, NoSync, NotAllowed, Unhealthy
+from bridged.events import Restoring, Retried, RolledBack, SectorErased, StepDone, encode
 from bridged.jobs.model import Job, JobKind, JobState, Update
 
 Key = tuple[str, frozenset[tuple[str, str]]]
@@ -201,3 +201,18 @@ def test_served_on_loopback_only() -> None:
         await server.stop()
 
     asyncio.run(main())
+
+
+def test_a_rollback_is_a_result_and_a_failure() -> None:
+    metrics = Metrics(["motor1"])
+    story = Story(metrics)
+    story.tell(1000, JobState.RUNNING, "stage")
+    story.tell(1001, JobState.RUNNING, "health")
+    story.tell(1003, JobState.RUNNING, "restore", Restoring("erase"))
+    story.tell(1008, JobState.RUNNING, "restore", RolledBack("app.elf", "ab" * 32, "passed"))
+    error = Unhealthy("it said nothing").as_dict()
+    story.tell(1008, JobState.ROLLED_BACK, "restore", error=error, result={"bytes_written": 4096})
+    assert value(metrics, "bridged_jobs_total", target="motor1", kind="flash", result="rolled_back") == 1
+    assert value(metrics, "bridged_job_failures_total", target="motor1", code="UNHEALTHY") == 1
+    assert value(metrics, "bridged_last_success_timestamp_seconds", target="motor1") == 0
+    assert value(metrics, "bridged_job_phase_duration_seconds_sum", kind="flash", phase="restore") == 5

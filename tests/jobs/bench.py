@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bridged.config import Config, Target
+from bridged.config import Application, Config, Talk, Target
 from bridged.config import Jobs as JobsConfig
-from bridged.errors import BridgedError, Canceled, PortGone, Stopped, UnknownImage
+from bridged.errors import BridgedError, Canceled, PortGone, Stopped, Unhealthy, UnknownImage
 from bridged.events import (
     Event,
     Identified,
@@ -38,8 +38,14 @@ FIRMWARE_FILE = hashlib.sha256(b"firmware.elf").hexdigest()
 OTHER_FILE = hashlib.sha256(b"other.elf").hexdigest()
 SECTORS = (SectorProven(0x08000000, 16384, "a" * 64), SectorProven(0x08004000, 16384, "b" * 64))
 KEPT = b"bytes of the sector that are not the image's"
+KEPT_OF_OTHER = b"bytes beside the other image"
 HAZARD_S = 4.0
 TIMEOUT_S = 20.0  # Nothing here takes time: this only ends a hang.
+
+
+def sectors_of(image: Image | None) -> tuple[SectorProven, ...]:
+    """What proving ``image`` reports: the same sectors, with digests of its own."""
+    return SECTORS if image in (None, FIRMWARE) else tuple(replace(s, digest=image.digest) for s in SECTORS if image)
 
 
 @dataclass
@@ -111,6 +117,7 @@ class Run:
     proven: tuple[SectorProven, ...]
     image: Image | None = None
     spans: tuple[Span, ...] = ()
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 class ScriptedTarget:
@@ -133,6 +140,8 @@ class ScriptedTarget:
         self._asked = ""
         self._asked_event = asyncio.Event()
         self.running = False
+        self.health = ""  # what a session says of an image that it asked
+        self.sick: tuple[Image, ...] = ()  # images that do not live
 
     def at(self, point: str) -> asyncio.Event:
         return self.reached.setdefault(point, asyncio.Event())
@@ -192,12 +201,14 @@ class ScriptedTarget:
         assert self.state == "idle", f"run while {self.state}"
         assert not self.running, "two sessions on one target"
         assert (image is not None) == (kind in ("flash", "ensure", "verify"))
-        assert set(proven) <= set(SECTORS), "sectors that this target never proved"
+        sectors = sectors_of(image)
+        assert set(proven) <= set(sectors), "sectors that this target never proved, or not with this content"
+        assert kept in (b"", KEPT_OF_OTHER if image == OTHER else KEPT), "kept beside another content"
         self.wires.move(self.name)
         self.wires.holder, self.running, self.state = self.name, True, "busy"
         self._asked = ""
         self._asked_event = asyncio.Event()
-        self.runs.append(Run(job_id, kind, kept, proven, image, spans))
+        self.runs.append(Run(job_id, kind, kept, proven, image, spans, params))
         script = self.scripts.pop(0) if self.scripts else Script()
         try:
             return await self._session(script, kind, image, kept, proven, on_event, on_progress, on_barrier)
@@ -240,9 +251,9 @@ class ScriptedTarget:
             on_event(Planned(2, 32768, 512, len(KEPT), 1.5, 90.0))
             on_event(PhaseStarted(Phase.ERASE, 32768))
             await point("before-erase")
-            await on_barrier("erasing", HAZARD_S, kept or KEPT)
+            await on_barrier("erasing", HAZARD_S, kept or (KEPT_OF_OTHER if image == OTHER else KEPT))
             await point("erasing", checkpoint=False)
-            for sector in SECTORS:
+            for sector in sectors_of(image):
                 if sector not in proven:
                     on_event(SectorErased(sector.address, sector.size_bytes, 0.5))
             on_event(StepDone("erase", 0.5))
@@ -253,12 +264,15 @@ class ScriptedTarget:
                 on_progress(done)
                 await asyncio.sleep(0)
             on_event(PhaseStarted(Phase.VERIFY, 512))
-            for number, sector in enumerate(SECTORS, start=1):
+            for number, sector in enumerate(sectors_of(image), start=1):
                 if sector not in proven:
                     on_event(sector)
                 await point(f"proven-{number}")
         on_event(PhaseStarted(Phase.BOOT))
         await point("boot")
+        if image in self.sick and kind in ("flash", "ensure"):
+            on_event(PhaseStarted(Phase.HEALTH))
+            raise Unhealthy("'ok' did not come; it said nothing", within_s=3.0)
         result: dict[str, Any] = {
             "kind": kind,
             "changed": script.changed,
@@ -266,6 +280,7 @@ class ScriptedTarget:
             "content": script.content or (image.digest if image else ""),
             "uid": script.uid,
             "bytes_written": 512,
+            "health": self.health if kind in ("flash", "ensure") and script.changed else "",
         }
         if kind == "read":
             result["data"] = b"\x12\x34" * 8
@@ -318,6 +333,7 @@ class Bench:
         time: Time | None = None,
         free_bytes: int = 1 << 30,
         journal: Journal | None = None,
+        health: str = "",
         **limits: int,
     ) -> None:
         self.root = root
@@ -329,8 +345,15 @@ class Bench:
         self.targets = {n: ScriptedTarget(n, together if n in joined else Wires(self.time)) for n in names}
         self.config = Config(
             jobs=JobsConfig(**limits),
-            targets={name: Target(port=f"/dev/{name}", shares=shares.get(name, [])) for name in names},
+            targets={
+                name: Target(
+                    port=f"/dev/{name}", shares=shares.get(name, []), application=Application(health=Talk(expect=health))
+                )
+                for name in names
+            },
         )
+        for target in self.targets.values():
+            target.health = "passed" if health else ""
         self.store = MemoryStore()
         self.journal = journal or Journal.open(root / "state.db")
         self.free_bytes = free_bytes
@@ -356,12 +379,12 @@ class Bench:
         await self.jobs.stop()
 
     async def submit(self, target: str = "m1", kind: JobKind = JobKind.FLASH, id: str = "", **params: Any) -> Job:
-        image = "firmware.elf" if kind in (JobKind.FLASH, JobKind.ENSURE, JobKind.VERIFY) else ""
+        image = str(params.pop("image", "firmware.elf")) if kind in (JobKind.FLASH, JobKind.ENSURE, JobKind.VERIFY) else ""
         return await self.jobs.submit(Submission(kind, target, image, params, id, "tester"))
 
-    async def flash(self, target: str = "m1") -> Job:
+    async def flash(self, target: str = "m1", **params: Any) -> Job:
         """Submit a flash and wait for its end."""
-        return await self.end(await self.submit(target))
+        return await self.end(await self.submit(target, **params))
 
     async def end(self, job: Job) -> Job:
         return await self.jobs.wait(job.id, TIMEOUT_S)

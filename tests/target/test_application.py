@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from bridged import errors
-from bridged.events import Phase
+from bridged.events import Phase, SectorProven
 from bridged.protocol.flow import Flow, Now, Receive, Send
 from bridged.sim.application import Behaviour
 from bridged.sim.device import Mode
 from bridged.target.expect import Conversation, Heard, talk
+from bridged.target.kept import NOTHING_KEPT
 from bridged.target.request import Wiring
 from tests.target.bench import Bench, make_image
 
@@ -56,6 +57,29 @@ def test_what_it_said_before_the_reset_does_not_count() -> None:
         bench.run(
             "flash", make_image(bench.chip, 3000, banner=b"new"), health=Conversation(expect="bench application", within_s=0.5)
         )
+
+
+@pytest.mark.parametrize("kind", ["flash", "ensure"])
+def test_a_job_that_was_interrupted_before_its_probe_asks_though_nothing_is_left_to_write(kind: str) -> None:
+    bench = Bench("L476")
+    image = make_image(bench.chip, 3000)
+    bench.run("flash", image)
+    proven = tuple(bench.events(SectorProven))
+    with pytest.raises(errors.Unhealthy):
+        bench.run(kind, image, NOTHING_KEPT, proven=proven, health=Conversation(expect="another", within_s=0.5))
+    assert bench.run(kind, image, NOTHING_KEPT, proven=proven, health=Conversation(expect="bench")).health == "passed"
+    assert bench.run("ensure", image, health=Conversation(expect="another")).health == "", "nobody asked for a change"
+
+
+def test_a_job_that_was_interrupted_in_its_erase_asks_no_interlock() -> None:
+    """There is no application any more that could answer."""
+    bench = Bench("L476")
+    image = make_image(bench.chip, 3000)
+    ask = Conversation(b"safe?\n", "ok safe", 0.5)
+    with pytest.raises(errors.NotSafeToStop):
+        bench.run("flash", image, interlock=ask)
+    bench.run("flash", image, NOTHING_KEPT, interlock=ask)
+    assert bench.holds(image)
 
 
 def test_the_interlock_says_no_and_nothing_moves() -> None:
