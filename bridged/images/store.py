@@ -85,7 +85,10 @@ class Parse(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StagedImage:
-    """One whole file in the store. ``contents``: digest of the content by ``content_key(type hint, base address)``."""
+    """One whole file in the store. ``contents``: digest of the content by ``content_key(type hint, base address)``.
+
+    ``named``: the number of the naming that gave it its name; the index says up to which one it was written.
+    """
 
     sha256: str
     name: str
@@ -93,6 +96,7 @@ class StagedImage:
     type_hint: str
     path: Path
     contents: dict[str, str] = field(default_factory=dict)
+    named: int = 0
 
     def content(self, base_address: int | None, type_hint: str = "auto") -> str | None:
         """Digest of the content if it was parsed this way before."""
@@ -226,6 +230,7 @@ class Store:
         self._images: dict[str, StagedImage] = {}
         self._parts: dict[tuple[str, str], _Part] = {}
         self._names: dict[str, str] = {}
+        self._named = 0
         self._in_use: dict[str, int] = {}
         with _disk(f"open the image store {root}"):
             for name in ("images", "uploads", "backups", "traces"):
@@ -468,7 +473,9 @@ class Store:
                 self._forget_part(part)
                 return self._renamed(announced)
             path = self.root / "images" / part.sha256
-            staged = StagedImage(part.sha256, announced.name, part.size_bytes, announced.type_hint, path)
+            staged = StagedImage(
+                part.sha256, announced.name, part.size_bytes, announced.type_hint, path, named=self._next_named()
+            )
             with _disk("stage an image"):
                 self._write_sidecar(staged)
                 source = self._part_path(part.principal, part.sha256)
@@ -489,6 +496,8 @@ class Store:
             if staged is None:
                 raise UnknownImage(f"image {sha256[:12]} was removed while it was sent again", image=sha256)
             wanted = replace(staged, name=announced.name or staged.name, type_hint=hint if hint != "auto" else staged.type_hint)
+            if announced.name and self._names.get(announced.name) != sha256:
+                wanted = replace(wanted, named=self._next_named())
             with _disk("stage an image"):
                 os.utime(staged.path, (self._now(), self._now()))
                 if wanted != staged:
@@ -504,20 +513,29 @@ class Store:
             "size_bytes": staged.size_bytes,
             "type": staged.type_hint,
             "contents": staged.contents,
+            "named": staged.named,
         }
         _write_file(staged.path.with_name(f"{staged.sha256}.json"), json.dumps(data, sort_keys=True).encode())
+
+    def _next_named(self) -> int:
+        self._named += 1
+        return self._named
 
     def _set_name(self, name: str, sha256: str) -> None:
         if not name or self._names.get(name) == sha256:
             return
+        self._write_names(self._with_name(name, sha256))
+
+    def _with_name(self, name: str, sha256: str) -> dict[str, str]:
         names = {n: s for n, s in self._names.items() if n != name} | {name: sha256}
         while len(names) > MAX_NAMES:
             del names[next(iter(names))]
-        self._write_names(names)
+        return names
 
     def _write_names(self, names: dict[str, str]) -> None:
         with _disk("write the index of names"):
-            _write_file(self.root / "names.json", json.dumps(names).encode())
+            # No image has an empty name: that key is free for the number of the last naming.
+            _write_file(self.root / "names.json", json.dumps(names | {"": self._named}).encode())
         self._names = names
 
     # --- content ----------------------------------------------------------------------------------------------
@@ -633,6 +651,7 @@ class Store:
         staged.path.with_name(f"{staged.sha256}.json").unlink(missing_ok=True)
         self._drop_cached(staged.sha256)
         if staged.sha256 in self._names.values():
+            _sync_directory(staged.path.parent)  # A power cut must not bring the image back without its name.
             self._write_names({name: sha for name, sha in self._names.items() if sha != staged.sha256})
 
     def _give_up_stale(self) -> None:
@@ -693,10 +712,24 @@ class Store:
         self._give_up_stale()
         names = _read_json(self.root / "names.json")
         self._names = {n: s for n, s in names.items() if isinstance(s, str) and s in self._images}
+        written = names.get("")
+        self._recover_names(written if isinstance(written, int) else 0)
+
+    def _recover_names(self, written: int) -> None:
+        """An image is complete before the index has its name. Who asks after a crash in between is told that it is complete; a
+        job that is then started by that name must not find an older image, or none. ``written``: the last naming in the index.
+        """
+        late = sorted((s for s in self._images.values() if s.name and s.named > written), key=lambda found: found.named)
+        self._named = max([written, *(staged.named for staged in late)])
+        for staged in late:
+            self._names = self._with_name(staged.name, staged.sha256)
+        if late:
+            with contextlib.suppress(BridgedError):  # A full disk keeps nobody from starting; the next start does this again.
+                self._write_names(self._names)
 
     def _recovered_image(self, path: Path) -> StagedImage:
         side = _read_json(path.with_name(f"{path.name}.json"))
-        hint, contents = side.get("type"), side.get("contents")
+        hint, contents, named = side.get("type"), side.get("contents"), side.get("named")
         return StagedImage(
             path.name,
             str(side.get("name", "")),
@@ -704,6 +737,7 @@ class Store:
             hint if hint in parser.TYPE_HINTS else "auto",
             path,
             {str(k): str(v) for k, v in contents.items()} if isinstance(contents, dict) else {},
+            named if isinstance(named, int) else 0,
         )
 
     def _recover_part(self, path: Path) -> None:

@@ -563,7 +563,7 @@ def test_collect_removes_the_longest_unused_but_nothing_that_is_needed(tmp_path:
     assert {s.sha256 for s in here.images()} == left == {s.sha256 for s in opened(tmp_path).images()}
     with pytest.raises(UnknownImage):
         here.get("n3")
-    assert set(json.loads((tmp_path / "names.json").read_text())) == {"n0", "n1"}
+    assert set(json.loads((tmp_path / "names.json").read_text())) == {"n0", "n1", ""}
     assert here.collect({staged[0].sha256}, room_bytes=1000) == (staged[1].sha256,)
     assert not list((tmp_path / "images").glob("*.img"))
 
@@ -862,3 +862,38 @@ def test_directories_are_synced_before_anything_is_told_of_what_is_in_them(
     synced.clear()
     opened(tmp_path)
     assert {str(here.root), str(here.root / "images"), str(here.root / "uploads" / "anna")} <= synced
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_name_is_not_lost_between_the_image_and_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """After a kill between the two ``have`` said complete, and a job by that name got the image that had it before."""
+    here = opened(tmp_path)
+    if known:
+        put(here, DATA, name="app.bin")
+    put(here, b"older", name="app.bin")
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "_write_names", lambda *_: None)  # what a kill before it leaves
+        put(here, DATA, name="app.bin")
+    for _ in range(2):
+        again = opened(tmp_path)
+        assert again.have(sha(DATA))[2]
+        assert again.get("app.bin").sha256 == sha(DATA)
+        assert again.get(sha(b"older")).name == "app.bin"
+    put(again, b"older", name="app.bin")
+    assert opened(tmp_path).get("app.bin").sha256 == sha(b"older")
+    put(again, b"older", name="other.bin")  # It keeps its first name too.
+    assert opened(tmp_path).get("app.bin").sha256 == sha(b"older")
+
+
+def test_a_name_does_not_go_back_to_an_older_image(tmp_path: Path) -> None:
+    """Not when the image that had it last was cleaned away, not even after a restart."""
+    here = opened(tmp_path)
+    put(here, b"older", name="app.bin")
+    newer = put(here, DATA, name="app.bin")
+    put(here, b"third", name="third.bin")
+    here._remove(newer)
+    for one in (here, opened(tmp_path)):
+        with pytest.raises(UnknownImage):
+            one.get("app.bin")
