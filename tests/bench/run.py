@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from bridged import __version__
+from bridged.target.worker import RT_PRIORITY
 from tests.bench import cost, report
 from tests.bench.figures import Run, why_rejected
 from tests.bench.rig import BUILT, ROOT, Daemon, Device, Load, Missing, build, cpu_s, digest, machine_busy_s, own_cpu_s
@@ -46,6 +47,7 @@ HOSTS = {
     "session": "bridged: the session process alone",
     "daemon": "bridged: the whole daemon, FLASH wait=1",
     "stm32flash": "stm32flash",
+    "stm32flash-rt": "stm32flash, with the real-time priority of our session",
     "stm32loader": "stm32loader",
     "streams": "an afternoon's pyserial-asyncio streams",
 }
@@ -64,8 +66,9 @@ def command(host: str, device: Device, baud: int, image: Path) -> list[str]:
     if host == "session":
         ours = [sys.executable, "-m", "tests.bench.ours", "--port", device.port, "--lines", str(device.lines)]
         return [*ours, "--baud", rate, str(image)]
-    if host == "stm32flash":
-        return ["stm32flash", "-m", "8n1", "-b", rate, "-w", str(image), "-v", "-g", hex(BASE), device.port]
+    if host in ("stm32flash", "stm32flash-rt"):
+        priority = ["chrt", "-f", str(RT_PRIORITY)] if host == "stm32flash-rt" else []
+        return [*priority, "stm32flash", "-m", "8n1", "-b", rate, "-w", str(image), "-v", "-g", hex(BASE), device.port]
     if host == "stm32loader":
         helper = str(ROOT / "tests/sim/stm32loader_on_pty.py")
         fixed = ["-p", device.port, "-b", rate, "-P", "none", "-f", "F4", "-n"]
@@ -212,11 +215,11 @@ def machine() -> dict[str, str]:
         "stm32loader": _package("stm32loader"),
         "pyserial-asyncio": f"{_package('pyserial-asyncio')} (pyserial {_package('pyserial')})",
         "load average at the start": " ".join(f"{x:.2f}" for x in os.getloadavg()),
-        "real-time priority": "allowed" if _may_realtime() else "not allowed",
+        "real-time priority": "allowed" if may_realtime() else "not allowed",
     }
 
 
-def _may_realtime() -> bool:
+def may_realtime() -> bool:
     probe = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"
     return subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0
 
@@ -269,10 +272,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Missing as error:
         print(f"make bench: {error}", file=sys.stderr)
         return 1
-    for tool, host in (("stm32flash", "stm32flash"),):
-        if shutil.which(tool) is None and host in args.hosts and args.only not in ("cost", "page"):
+    for tool in ("stm32flash",):
+        if shutil.which(tool) is None and tool in " ".join(args.hosts) and args.only not in ("cost", "page"):
             print(f"make bench: {tool} is missing: apt install {tool}", file=sys.stderr)
             return 1
+    if not may_realtime():
+        args.hosts = [host for host in args.hosts if not host.endswith("-rt")]
     if args.nice:
         with contextlib.suppress(PermissionError):
             os.nice(args.nice)
