@@ -138,7 +138,7 @@ class LinkLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the gateway is: ``HOST:PORT``, ``HOST``, ``[v6]:PORT`` or ``unix:PATH``."""
+    """Where the gateway is: ``HOST:PORT``, ``HOST``, ``[v6]:PORT``, ``unix:PATH`` or an absolute path."""
 
     host: str = ""
     port: int = 0
@@ -149,10 +149,17 @@ class Address:
         """Raises ``BadRequest``."""
         if text.startswith("unix:") and len(text) > 5:
             return cls(path=text[5:])
+        if text.startswith("/"):  # What else could it be?
+            return cls(path=text)
         host, colon, port = text.rpartition(":")
         if not colon or (text.count(":") > 1 and not text.startswith("[")) or text.endswith("]"):
             host, port = text, str(codec.TCP_PORT)
-        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        if (
+            not re.fullmatch(r"[\w.:%\[\]-]{1,253}", host, re.ASCII)
+            or not port.isascii()
+            or not port.isdigit()
+            or not 0 < int(port) < 65536
+        ):
             raise BadRequest(f"gateway {text!r}: expected HOST:PORT, HOST or unix:PATH")
         return cls(host=host.strip("[]"), port=int(port))
 

@@ -258,6 +258,11 @@ def warnings(config: Config) -> list[str]:
                 f"targets.{name}.port: {target.port} is numbered in the order of plugging in; take its name under"
                 " /dev/serial/by-id"
             )
+        for use, talk in (("interlock", target.application.interlock), ("health", target.application.health)):
+            if talk.send and not talk.expect:
+                found.append(
+                    f"targets.{name}.application.{use}: without `expect` nothing is asked, so `send` is not sent either"
+                )
     return found
 
 

@@ -29,7 +29,8 @@ class Conversation:
     quiet_s: float = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self.send or self.expect)
+        """Whether anything is asked: without an expectation there is nothing to wait for."""
+        return bool(self.expect)
 
 
 @dataclass(frozen=True, slots=True)
