@@ -7,7 +7,6 @@ Layout below ``root``::
     images/<sha256>.<content digest>.img the encoded content, a cache that may vanish at any time
     uploads/<principal>/<sha256>.part    a file on its way, and beside it a .json: announced size, synced offset
     names.json                           the last image of each name
-    backups/<job>                        bytes that a job keeps of a sector, until they are back in flash
     traces/<job>.txt                     flight recordings, the last few
 
 Promises, each with a test that tries to break it:
@@ -42,7 +41,6 @@ from typing import Any, Protocol
 from bridged.errors import (
     BadRequest,
     BridgedError,
-    CorruptImage,
     DigestMismatch,
     EmptyImage,
     ImageTooLarge,
@@ -233,7 +231,7 @@ class Store:
         self._named = 0
         self._in_use: dict[str, int] = {}
         with _disk(f"open the image store {root}"):
-            for name in ("images", "uploads", "backups", "traces"):
+            for name in ("images", "uploads", "traces"):
                 (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._recover()
 
@@ -694,7 +692,7 @@ class Store:
         for path in [*self.root.glob(f"*{_TMP}"), *self.root.glob(f"*/*{_TMP}"), *self.root.glob(f"*/*/*{_TMP}")]:
             path.unlink(missing_ok=True)
         images = self.root / "images"
-        for directory in (self.root, images, self.root / "uploads", *(self.root / "uploads").iterdir(), self.root / "backups"):
+        for directory in (self.root, images, self.root / "uploads", *(self.root / "uploads").iterdir()):
             if directory.is_dir():
                 _sync_directory(directory)
         for path in list(images.iterdir()):
@@ -757,32 +755,7 @@ class Store:
             return
         self._parts[(path.parent.name, path.stem)] = _Part(path.parent.name, path.stem, size, offset, noted)
 
-    # --- backups and traces of jobs ---------------------------------------------------------------------------
-
-    def save_backup(self, job_id: str, data: bytes) -> None:
-        """Keep the bytes that a job read to put them back. On disk when this returns."""
-        with _disk(f"keep the backup of job {job_id}"):
-            _write_file(self.root / "backups" / plain_name(job_id), hashlib.sha256(data).digest() + data)
-
-    def load_backup(self, job_id: str) -> bytes | None:
-        """What ``save_backup`` kept, or None. Raises ``CorruptImage`` when the disk changed it: it would go into flash."""
-        try:
-            with _disk(f"read the backup of job {job_id}"):
-                stored = (self.root / "backups" / plain_name(job_id)).read_bytes()
-        except StorageFailed as error:
-            if error.facts.get("errno") == errno.ENOENT:
-                return None
-            raise
-        digest, data = stored[:32], stored[32:]
-        if hashlib.sha256(data).digest() != digest:
-            raise CorruptImage(f"the backup of job {job_id} ({len(data)} bytes) does not match its digest", job=job_id)
-        return data
-
-    def drop_backup(self, job_id: str) -> None:
-        """The bytes are back in flash, or nobody wants them any more. Nothing happens where there are none."""
-        with _disk(f"remove the backup of job {job_id}"):
-            (self.root / "backups" / plain_name(job_id)).unlink(missing_ok=True)
-            _sync_directory(self.root / "backups")
+    # --- traces of jobs -------------------------------------------------------------------------------------------
 
     def save_trace(self, job_id: str, text: str) -> Path | None:
         """Keep a flight recording and only the last few of them. None where none are kept."""

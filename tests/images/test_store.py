@@ -671,7 +671,7 @@ class Machine:
 
 
 def life(root: Path, reported: list[int]) -> None:
-    """One day of a store: a paused and resumed upload, a name, a parsed content, a second image, a backup."""
+    """One day of a store: a paused and resumed upload, a name, a parsed content, a second image, a trace."""
     here = opened(root)
     upload = here.open_upload("anna", len(DATA), sha(DATA), 0, "app")
     for at in range(0, 450_000, 150_000):
@@ -682,8 +682,7 @@ def life(root: Path, reported: list[int]) -> None:
     put(here, DATA, "app", offset=450_000)
     here.load(here.get("app"), BASE)
     put(here, DATA[:1000], "app")
-    here.save_backup("job-1", b"kept bytes")
-    here.drop_backup("job-0")
+    here.save_trace("job-1", "> 7F\n")
 
 
 def steps_of_a_life(tmp_path: Path) -> int:
@@ -722,11 +721,11 @@ def check_after_the_cut(root: Path, reported: int) -> None:
         if offset:
             part = root / "uploads" / "anna" / f"{sha(DATA)}.part"
             assert part.read_bytes()[:offset] == DATA[:offset], "what is reported is on disk, and right"
-    # And life goes on: the upload resumes, the content is right, the backup is whole or was never promised.
+    # And life goes on: the upload resumes, the content is right, the trace is whole or was never promised.
     staged = put(here, DATA, "app", offset=offset if not complete else 0)
     assert here.load(staged, BASE) == Image.of([(BASE, DATA)])
     assert opened(root).get("app").path.read_bytes() == DATA
-    assert here.load_backup("job-1") in {None, b"kept bytes"}
+    assert here.load_trace("job-1") in {None, "> 7F\n"}
 
 
 def test_leftovers_of_a_crash_are_cleaned(tmp_path: Path) -> None:
@@ -743,7 +742,6 @@ def test_leftovers_of_a_crash_are_cleaned(tmp_path: Path) -> None:
         f"uploads/anna/{orphan}.json",
         "uploads/bert/rubbish.part",
         f"uploads/bert/{orphan}.part",
-        "backups/job-1.tmp",
         "traces/job-1.txt.tmp",
     ]
     for name in leftovers:
@@ -768,40 +766,14 @@ def test_damaged_sidecars_cost_the_name_and_not_the_image(tmp_path: Path, rubbis
     assert again.have("0" * 64) == (0, None, False)
 
 
-# --- backups and traces -------------------------------------------------------------------------------------------
+# --- traces -------------------------------------------------------------------------------------------------------
 
 
-def test_backups(tmp_path: Path) -> None:
-    here = opened(tmp_path)
-    assert here.load_backup("job-1") is None
-    here.save_backup("job-1", DATA)
-    here.save_backup("../job", b"")
-    again = opened(tmp_path)
-    assert again.load_backup("job-1") == DATA
-    assert again.load_backup("../job") == b""
-    again.save_backup("job-1", b"new")
-    assert again.load_backup("job-1") == b"new"
-    again.drop_backup("job-1")
-    again.drop_backup("job-1")
-    assert again.load_backup("job-1") is None
-    assert {f.partition("/")[0] for f in files(tmp_path)} == {"backups"}
-
-
-def test_a_damaged_backup_is_never_flashed(tmp_path: Path) -> None:
-    here = opened(tmp_path)
-    here.save_backup("job-1", DATA)
-    path = tmp_path / "backups" / "job-1"
-    for damage in (b"", path.read_bytes()[:-1], path.read_bytes()[:-1] + b"!"):
-        path.write_bytes(damage)
-        with pytest.raises(CorruptImage, match="does not match its digest"):
-            here.load_backup("job-1")
-
-
-def test_a_backup_that_cannot_be_kept_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_that_cannot_be_kept_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = opened(tmp_path)
     failing(monkeypatch, "fsync", errno.ENOSPC)
     with pytest.raises(StorageFull):
-        here.save_backup("job-1", DATA)
+        here.save_trace("job-1", "> 7F\n")
     assert files(tmp_path) == set()
 
 
