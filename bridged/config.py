@@ -57,7 +57,7 @@ def _f(
         "example": example,
         "zero": zero,
     }
-    if (isinstance(default, type) and dataclasses.is_dataclass(default)) or default in (dict, list):
+    if callable(default):  # a table, or a list
         return field(default_factory=default, metadata=meta)
     return field(default=default, metadata=meta)
 
@@ -75,6 +75,25 @@ class Api:
     metrics: str = _f("127.0.0.1:7102", "Prometheus metrics, HOST:PORT; loopback only; empty: off.", kind="listen")
     connections: int = _f(1000, "Most connections at once, all listeners together.", low=1, high=65536)
     idle_timeout_s: float = _f(300.0, "A client that says nothing for so long is closed.", low=1, high=86400)
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """Who may do what without a token. Beyond loopback and the Unix socket the answer is always: nothing."""
+
+    loopback: list[str] = _f(
+        lambda: ["flash", "console"],
+        "Scopes (read, flash, console, admin) of whoever connects by TCP from this machine; []: a token is needed here, too.",
+        kind="scope",
+        example=["flash", "console"],
+    )
+    socket: list[str] = _f(
+        lambda: ["flash", "console"],
+        "Scopes of whoever may open the Unix socket (group of its directory); root always has all of them.",
+        kind="scope",
+        example=["flash", "console"],
+    )
+    admins: list[str] = _f(list, "Users (names or numbers) who have every scope on the Unix socket, as root has.", kind="user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +187,7 @@ class Target:
 class Config:
     gateway: Gateway = _f(Gateway, "This gateway.")
     api: Api = _f(Api, "Listeners.")
+    auth: Auth = _f(Auth, "Rights without a token.")
     store: Store = _f(Store, "Staged images.")
     jobs: Jobs = _f(Jobs, "Queue and journal.")
     targets: dict[str, Target] = _f(dict, "One table for each target: [targets.NAME].")
@@ -184,6 +204,8 @@ TARGET_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 MAX_TARGETS = 256  # Each has a port, a lane and up to a session process; a gateway with more wires is several gateways.
 MAX_ITEMS = 64  # Of a list: steps of a sequence, targets that share.
 MAX_CHARS = 4096  # Of a string that has no limit of its own; the longest path of Linux.
+
+SCOPES = ("read", "flash", "console", "admin")  # As ``protocol.line.Scope``, which this module must not know.
 
 KeyPath = tuple[str, ...]
 ChipCheck = Callable[[str, str], Iterable[tuple[str, str]]]
@@ -681,6 +703,9 @@ def _wrong_item(item: Any, meta: Mapping[str, Any]) -> str:
         return f"is longer than {MAX_CHARS} characters"
     if meta["kind"] == "range":
         return _wrong_range(item)
+    if meta["kind"] == "scope":
+        guess = _did_you_mean(item, SCOPES)
+        return "" if item in SCOPES else f"{_shown(item)} is not one of {', '.join(SCOPES)}{guess}"
     if meta["kind"] != "sequence":
         return _wrong_text(item)
     name, equals, value = (part.strip() for part in item.partition("="))

@@ -385,6 +385,20 @@ class NotAllowed(RequestError):
     code = "NOT_ALLOWED"
 
 
+class LoginFirst(RequestError):
+    """Nobody has said yet who this is."""
+
+    code = "LOGIN_FIRST"
+
+
+class WrongToken(RequestError):
+    code = "BAD_TOKEN"
+
+
+class UnknownCredential(RequestError):
+    code = "UNKNOWN_CREDENTIAL"
+
+
 class TooLarge(RequestError):
     code = "TOO_LARGE"
 
@@ -623,7 +637,17 @@ HINTS: dict[str, Hint] = {
         "A browser, a TLS client or another program was pointed at the port of the line protocol.",
         "Speak to it with `bridged` or `nc`; metrics are on a port of their own (7102).",
     ),
-    "NOT_ALLOWED": Hint("Policy forbids this.", "The message says which rule."),
+    "NOT_ALLOWED": Hint("A right is missing, or policy forbids this.", "The message says which scope, target or rule."),
+    "LOGIN_FIRST": Hint(
+        "Beyond loopback and the Unix socket nothing is answered without a token or a client certificate.",
+        "Make a token on the gateway (command: token add) and give it to the client: `AUTH TOKEN`, "
+        "BRIDGED_TOKEN_FILE, or `token_file` in its configuration.",
+    ),
+    "BAD_TOKEN": Hint(
+        "The token was mistyped, revoked or has expired.",
+        "An administrator can list which there are; each further wrong one makes this address wait longer.",
+    ),
+    "UNKNOWN_CREDENTIAL": Hint("No token or certificate has this name.", "An administrator can list which there are."),
     "TOO_LARGE": Hint("The request exceeds a limit.", "The message names the limit."),
     "TOO_MANY": Hint("Too many connections or requests at once.", "Wait and try again."),
     "DAEMON_UNREACHABLE": Hint(

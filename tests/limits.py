@@ -79,6 +79,16 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "updates",
         ),
     ),
+    "Rights": (
+        Row("api.auth:FIRST_DELAY_S", "Delay after a wrong token of one address; doubled with each", "the address waits"),
+        Row("api.auth:LONGEST_DELAY_S", "Longest such delay", "no longer"),
+        Row("api.auth:FORGET_S", "Time without a wrong token until an address starts anew", "forgotten"),
+        Row("api.auth:WAITING_LIMIT", "Logins of one address that are delayed at once", "429 `TOO_MANY`", "logins"),
+        Row("api.auth:ADDRESSES_LIMIT", "Addresses with wrong tokens behind them", "the oldest is forgotten", "addresses"),
+        Row("api.auth:CREDENTIALS_LIMIT", "Tokens and certificates", "429 `TOO_MANY`", "credentials"),
+        Row("api.auth:LIFETIME_LIMIT_S", "Lifetime of a credential; without one it does not expire", "501 `BAD_REQUEST`"),
+        Row("jobs.journal:AUDIT_LIMIT", "The audit log; failed logins are counted apart", "the oldest entry goes", "entries"),
+    ),
     "Images and uploads": (
         Row("api.line:Limits.image_bytes", "A file (`store.image_limit_mib`)", "552 `IMAGE_TOO_LARGE`, closed"),
         Row(

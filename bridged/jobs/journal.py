@@ -111,8 +111,20 @@ MIGRATIONS: tuple[str, ...] = (
             ("good_uid TEXT", "''"),
         )
     ),
+    """
+    ALTER TABLE jobs ADD COLUMN source TEXT NOT NULL DEFAULT '';
+    CREATE TABLE credentials (
+        name TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, scopes TEXT NOT NULL, targets TEXT NOT NULL, created REAL NOT NULL,
+        expires REAL NOT NULL, made_by TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE audit (
+        n INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, who TEXT NOT NULL, source TEXT NOT NULL, what TEXT NOT NULL,
+        target TEXT NOT NULL, job TEXT NOT NULL, result TEXT NOT NULL, detail TEXT NOT NULL
+    ) STRICT;
+    """,
 )
 VERSION = len(MIGRATIONS)
+AUDIT_LIMIT = 10_000  # Entries of the audit log, and as many of failed logins beside it; some 150 bytes each.
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +201,38 @@ class Change:
     anew: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What opens this gateway. ``key``: ``sha256:HEX`` of a token, or ``cert:NAME`` of a client certificate.
+
+    ``scopes``, ``targets``: words by comma; no targets means all. ``expires``: UTC seconds, 0 for never.
+    """
+
+    name: str
+    key: str
+    scopes: str
+    targets: str
+    created: float
+    expires: float = 0.0
+    made_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Who did what from where, and what came of it. ``who`` is empty for somebody who could not say who it is."""
+
+    at: float
+    who: str
+    source: str
+    what: str
+    target: str = ""
+    job: str = ""
+    result: str = "ok"
+    detail: str = ""
+
+
+_CREDENTIAL_FIELDS = tuple(Credential.__dataclass_fields__)
+_AUDIT_FIELDS = tuple(AuditEntry.__dataclass_fields__)
 _JOB_FIELDS = tuple(Job.__dataclass_fields__)
 _JOB_COLUMNS = ", ".join(_JOB_FIELDS)
 _UPDATE_FIELDS = tuple(Update.__dataclass_fields__)
@@ -207,6 +251,9 @@ _UPDATE_JOB = (
 _INSERT_UPDATE = f"INSERT OR IGNORE INTO updates ({', '.join(_UPDATE_FIELDS)}) VALUES ({_marks(_UPDATE_FIELDS)})"
 _PUT_SESSION = f"INSERT OR REPLACE INTO sessions ({', '.join(_SESSION_FIELDS)}) VALUES ({_marks(_SESSION_FIELDS)})"
 _PUT_TARGET = f"INSERT OR REPLACE INTO targets ({', '.join(_TARGET_FIELDS)}) VALUES ({_marks(_TARGET_FIELDS)})"
+
+_PUT_CREDENTIAL = f"INSERT INTO credentials ({', '.join(_CREDENTIAL_FIELDS)}) VALUES ({_marks(_CREDENTIAL_FIELDS)})"
+_INSERT_AUDIT = f"INSERT INTO audit ({', '.join(_AUDIT_FIELDS)}) VALUES ({_marks(_AUDIT_FIELDS)})"
 
 _Operation = Callable[[sqlite3.Connection], Any]
 
@@ -307,6 +354,26 @@ class Journal:
 
         return self._enqueue(operation)
 
+    def put_credential(self, credential: Credential) -> Future[None]:
+        """Fails with ``JournalError`` where its name or key is taken."""
+        row = {f: getattr(credential, f) for f in _CREDENTIAL_FIELDS}
+        return self._enqueue(lambda connection: _done(connection.execute(_PUT_CREDENTIAL, row)))
+
+    def drop_credential(self, name: str) -> Future[None]:
+        return self._enqueue(lambda connection: _done(connection.execute("DELETE FROM credentials WHERE name = ?", (name,))))
+
+    def note_audit(self, entry: AuditEntry) -> Future[None]:
+        """Failed logins have a room of their own: whoever causes many of them cannot push out what others did."""
+
+        def operation(connection: sqlite3.Connection) -> None:
+            added = connection.execute(_INSERT_AUDIT, {f: getattr(entry, f) for f in _AUDIT_FIELDS})
+            if (added.lastrowid or 0) % 100 == 0:
+                for kind in ("who = ''", "who <> ''"):
+                    older = f"SELECT n FROM audit WHERE {kind} ORDER BY n DESC LIMIT -1 OFFSET {AUDIT_LIMIT}"
+                    connection.execute(f"DELETE FROM audit WHERE n IN ({older})")
+
+        return self._enqueue(operation)
+
     def ping(self) -> Future[None]:
         """Done when the writer thread has come round: the watchdog asks so whether it still lives."""
         return self._enqueue(lambda _connection: None)
@@ -349,6 +416,14 @@ class Journal:
 
     def targets(self) -> list[TargetRecord]:
         return self._read(lambda row: TargetRecord(**row), "SELECT * FROM targets ORDER BY name")
+
+    def credentials(self) -> list[Credential]:
+        return self._read(lambda row: Credential(**row), "SELECT * FROM credentials ORDER BY name")
+
+    def audit(self, limit: int) -> list[AuditEntry]:
+        """Newest first."""
+        sql = f"SELECT {', '.join(_AUDIT_FIELDS)} FROM audit ORDER BY n DESC LIMIT ?"
+        return self._read(lambda row: AuditEntry(**row), sql, (limit,))
 
     def submitted(self, idempotency_id: str, request: str) -> str:
         """The job that this id made before, empty for none. Raises ``IdempotencyConflict`` for another request."""
@@ -543,6 +618,10 @@ def _same_request(idempotency_id: str, job_id: str, first: str, request: str) ->
             f"id {idempotency_id!r} was used before, for job {job_id} and another request: {first}", job=job_id
         )
     return job_id
+
+
+def _done(_cursor: sqlite3.Cursor) -> None:
+    """A statement whose answer is that it is done."""
 
 
 def _digest(data: bytes) -> str:

@@ -77,11 +77,14 @@ class Submission:
     params: dict[str, Any] = field(default_factory=dict)
     id: str = ""
     principal: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One job as clients see it. Times are UTC seconds since the epoch, 0 where not yet.
+
+    ``principal``, ``source``: who submitted it, and from where.
 
     ``touched``: an erase may have begun; from then on the job is not canceled without force, nor called rejected.
     ``reason``: why it waits, was interrupted or ended. ``attempts``: how often it was started, resumptions after an
@@ -108,6 +111,7 @@ class Job:
     touched: bool = False
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
+    source: str = ""
 
     @property
     def terminal(self) -> bool:

@@ -553,6 +553,7 @@ class Jobs:
         params = json.loads(request)["params"]
         now = self._clock.utc()
         job = Job(secrets.token_hex(6), sub.kind, sub.target, JobState.QUEUED, 1, sub.image, "", params, sub.principal, now)
+        job = replace(job, source=sub.source)
         lane.admitting += 1
         try:
             admitted = await self._written(self._journal.admit(job, sub.id, request))

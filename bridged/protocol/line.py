@@ -24,6 +24,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from bridged.errors import BadRequest, BridgedError, ForeignProtocol, UnknownVerb
@@ -32,6 +33,15 @@ VERSION = 1
 MAX_LINE_BYTES = 1024  # With its line end. Memcached allows 2048, Redis' inline commands 64 KiB, SMTP 512.
 MAX_VALUE_CHARS = 4096  # Of one value in a text reply; what is longer ends in "..." (use format=json for whole traces).
 TCP_PORT = 7100
+
+
+class Scope(StrEnum):
+    """What a principal may do. ``flash`` and ``console`` include ``read``, ``admin`` includes all."""
+
+    READ = "read"  # Looks on: lists, states, histories, recordings.
+    FLASH = "flash"  # Sends images and starts jobs; also those that only read, because they stop the machine.
+    CONSOLE = "console"  # Types on the target's serial port, and reserves it.
+    ADMIN = "admin"  # Gives and takes these rights.
 
 
 # --- requests -----------------------------------------------------------------------------------------------------
@@ -595,11 +605,12 @@ CODE_TEXT: dict[int, str] = {
     214: "help",
     220: "greeting",
     221: "good-bye",
+    235: "the token is right",
     250: "done",
     251: "nothing to do: it is so already",
     354: "send the data",
     400: "the job failed",
-    404: "unknown target, image or job",
+    404: "unknown target, image, job or credential",
     408: "the time to wait is over; the job goes on",
     409: "not in this state",
     421: "the connection is closed: shutting down, or idle for too long",
@@ -611,6 +622,8 @@ CODE_TEXT: dict[int, str] = {
     500: "not understood: unknown verb, line too long, another protocol",
     501: "bad argument",
     502: "known, but not in this version",
+    530: "a token is needed first",
+    535: "wrong token",
     550: "refused: policy, or the image does not suit the target",
     552: "too big",
     554: "the bytes differ from what they must be",
@@ -683,6 +696,9 @@ REPLY_CODES: dict[str, int] = {
     "UNKNOWN_VERB": 500,
     "FOREIGN_PROTOCOL": 500,
     "NOT_ALLOWED": 550,
+    "LOGIN_FIRST": 530,
+    "BAD_TOKEN": 535,
+    "UNKNOWN_CREDENTIAL": 404,
     "TOO_LARGE": 552,
     "TOO_MANY": 429,
     "DAEMON_UNREACHABLE": 421,
