@@ -20,17 +20,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO
 
 from bridged import __version__
+from bridged.api.ports import JobsApi, StagedFile, StoreApi, Upload
 from bridged.api.replies import (
     final_reply,
     findings,
@@ -42,6 +44,8 @@ from bridged.api.replies import (
     unchanged,
     update_data,
 )
+from bridged.api.requests import KINDS, submission
+from bridged.api.transfers import Transfer, Transfers, in_thread
 from bridged.errors import (
     BadRequest,
     BridgedError,
@@ -56,15 +60,11 @@ from bridged.errors import (
     UnknownTrace,
     UnknownVerb,
 )
-from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
+from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Update
 from bridged.protocol import line as codec
 from bridged.protocol.line import Reply, Request
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-Updates = list[Update]  # Aliases, because ``JobsApi`` has a method named ``list``.
-Rows = list[dict[str, Any]]
 
 CHUNK_BYTES = 64 * 1024  # What asyncio reads at once, and a quarter of what the store syncs at once.
 BACKLOG = 512  # Connections that the kernel holds until we take them: a burst of a thousand is taken within this.
@@ -74,49 +74,6 @@ TEXT_PROGRESS_S = 1.0  # Mere progress at most so often for people who read text
 LOG_PAGE = 200  # Entries of a log held for one client at a time.
 # A client on TCP whose machine vanished is found within 30 + 3 * 10 s, also while nobody has anything to say to it.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
-
-
-class StagedFile(Protocol):
-    """What the server needs to know of a staged image."""
-
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def path(self) -> Path: ...
-
-
-class Upload(Protocol):
-    """One file on its way into the store, from the offset on that it was opened with."""
-
-    def write(self, data: bytes) -> Any: ...
-    def finish(self) -> StagedFile: ...
-    def abandon(self) -> None: ...
-
-
-class StoreApi(Protocol):
-    """The image store, as ``images.store.Store`` provides it; every call may block on a disk."""
-
-    def have(self, sha256: str, principal: str | None = None) -> tuple[int, int | None, bool]: ...
-    def open_upload(self, principal: str, size: int, sha256: str, offset: int, name: str, type_hint: str) -> Upload: ...
-    def get(self, ref: str) -> StagedFile: ...
-    def trace_file(self, job_id: str) -> Path | None: ...
-
-
-class JobsApi(Protocol):
-    """The job functions, as ``jobs.service.Jobs`` provides them."""
-
-    async def submit(self, sub: Submission) -> Job: ...
-    def get(self, job_id: str) -> Job: ...
-    def list(self, target: str | None = None, state: JobState | None = None, limit: int = 50) -> list[Job]: ...
-    async def cancel(self, job_id: str, force: bool = False) -> Job: ...
-    def watch(self, job_id: str | None = None, target: str | None = None) -> AsyncIterator[Update]: ...
-    def log(self, job_id: str, from_seq: int = 0, limit: int | None = None) -> Updates: ...
-    def targets(self) -> Rows: ...
-    def info(self, name: str) -> dict[str, Any]: ...
-    async def plan(self, target: str, image_ref: str, params: dict[str, Any]) -> dict[str, Any]: ...
-    def read_result(self, job_id: str) -> Path: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,41 +89,6 @@ class Limits:
     write_buffer_bytes: int = 256 * 1024  # Of answers that a client has not fetched, before we wait for it.
     mistakes: int = 50  # In a row: what makes so many is no client.
     takeover_s: float = 5.0  # An upload silent for so long gives way to its sender's next connection; TCP resends sooner.
-
-
-class _Transfer:
-    """The bytes of one PUT on their way. ``waiting_since``: loop time since when nothing came, None while we are at work.
-
-    The same client may come back before TCP has noticed that its first connection died: ``give_way`` ends the older upload
-    once it has been silent for long enough.
-    """
-
-    def __init__(self) -> None:
-        self.waiting_since: float | None = None
-        self.ended = asyncio.Event()
-        self.taken = False
-        self._timeout: asyncio.Timeout | None = None
-
-    @contextlib.asynccontextmanager
-    async def waiting(self, seconds: float) -> AsyncIterator[None]:
-        """The time in which bytes must come. Raises ``TimeoutError`` also when another connection takes over."""
-        try:
-            async with asyncio.timeout(0 if self.taken else seconds) as self._timeout:
-                self.waiting_since = asyncio.get_running_loop().time()
-                yield
-        finally:
-            self.waiting_since = self._timeout = None
-
-    @property
-    def silent_s(self) -> float:
-        return 0.0 if self.waiting_since is None else asyncio.get_running_loop().time() - self.waiting_since
-
-    async def give_way(self) -> None:
-        """End, and return when what came is synced and the store is free for the next one."""
-        self.taken = True
-        if self._timeout is not None:
-            self._timeout.reschedule(asyncio.get_running_loop().time())
-        await self.ended.wait()
 
 
 class _Gone(Exception):
@@ -211,6 +133,7 @@ class LineServer:
         gateway: str = "",
         limits: Limits | None = None,
         on_upload: Callable[[int, bool], None] | None = None,
+        transfers: Transfers | None = None,
     ) -> None:
         self.jobs, self.store, self.limits = jobs, store, limits or Limits()
         self.gateway = gateway or socket.gethostname()
@@ -219,7 +142,7 @@ class LineServer:
         self._servers: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._refusing = 0
-        self._transfers: dict[tuple[str, str], _Transfer] = {}
+        self.transfers = transfers or Transfers(self.limits.takeover_s)
         self._socket_path: Path | None = None
 
     @property
@@ -297,30 +220,6 @@ class LineServer:
         if own >= limit or count >= limit + RESERVED_CONNECTIONS:
             return TooMany(f"{count} connections are open, which is the limit", limit=limit)
         return None
-
-    # --- uploads of a client that came back ---
-
-    def stalled(self, principal: str, sha256: str) -> _Transfer | None:
-        """An unfinished upload of this file by the same principal from which nothing has come for long enough."""
-        transfer = self._transfers.get((principal, sha256))
-        return transfer if transfer is not None and transfer.silent_s >= self.limits.takeover_s else None
-
-    def retry_after_s(self, principal: str, sha256: str) -> float:
-        """When the running upload of this file could be taken over, should nothing more come of it."""
-        transfer = self._transfers.get((principal, sha256))
-        return max(1.0, self.limits.takeover_s - (transfer.silent_s if transfer is not None else 0.0))
-
-    @contextlib.contextmanager
-    def transfer(self, principal: str, sha256: str) -> Iterator[_Transfer]:
-        """Known under its file from here on, so that the same client can take over."""
-        key, transfer = (principal, sha256), _Transfer()
-        self._transfers[key] = transfer
-        try:
-            yield transfer
-        finally:
-            transfer.ended.set()
-            if self._transfers.get(key) is transfer:
-                del self._transfers[key]
 
 
 def _keep_alive(sock: socket.socket) -> None:
@@ -402,18 +301,6 @@ class _Incoming:
         return not self.eof
 
 
-async def _in_thread(call: Callable[..., T], *args: Any) -> T:
-    """As ``asyncio.to_thread``, but a cancelled caller waits for the thread: nothing may use the object after us."""
-    task = asyncio.ensure_future(asyncio.to_thread(call, *args))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # Somebody has to look at it, or asyncio complains.
-        raise
-
-
 class _Connection:
     """One client. ``interruptible``: it only waits, so that a stopping server may cancel it at once."""
 
@@ -436,14 +323,7 @@ class _Connection:
             "INFO": self._info,
             "HAVE": self._have,
             "GET": self._get,
-            "FLASH": self._flash,
-            "ENSURE": self._ensure,
-            "VERIFY": self._verify,
-            "READ": self._read,
-            "ERASE": self._erase,
-            "RESET": self._reset,
-            "ID": self._id,
-            "DOCTOR": self._doctor,
+            **{verb: functools.partial(self._submit, verb) for verb in KINDS},
             "PLAN": self._plan,
             "JOBS": self._jobs,
             "STATUS": self._status,
@@ -612,10 +492,7 @@ class _Connection:
 
     async def _have(self, values: dict[str, Any]) -> None:
         sha256 = values["sha256"]
-        offset, size, complete = await _in_thread(self.server.store.have, sha256, self.principal)
-        if not complete and (stalled := self.server.stalled(self.principal, sha256)):
-            await stalled.give_way()
-            offset, size, complete = await _in_thread(self.server.store.have, sha256, self.principal)
+        offset, size, complete = await self.server.transfers.have(self.server.store, self.principal, sha256)
         if not offset and not complete:
             raise UnknownImage(f"nothing of {sha256} is staged", sha256=sha256)
         await self._send(Reply(250, "", {"offset": offset, "size": size, "complete": complete}))
@@ -636,7 +513,8 @@ class _Connection:
         try:
             values = codec.bind(request)
             sha256, name, type_hint = values["sha256"], values.get("name", ""), values.get("type", "auto")
-            upload = await self._open_upload(size, sha256, offset, name, type_hint)
+            arguments = (self.principal, size, sha256, offset, name, type_hint)
+            upload = await self.server.transfers.open(self.server.store, *arguments)
         except BridgedError as error:
             failure = error
         if isinstance(failure, ImageTooLarge | TooLarge):
@@ -644,25 +522,10 @@ class _Connection:
         if upload is None:
             await self._swallow(size - offset, failure)
             return
-        with self.server.transfer(self.principal, sha256) as transfer:
+        with self.server.transfers.running(self.principal, sha256) as transfer:
             staged = await self._receive(upload, size, offset, transfer)
         answer = {"image": f"sha256:{staged.sha256}", "size": staged.size_bytes, "complete": True}
         await self._send(Reply(250, "", answer | ({"name": name} if name else {})))
-
-    async def _open_upload(self, size: int, sha256: str, offset: int, name: str, type_hint: str) -> Upload:
-        """An upload of the same file by the same client that has fallen silent is ended, and its bytes are gone on from."""
-        arguments = (self.principal, size, sha256, offset, name, type_hint)
-        try:
-            return await _in_thread(self.server.store.open_upload, *arguments)
-        except TooMany as error:
-            if stalled := self.server.stalled(self.principal, sha256):
-                await stalled.give_way()
-                return await _in_thread(self.server.store.open_upload, *arguments)
-            if "offset" in error.facts:
-                seconds = self.server.retry_after_s(self.principal, sha256)
-                text = f"{error.message}; when nothing more comes from it, it gives way in {seconds:.0f} s"
-                raise TooMany(text, retry_after_s=round(seconds, 1), **error.facts) from error
-            raise
 
     async def _swallow(self, count: int, failure: BridgedError | None) -> None:
         """The bytes of a PUT that was refused: a piped script has sent them already and must not lose step."""
@@ -670,7 +533,7 @@ class _Connection:
         received = 0
         try:
             while received < count:
-                data = await self._raw(count - received, _Transfer())
+                data = await self._raw(count - received, Transfer())
                 if not data:
                     assert failure is not None
                     raise _Bye(codec.error_reply(failure))
@@ -680,7 +543,7 @@ class _Connection:
         assert failure is not None
         raise failure
 
-    async def _receive(self, upload: Upload, size: int, offset: int, transfer: _Transfer) -> StagedFile:
+    async def _receive(self, upload: Upload, size: int, offset: int, transfer: Transfer) -> StagedFile:
         """The announced bytes into the store; a failure of the store is told after the last of them."""
         failure: BridgedError | None = None
         finished = False
@@ -697,20 +560,20 @@ class _Connection:
                 received += len(data)
                 if failure is None:
                     try:
-                        await _in_thread(upload.write, data)
+                        await in_thread(upload.write, data)
                     except BridgedError as error:
                         failure = error
             if failure is not None:
                 raise failure
-            staged = await _in_thread(upload.finish)
+            staged = await in_thread(upload.finish)
             finished = True
         finally:
             if not finished:
-                await _in_thread(upload.abandon)
+                await in_thread(upload.abandon)
             self.server.on_upload(received, offset > 0)
         return staged
 
-    async def _raw(self, limit: int, transfer: _Transfer) -> bytes:
+    async def _raw(self, limit: int, transfer: Transfer) -> bytes:
         try:
             async with transfer.waiting(self.limits.idle_timeout_s):
                 return await self.incoming.raw(min(limit, CHUNK_BYTES))
@@ -725,7 +588,7 @@ class _Connection:
     async def _get(self, values: dict[str, Any]) -> None:
         ref = values["image|job"]
         try:
-            staged = await _in_thread(self.server.store.get, ref)
+            staged = await in_thread(self.server.store.get, ref)
             path, sha256 = staged.path, staged.sha256
         except UnknownImage:
             path, sha256 = await self._result_of(ref)
@@ -741,7 +604,7 @@ class _Connection:
             left = os.fstat(file.fileno()).st_size
             await self._send(Reply(250, "", {"size": left, **data}))
             while left:
-                piece = await _in_thread(file.read, min(left, CHUNK_BYTES))
+                piece = await in_thread(file.read, min(left, CHUNK_BYTES))
                 if not piece:
                     # The number of bytes was promised; a short answer must not look like a whole one.
                     raise _Bye
@@ -753,47 +616,16 @@ class _Connection:
     async def _result_of(self, ref: str) -> tuple[Path, str]:
         """File and digest of what the READ job ``ref`` has read. Raises ``UnknownJob``, ``BadRequest``."""
         job = self.server.jobs.get(ref)
-        path = await _in_thread(self.server.jobs.read_result, ref)
+        path = await in_thread(self.server.jobs.read_result, ref)
         return path, str((job.result or {}).get("sha256", ""))
 
     # --- jobs -----------------------------------------------------------------------------------------------------
 
-    async def _flash(self, values: dict[str, Any]) -> None:
-        await self._submit(JobKind.FLASH, values)
-
-    async def _ensure(self, values: dict[str, Any]) -> None:
-        await self._submit(JobKind.ENSURE, values)
-
-    async def _verify(self, values: dict[str, Any]) -> None:
-        await self._submit(JobKind.VERIFY, values)
-
-    async def _read(self, values: dict[str, Any]) -> None:
-        values["address"], values["length"] = values.pop("addr"), values.pop("len")
-        await self._submit(JobKind.READ, values)
-
-    async def _erase(self, values: dict[str, Any]) -> None:
-        # Length 0 is the session's word for everything; the grammar has no other way to say it than "all".
-        values["address"], values["length"] = values.pop("range") or (0, 0)
-        await self._submit(JobKind.ERASE, values)
-
-    async def _reset(self, values: dict[str, Any]) -> None:
-        await self._submit(JobKind.RESET, values)
-
-    async def _id(self, values: dict[str, Any]) -> None:
-        await self._submit(JobKind.IDENTIFY, values)
-
-    async def _doctor(self, values: dict[str, Any]) -> None:
-        await self._submit(JobKind.DOCTOR, values)
-
-    async def _submit(self, kind: JobKind, values: dict[str, Any]) -> None:
-        target, wait, own_id = values.pop("target"), values.pop("wait", False), values.pop("id", "")
-        image = values.pop("image", "")
-        values.pop("verify", None)  # "full" is the only value, and the only behaviour.
-        job = await self.server.jobs.submit(Submission(kind, target, image, values, own_id, self.principal))
-        if wait:
-            await self._send(*await self._final(await self._follow(job, None)))
-        elif kind is JobKind.ENSURE and job.state is JobState.SUCCEEDED and unchanged(job):
-            await self._send(*await self._final(job))
+    async def _submit(self, verb: str, values: dict[str, Any]) -> None:
+        wait = values.pop("wait", False)
+        job = await self.server.jobs.submit(submission(verb, values, self.principal))
+        if wait or (job.kind is JobKind.ENSURE and job.state is JobState.SUCCEEDED and unchanged(job)):
+            await self._send(*await self._final(await self._follow(job, None) if wait else job))
         else:
             await self._send(Reply(250, "", {"job": job.id, "state": job.state, "target": job.target, "kind": job.kind}))
 
@@ -870,12 +702,12 @@ class _Connection:
         return [*findings(job), replace(reply, data={**reply.data, **await self._traced(job)})]
 
     async def _traced(self, job: Job) -> dict[str, str]:
-        kept = await _in_thread(self.server.store.trace_file, job.id) if job.terminal else None
+        kept = await in_thread(self.server.store.trace_file, job.id) if job.terminal else None
         return {"trace": job.id} if kept is not None else {}
 
     async def _trace(self, values: dict[str, Any]) -> None:
         job_id = values["job"]
-        path = await _in_thread(self.server.store.trace_file, job_id)
+        path = await in_thread(self.server.store.trace_file, job_id)
         try:
             file = await asyncio.to_thread(path.open, "rb") if path is not None else None
         except FileNotFoundError:
