@@ -18,7 +18,7 @@ from bridged import cli
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bridged"
 
-EVERYBODY = {"errors", "events", "config"}
+EVERYBODY = {"errors", "events", "config", "findings"}
 ALL = {
     "protocol",
     "chips",
@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "": set(),  # bridged/__init__.py: the session process starts from it
     "errors": set(),
     "events": set(),
+    "findings": set(),
     "config": {"errors"},
     "protocol": EVERYBODY,
     "chips": EVERYBODY,

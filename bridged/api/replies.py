@@ -73,7 +73,7 @@ def final_reply(job: Job) -> Reply:
 
 def findings(job: Job) -> list[Reply]:
     """What a DOCTOR job has found, a line each, before its final one."""
-    return [Reply(250, "", finding, more=True) for finding in (job.result or {}).get("findings") or []]
+    return [Reply(250, "", finding | {"target": job.target}, more=True) for finding in (job.result or {}).get("findings") or []]
 
 
 def unchanged(job: Job) -> bool:

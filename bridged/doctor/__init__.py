@@ -22,9 +22,9 @@ from pathlib import Path
 
 from bridged import config
 from bridged.doctor.checks import examine
-from bridged.doctor.findings import CATALOG, Finding, Level, reference
 from bridged.doctor.machine import Machine
 from bridged.errors import UnknownTarget
+from bridged.findings import CATALOG, Finding, Level, reference
 
 __all__ = ["CATALOG", "Finding", "Level", "Machine", "examine", "main", "reference", "report"]
 

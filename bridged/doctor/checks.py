@@ -23,9 +23,9 @@ from pathlib import Path
 from bridged import __version__, chips, config
 from bridged.chips.model import Quirk
 from bridged.doctor.boards import USUAL_VIRTUAL_PORTS, board_of, is_stlink
-from bridged.doctor.findings import MACHINE, Finding, Level, found
 from bridged.doctor.machine import Account, Machine, Port, Unit
 from bridged.errors import BadRequest, BridgedError, ConfigError, LineUnavailable, UnknownTarget
+from bridged.findings import MACHINE, Finding, Level, found
 from bridged.protocol.line import parse_reply
 from bridged.target import gpio
 

@@ -55,8 +55,12 @@ def vector_address(image: Image, flash: Range, spans: Sequence[Span] = ()) -> in
 
 
 def _looks_like_a_table(image: Image, address: int, flash: Range) -> bool:
+    return looks_like_a_table(image.read(address, VECTORS_BYTES), flash)
+
+
+def looks_like_a_table(table: bytes, flash: Range) -> bool:
     """A stack pointer where some Cortex-M has RAM, and an odd reset vector into the flash of a part of any size."""
-    stack_pointer, reset = struct.unpack("<II", image.read(address, VECTORS_BYTES))
+    stack_pointer, reset = struct.unpack("<II", table)
     in_ram = any(r.start < stack_pointer <= r.end for r in _RAM_OF_ANY) and not stack_pointer % STACK_ALIGN_BYTES
     return in_ram and bool(reset & 1) and reset >> 24 == flash.start >> 24
 

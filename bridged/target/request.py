@@ -154,7 +154,7 @@ class Result:
     health: str = ""
     was_empty: bool = False
     phases: dict[str, PhaseCost] = field(default_factory=dict)
-    findings: list[dict[str, str]] = field(default_factory=list)
+    findings: list[dict[str, Any]] = field(default_factory=list)
     data: bytes = b""
 
     def to_dict(self) -> dict[str, Any]:

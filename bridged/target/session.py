@@ -117,7 +117,7 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result) ->
         yield from boot(request, result)
         return
     if request.kind == "doctor":
-        result.findings = [finding.to_dict() for finding in (yield from examine(request, result))]
+        result.findings = [finding.as_dict() for finding in (yield from examine(request, result))]
         yield from boot(request, result)
         return
     connected = yield from enter(request, result)

@@ -1,18 +1,29 @@
-"""The doctor's findings about a target: a row for each symptom that people report, in the simulator. Flash is never changed."""
+"""The doctor's findings about a target: a row for each symptom that people report, in the simulator. Flash is never changed.
+
+Every finding of the target half has a row, and is in the table of ``findings``. Symptoms of jobs that the doctor cannot see (a
+NACK to data, silence after an erase) are told by the jobs themselves: test_faults.py, test_session.py.
+"""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bridged.errors import ParityUnavailable
+from bridged.findings import CATALOG, TARGET_GROUPS, Level, codes
+from bridged.protocol.flow import SetFormat, Step
 from bridged.sim.application import Behaviour
+from bridged.sim.boot import LOADER
 from bridged.sim.device import Device
 from bridged.sim.loader import Timing
 from bridged.sim.virtual import Account, VirtualUart, run
-from bridged.target import session
+from bridged.sim.wire import Format
+from bridged.target import doctor, session
 from bridged.target.request import Request, Wiring
 from tests.target.bench import WIRED, Bench, make_image
 
@@ -29,6 +40,7 @@ class Row:
     port: dict[str, Any] = field(default_factory=dict)
     request: dict[str, Any] = field(default_factory=dict)
     blank: bool = False
+    no_parity: bool = False
     before: Callable[[Device], None] = lambda _device: None
 
 
@@ -44,42 +56,172 @@ def crash_loop(device: Device) -> None:
     device._start_application = again  # type: ignore[method-assign]
 
 
+SILENT = Behaviour(startup_s=600)  # Longer than anybody listens.
+
+
+def nonsense(device: Device) -> None:
+    device.memory.program(device.memory.base, b"\x12" * 64)
+
+
+def flash_it(device: Device) -> None:
+    """Without a power cycle: the part still believes that its flash is empty."""
+    for seg in make_image(device.chip, 3000).segments:
+        device.memory.program(seg.address, seg.data)
+
+
+def stuck_boot0(device: Device) -> None:
+    """Whatever level is driven, the pin of the chip is high."""
+    latch = device._start
+    device._start = lambda start=None: latch(start or LOADER)  # type: ignore[method-assign]
+
+
+def without_nrst(device: Device) -> None:
+    """The line is driven, and not connected."""
+    move = device.set_lines
+
+    def set_lines(at_ns: int, **levels: bool | None) -> None:
+        move(at_ns, **{**levels, "nrst": None})
+
+    device.set_lines = set_lines  # type: ignore[method-assign]
+
+
+def unreset(device: Device) -> None:
+    crash_loop(device)
+    without_nrst(device)
+
+
+def in_loader(device: Device, *bytes_sent: int) -> None:
+    """As an earlier session left it: synchronised, and these bytes sent."""
+    uart = VirtualUart(device, Format(115200, "E"))
+    device.force_loader()
+    uart.pause(1.0)
+    uart.send(bytes((0x7F, *bytes_sent)))
+    uart.pause(0.1)
+
+
+def left_in_loader(device: Device) -> None:
+    in_loader(device)
+    without_nrst(device)
+
+
+def half_a_command(device: Device) -> None:
+    in_loader(device, 0x31, 0xCE, 0x08)
+
+
+def junk_before_ack(device: Device, value: int) -> None:
+    """A byte before the ACK of each 0x7F, as the target's transmitter is switched on."""
+    send, seen = device._loader_send, [0]
+
+    def noisy(data: bytes) -> None:
+        first = device.stats.syncs > seen[0]
+        seen[0] = device.stats.syncs
+        send(bytes((value,)) + data if first else data)
+
+    device._loader_send = noisy  # type: ignore[method-assign]
+
+
+def mute_after_sync(device: Device) -> None:
+    """A TX that is loaded, or a supply that breaks down under it."""
+    send, seen = device._loader_send, [0]
+
+    def once(data: bytes) -> None:
+        if device.stats.syncs > seen[0]:
+            seen[0] = device.stats.syncs
+            send(data)
+
+    device._loader_send = once  # type: ignore[method-assign]
+
+
+def hide_options(device: Device) -> None:
+    readable, hidden = device.memory.readable, device.chip.option_bytes
+    device.memory.readable = lambda address: readable(address) and not any(address in r for r in hidden)  # type: ignore[method-assign]
+
+
+def unknown(device: Device) -> None:
+    device.chip = replace(device.chip, pid=0x7FE)
+
+
+def no_parity(_number: int, step: Step) -> None:
+    if isinstance(step, SetFormat) and step.parity == "E":
+        raise ParityUnavailable("even parity was asked for, and read back as none")
+
+
 ROWS = (
-    Row("all is well", "L476", "", ("RESET_WORKS", "LOADER_ANSWERS", "IDENTIFIED", "LOADER_PINS")),
-    Row("no power", "L476", "NOTHING_HEARD", ("APPLICATION_SILENT",), {"powered": False}, blank=True),
+    Row("all is well", "L476", "", ("DOCTOR_RESET_WORKS", "DOCTOR_LOADER_ANSWERS", "DOCTOR_IDENTIFIED", "DOCTOR_LOADER_PINS")),
+    Row("no power", "L476", "DOCTOR_NOTHING_HEARD", ("DOCTOR_APPLICATION_SILENT",), {"powered": False}, blank=True),
     Row(
         "the pin is ignored, the application starts",
         "G071",
-        "BOOT0_NOT_SEEN",
-        ("RESET_WORKS",),
+        "DOCTOR_BOOT0_NOT_SEEN",
+        ("DOCTOR_RESET_WORKS",),
         {"options": {"nBOOT_SEL": 1}},
     ),
-    Row("TX and RX shorted", "L476", "LOOPBACK", port={"loopback": True}),
-    Row("8N1 on the wire, as a mini UART sends", "L476", "WRONG_PARITY", port={"wire_parity": "N"}),
-    Row("the measured rate is off at every reset", "F407", "RATE_OR_NOISE", device={"rate_error": 0.2}),
-    Row("readout protection", "F407", "READ_PROTECTED", ("LOADER_ANSWERS",), {"rdp": 1}),
-    Row("another chip than configured", "F407", "WRONG_CHIP", request={"chip": "L476"}),
-    Row("both boot addresses lead to the loader", "F756", "APPLICATION_UNREACHABLE", device={"options": {"BOOT_ADD0": 0x0040}}),
-    Row("the same on an H7", "H743", "APPLICATION_UNREACHABLE", device={"options": {"BOOT_ADD0": 0x1FF0}}),
+    Row("TX and RX shorted", "L476", "DOCTOR_LOOPBACK", port={"loopback": True}),
+    Row("8N1 on the wire, as a mini UART sends", "L476", "DOCTOR_WRONG_PARITY", port={"wire_parity": "N"}),
+    Row("the measured rate is off at every reset", "F407", "DOCTOR_RATE_OR_NOISE", device={"rate_error": 0.2}),
+    Row("readout protection", "F407", "DOCTOR_READ_PROTECTED", ("DOCTOR_LOADER_ANSWERS",), {"rdp": 1}),
+    Row("another chip than configured", "F407", "DOCTOR_WRONG_CHIP", request={"chip": "L476"}),
     Row(
-        "a virgin G0 whose pin is ignored", "G071", "ENTRY_WOULD_BE_LOST", ("EMPTY",), {"options": {"nBOOT_SEL": 1}}, blank=True
+        "both boot addresses lead to the loader",
+        "F756",
+        "DOCTOR_APPLICATION_UNREACHABLE",
+        device={"options": {"BOOT_ADD0": 0x0040}},
     ),
-    Row("loader V9.0 of the H743", "H743", "", ("GET_COUNT_ODD",), {"loader_id": 0x90}),
-    Row("needs 2.6 s to start", "L476", "", ("LOADER_ANSWERS",), {"timing": Timing(startup_s=2.56)}),
-    Row("H7A3 whose layout is unsure", "H7A3", "LAYOUT_UNKNOWN", ("IDENTIFIED",)),
-    Row("a watchdog bites", "L476", "RESETS_ITSELF", before=crash_loop),
+    Row("the same on an H7", "H743", "DOCTOR_APPLICATION_UNREACHABLE", device={"options": {"BOOT_ADD0": 0x1FF0}}),
+    Row(
+        "a virgin G0 whose pin is ignored",
+        "G071",
+        "DOCTOR_ENTRY_WOULD_BE_LOST",
+        ("DOCTOR_EMPTY",),
+        {"options": {"nBOOT_SEL": 1}},
+        blank=True,
+    ),
+    Row("loader V9.0 of the H743", "H743", "", ("DOCTOR_GET_COUNT_ODD",), {"loader_id": 0x90}),
+    Row("needs 2.6 s to start", "L476", "", ("DOCTOR_LOADER_LATE",), {"timing": Timing(startup_s=2.56)}),
+    Row("H7A3 whose layout is unsure", "H7A3", "DOCTOR_LAYOUT_UNKNOWN", ("DOCTOR_IDENTIFIED",)),
+    Row("a watchdog bites", "L476", "DOCTOR_RESETS_ITSELF", before=crash_loop),
+    Row("an application that says nothing", "L476", "", ("DOCTOR_APPLICATION_SILENT",), {"application": SILENT}),
+    Row("flash without an application", "F407", "", ("DOCTOR_NO_APPLICATION", "DOCTOR_APPLICATION_SILENT"), blank=True),
+    Row("first words that are no vectors", "F407", "", ("DOCTOR_NO_APPLICATION",), blank=True, before=nonsense),
+    Row("BOOT0 stuck high", "F407", "DOCTOR_LOADER_WITHOUT_BOOT0", before=stuck_boot0),
+    Row("empty when its power came on, and flashed since", "L431", "DOCTOR_LOADER_WITHOUT_BOOT0", blank=True, before=flash_it),
+    Row("a port without parity whose driver says so", "L476", "DOCTOR_PORT_SETTINGS", no_parity=True),
+    Row("something speaks while NRST is low", "L476", "DOCTOR_TALKS_IN_RESET", before=unreset),
+    Row("NRST is not connected, the loader runs", "L476", "DOCTOR_NOT_RESET", before=left_in_loader),
+    Row("a glitch before the ACK", "L476", "", ("DOCTOR_LOADER_ANSWERS",), before=lambda d: junk_before_ack(d, 0x00)),
+    Row("noise before the ACK", "L476", "", ("DOCTOR_JUNK_BEFORE_ACK",), before=lambda d: junk_before_ack(d, 0xE5)),
+    Row("half a command in the loader from an earlier session", "L476", "", ("DOCTOR_LOADER_ANSWERS",), before=half_a_command),
+    Row("the ACK of 0x7F comes, and then nothing", "L476", "DOCTOR_RATE_OR_NOISE", before=mute_after_sync),
+    Row("a part that is in no table", "F407", "DOCTOR_UNKNOWN_CHIP", request={"chip": ""}, before=unknown),
+    Row(
+        "nobody said which chip, and nothing answers",
+        "L476",
+        "DOCTOR_NOTHING_HEARD",
+        ("DOCTOR_CHIP_UNSET",),
+        {"powered": False},
+        request={"chip": ""},
+        blank=True,
+    ),
+    Row("option bits that the loader does not show", "L476", "", ("DOCTOR_OPTION_UNREADABLE",), before=hide_options),
+    Row(
+        "documented limitations of the loader",
+        "G071",
+        "",
+        ("DOCTOR_QUIRK", "DOCTOR_BOOT_OPTION"),
+        {"options": {"nBOOT_SEL": 0}},
+    ),
     Row(
         "nothing is wired",
         "L476",
-        "NRST_NOT_WIRED",
-        ("BOOT0_NOT_WIRED",),
+        "DOCTOR_NRST_NOT_WIRED",
+        ("DOCTOR_BOOT0_NOT_WIRED",),
         request={"wiring": Wiring()},
         before=Device.force_loader,
     ),
 )
 
 
-def examine(row: Row) -> tuple[list[dict[str, str]], Device]:
+def examine(row: Row) -> tuple[list[dict[str, Any]], Device]:
     bench = Bench(row.part, {"rate_error": 0.0, **row.device})
     if not row.blank:
         bench.put(make_image(bench.chip, 3000))
@@ -87,7 +229,7 @@ def examine(row: Row) -> tuple[list[dict[str, str]], Device]:
     uart = VirtualUart(bench.device, **row.port)
     request = Request(**{"kind": "doctor", "wiring": WIRED, "chip": row.part, **row.request})
     account = Account()
-    result = run(session.run(request), uart, account=account)
+    result = run(session.run(request), uart, account=account, before=no_parity if row.no_parity else None)
     assert account.total_s < 90
     return result.findings, bench.device
 
@@ -105,13 +247,23 @@ def test_each_symptom_has_its_finding(row: Row) -> None:
         assert bad == []
     assert set(row.also) <= set(codes), codes
     assert all(f["text"] for f in found)
+    assert all(f["level"] == CATALOG[f["code"]].level for f in found)
     assert not device.stats.erases
     assert not device.stats.programs
     assert not device.lines["boot0"]
 
 
+def test_each_finding_has_its_row() -> None:
+    source = ast.parse(Path(doctor.__file__).read_text())
+    used = {str(n.value) for n in ast.walk(source) if isinstance(n, ast.Constant) and str(n.value).startswith("DOCTOR_")}
+    machine_says_too = {"DOCTOR_LOADER_PINS", "DOCTOR_CHIP_UNSET"}
+    assert used == codes(TARGET_GROUPS) | machine_says_too
+    assert {row.code for row in ROWS if row.code} | {code for row in ROWS for code in row.also} == used
+    assert all(CATALOG[code].remedy for code in used if CATALOG[code].level is not Level.OK)
+
+
 def test_slow_get_id_supports_the_parity_finding() -> None:
-    (row,) = [r for r in ROWS if r.code == "WRONG_PARITY"]
+    (row,) = [r for r in ROWS if r.code == "DOCTOR_WRONG_PARITY"]
     found, _ = examine(row)
     assert "Get ID sent slowly is answered" in found[0]["text"]
 
@@ -119,4 +271,4 @@ def test_slow_get_id_supports_the_parity_finding() -> None:
 def test_an_unknown_chip_is_told_with_its_id() -> None:
     found, _ = examine(Row("", "F407", "", request={"chip": ""}))
     assert not [f for f in found if f["level"] == "problem"]
-    assert any(f["code"] == "IDENTIFIED" for f in found)
+    assert any(f["code"] == "DOCTOR_IDENTIFIED" for f in found)

@@ -1,13 +1,15 @@
-"""What the machine half of ``doctor`` can find: one table of codes, each with its level, when it is said and what to do.
+"""What ``doctor`` can find: one table of codes, each with its level, when it is said and what to do.
 
-The table is the documentation: ``docs/doctor.md`` is made from it (``python -m tests.build_docs``), and a test holds it
-against the codes that the checks use. A code never changes its meaning, and it always has the same level.
+Two halves look. The machine half (room ``doctor``) needs no daemon and opens no port; the target half (``target/doctor.py``)
+is a job, since it has to reset the target. Both say their findings in the words of this table and keep no advice of their own.
+The table is the documentation: ``docs/doctor.md`` is made from it (``python -m tests.build_docs``), and tests hold it
+against the codes that each half uses. A code never changes its meaning, and it always has the same level.
 
-A finding is one sentence about this machine with its own names and numbers, so the sentence is written where it is found.
-The remedy stands here, unless what is found allows a better one (the very link to write, the very line of ``config.txt``).
+A finding is one sentence about one machine or target with its own names and numbers, so the sentence is written where it is
+found. The remedy stands here, unless what is found allows a better one (the very line of ``config.txt``).
 
 Levels: a *problem* keeps a job from working, a *warning* will do so one day or makes it slow, a *note* is worth knowing, and
-*ok* says what was looked at and found right. This module reads nothing.
+*ok* says what was looked at and found right. This module reads nothing and knows no other module of ours.
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ def found(code: str, target: str, text: str, remedy: str = "", **facts: str | in
     return Finding(entry.level, code, target, text, remedy or entry.remedy, facts)
 
 
-# The heading of a group and its codes, in the order of the documentation.
-GROUPS: dict[str, dict[str, Entry]] = {
+# The heading of a group and its codes, in the order of the documentation. What `bridged doctor` says:
+MACHINE_GROUPS: dict[str, dict[str, Entry]] = {
     "The machine": {
         "DOCTOR_MACHINE": Entry(Level.OK, "What this machine is."),
         "DOCTOR_NOT_ROOT": Entry(
@@ -400,14 +402,160 @@ GROUPS: dict[str, dict[str, Entry]] = {
     },
 }
 
+# What a DOCTOR job (`bridged examine`) says.
+TARGET_GROUPS: dict[str, dict[str, Entry]] = {
+    "The application and NRST": {
+        "DOCTOR_RESET_WORKS": Entry(Level.OK, "NRST low silences the application, and its release starts it."),
+        "DOCTOR_NRST_NOT_WIRED": Entry(
+            Level.WARNING,
+            "No line drives NRST, so nothing can be tried a second time.",
+            "Wire NRST: open-drain, low for reset; every recovery depends on it.",
+        ),
+        "DOCTOR_TALKS_IN_RESET": Entry(
+            Level.PROBLEM,
+            "While NRST was held low something went on speaking.",
+            "NRST does not reach the chip, is inverted, or another device speaks on this line.",
+        ),
+        "DOCTOR_APPLICATION_SILENT": Entry(
+            Level.NOTE,
+            "No byte came from the application, before or after a reset.",
+            "Normal for blank flash, or an application that is silent or speaks at another rate.",
+        ),
+        "DOCTOR_RESETS_ITSELF": Entry(
+            Level.WARNING,
+            "The application started several times within the time of one look.",
+            "An external watchdog or a crash loop: stop it while flashing, or it resets the loader as well.",
+        ),
+        "DOCTOR_NO_APPLICATION": Entry(
+            Level.NOTE,
+            "The first two words of flash are no stack pointer and no reset vector: nothing there could start.",
+            "Flash an image; where a boot loader elsewhere starts the application this is as it should be.",
+        ),
+    },
+    "Into the loader": {
+        "DOCTOR_LOADER_ANSWERS": Entry(Level.OK, "The loader answered at the first attempt: at which rate, after which delay."),
+        "DOCTOR_LOADER_LATE": Entry(
+            Level.NOTE,
+            "The loader answered, but not at the first attempt.",
+            "Nothing to do: jobs try as often. To be faster state `baud` or `startup_s` as the sentence says.",
+        ),
+        "DOCTOR_NOTHING_HEARD": Entry(
+            Level.PROBLEM,
+            "No byte came from the target, with or without BOOT0.",
+            "Check power and ground, TX to RX crossed, and the pins; unplug USB, which the loader may have chosen instead.",
+        ),
+        "DOCTOR_BOOT0_NOT_SEEN": Entry(
+            Level.PROBLEM,
+            "The target resets, but starts its application although BOOT0 is driven high.",
+            "Measure BOOT0 at the chip during reset; option bits may ignore the pin, and the loader may listen on other pins.",
+        ),
+        "DOCTOR_LOADER_WITHOUT_BOOT0": Entry(
+            Level.PROBLEM,
+            "The loader starts although BOOT0 is low, and the flash is not empty: the application can never start.",
+            "Measure BOOT0 at the chip: it may be stuck high or inverted; otherwise a boot address or option bit leads there.",
+        ),
+        "DOCTOR_RATE_OR_NOISE": Entry(
+            Level.PROBLEM,
+            "Something answers, but not understandably at any rate.",
+            "Another device on these pins, a target TX that is loaded (PA9 is VBUS on boards with USB OTG), a supply or a"
+            " watchdog that resets it, or noise; try `baud = 57600`, check ground and pins.",
+        ),
+        "DOCTOR_LOOPBACK": Entry(
+            Level.PROBLEM,
+            "What was sent comes back: TX and RX are shorted, or the adapter echoes.",
+            "Check the wiring between adapter and target.",
+        ),
+        "DOCTOR_WRONG_PARITY": Entry(
+            Level.PROBLEM,
+            "0x7F was acknowledged and Get refused: parity on the wire is not even.",
+            "On a Raspberry Pi use a PL011 and not the mini UART (docs/wiring.md).",
+        ),
+        "DOCTOR_PORT_SETTINGS": Entry(
+            Level.PROBLEM,
+            "The driver of the port did not take even parity or the rate: read back, it is something else.",
+            "On a Raspberry Pi use a PL011 and not the mini UART; with another adapter choose another `baud`.",
+        ),
+        "DOCTOR_NOT_RESET": Entry(
+            Level.WARNING,
+            "The loader had been synchronised before it was reset.",
+            "NRST does not reach the chip: it was still in the loader from an earlier session.",
+        ),
+        "DOCTOR_JUNK_BEFORE_ACK": Entry(Level.NOTE, "Bytes came before the ACK of 0x7F.", "Usually harmless noise."),
+        "DOCTOR_BOOT0_NOT_WIRED": Entry(
+            Level.WARNING, "No line drives BOOT0.", "Jobs that erase are refused unless they say entry=one-shot."
+        ),
+    },
+    "What answers": {
+        "DOCTOR_IDENTIFIED": Entry(Level.OK, "Chip, flash size, version of the loader."),
+        "DOCTOR_WRONG_CHIP": Entry(
+            Level.PROBLEM,
+            "Another chip than configured answered: a swapped board or cable.",
+            "Correct the wiring or the `chip` of the target.",
+        ),
+        "DOCTOR_UNKNOWN_CHIP": Entry(
+            Level.PROBLEM, "The product id is in no table of this version.", "Report it, with its name."
+        ),
+        "DOCTOR_LAYOUT_UNKNOWN": Entry(
+            Level.PROBLEM,
+            "How the flash is cut into sectors could not be found out, so it is neither erased nor written.",
+            "State `layout` in the target's configuration.",
+        ),
+        "DOCTOR_READ_PROTECTED": Entry(
+            Level.PROBLEM,
+            "Read Memory is refused while Get and Get ID are answered: readout protection is on (H5: product state).",
+            "Removing it erases the whole flash; no job does that unless it says so.",
+        ),
+        "DOCTOR_GET_COUNT_ODD": Entry(
+            Level.NOTE, "Get announced another number of commands than it listed.", "Known of the H743 loader V9.0; understood."
+        ),
+        "DOCTOR_QUIRK": Entry(
+            Level.NOTE, "A documented limitation of this version of the loader.", "Nothing to do: sessions deal with it."
+        ),
+    },
+    "Option bits that decide what starts": {
+        "DOCTOR_BOOT_OPTION": Entry(Level.OK, "An option bit that decides what starts, and leads where it should."),
+        "DOCTOR_OPTION_UNREADABLE": Entry(
+            Level.NOTE,
+            "An option bit that decides what starts cannot be read through this loader.",
+            "Nothing to do while entering the loader works; otherwise look with a probe.",
+        ),
+        "DOCTOR_ENTRY_WOULD_BE_LOST": Entry(
+            Level.PROBLEM,
+            "Option bits ignore the BOOT0 pin: after an erase nothing could start the loader again.",
+            "Correct the option bytes first.",
+        ),
+        "DOCTOR_APPLICATION_UNREACHABLE": Entry(
+            Level.PROBLEM,
+            "Option bits lead past the flash: the application cannot start, however well it was flashed.",
+            "Write the factory value back.",
+        ),
+        "DOCTOR_EMPTY": Entry(
+            Level.NOTE,
+            "The flash is empty: this part starts its loader by itself, also with BOOT0 low, and remembers that.",
+            "After the first flash it needs a power cycle, or is started by Go; the job says which (boot=).",
+        ),
+    },
+}
+
+GROUPS = {**MACHINE_GROUPS, **TARGET_GROUPS}
+
 CATALOG: dict[str, Entry] = {code: entry for group in GROUPS.values() for code, entry in group.items()}
+
+
+def codes(groups: Mapping[str, Mapping[str, Entry]]) -> set[str]:
+    return {code for group in groups.values() for code in group}
 
 
 def reference() -> str:
     """The table for the documentation."""
+    halves = (("The machine half: `bridged doctor`", MACHINE_GROUPS), ("The target half: `bridged examine`", TARGET_GROUPS))
+    return "\n".join(f"### {title}\n\n{_tables(groups)}" for title, groups in halves)
+
+
+def _tables(groups: Mapping[str, Mapping[str, Entry]]) -> str:
     out = []
-    for title, group in GROUPS.items():
-        out.append(f"### {title}\n\n| code | level | what it means | what to do |\n|---|---|---|---|")
+    for title, group in groups.items():
+        out.append(f"#### {title}\n\n| code | level | what it means | what to do |\n|---|---|---|---|")
         out += [f"| `{code}` | {entry.level.value} | {entry.when} | {entry.remedy} |" for code, entry in group.items()]
         out.append("")
     return "\n".join(out)
