@@ -183,7 +183,10 @@ def checked_name(name: str) -> str:
 
 @dataclass(slots=True)
 class _Part:
-    """An upload that is not complete. ``offset``: bytes that are surely on disk; ``noted``: what the sidecar there says."""
+    """An upload that is not complete. ``offset``: bytes that are surely on disk; ``noted``: what the sidecar there says.
+
+    ``announced``: its sender was told that there is one, so it is kept before its first byte has come, too.
+    """
 
     principal: str
     sha256: str
@@ -191,6 +194,20 @@ class _Part:
     offset: int
     noted: int
     active: bool = False
+    announced: bool = False
+    name: str = ""
+    type_hint: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What a client may know of its unfinished upload. ``expires``: UTC seconds; later it may be gone."""
+
+    offset: int
+    size_bytes: int
+    name: str
+    type_hint: str
+    expires: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +315,49 @@ class Store:
         are only compared. Raises ``EmptyImage``, ``ImageTooLarge``, ``StorageFull``,
         ``BadRequest`` (the offset is not where the upload ended; the facts say where), ``TooMany`` (it is being uploaded now).
         """
+        wanted = self._checked(size, sha256, offset, name, type_hint)
+        with self._lock:
+            staged = self._images.get(wanted.sha256)
+            if staged:
+                return self._open_known(staged, wanted)
+            return self._open_part(plain_name(principal), wanted)
+
+    def announce(self, principal: str, size: int, sha256: str, name: str = "", type_hint: str = "auto") -> bool:
+        """Take note of a file whose bytes come later, from the first on, and keep room for it. Raises as ``open_upload`` does.
+
+        False: the image is here already, and there is nothing to keep. An unfinished upload of the file is begun afresh.
+        """
+        wanted = self._checked(size, sha256, 0, name, type_hint)
+        with self._lock:
+            if wanted.sha256 in self._images:
+                return False
+            upload = self._open_part(plain_name(principal), wanted, announced=True)
+        upload.abandon()
+        return True
+
+    def pending(self, principal: str, sha256: str) -> Pending | None:
+        """The unfinished upload of this file by ``principal``."""
+        owner, sha256 = plain_name(principal), checked_sha256(sha256)
+        with self._lock:
+            part = self._parts.get((owner, sha256))
+            if part is None:
+                return None
+            expires = (self._used(self._part_path(owner, sha256)) or self._now()) + STALE_S
+            return Pending(self._reported(part), part.size_bytes, part.name, part.type_hint, expires)
+
+    def discard(self, principal: str, sha256: str) -> bool:
+        """Give an unfinished upload up; whether there was one. Raises ``TooMany`` while its bytes come in."""
+        owner, sha256 = plain_name(principal), checked_sha256(sha256)
+        with self._lock:
+            part = self._parts.get((owner, sha256))
+            if part is None:
+                return False
+            if part.active:
+                raise TooMany(f"image {sha256[:12]} is being uploaded by another connection", offset=self._reported(part))
+            self._forget_part(part)
+            return True
+
+    def _checked(self, size: int, sha256: str, offset: int, name: str, type_hint: str) -> _Announced:
         wanted = _Announced(checked_sha256(sha256), size, offset, checked_name(name), type_hint)
         if type_hint not in parser.TYPE_HINTS:
             raise BadRequest(f"unknown image type {type_hint[:40]!r}, expected one of {', '.join(parser.TYPE_HINTS)}")
@@ -309,11 +369,7 @@ class Store:
                 size_bytes=size,
                 limit_bytes=self.image_limit_bytes,
             )
-        with self._lock:
-            staged = self._images.get(wanted.sha256)
-            if staged:
-                return self._open_known(staged, wanted)
-            return self._open_part(plain_name(principal), wanted)
+        return wanted
 
     def _open_known(self, staged: StagedImage, wanted: _Announced) -> Upload:
         """The image is complete: the bytes that come are hashed after those we have and thrown away."""
@@ -329,7 +385,7 @@ class Store:
         self._hold(staged.sha256)
         return Upload(self, wanted, digest=digest)
 
-    def _open_part(self, principal: str, wanted: _Announced) -> Upload:
+    def _open_part(self, principal: str, wanted: _Announced, announced: bool = False) -> Upload:
         sha256, size, offset = wanted.sha256, wanted.size_bytes, wanted.offset
         path = self._part_path(principal, sha256)
         part = self._parts.get((principal, sha256))
@@ -353,6 +409,15 @@ class Store:
         finally:
             if part:
                 part.active = False
+        announced = announced or (part is not None and part.announced)
+        part = _Part(
+            *(principal, sha256, size, offset, offset),
+            active=True,
+            announced=announced,
+            name=wanted.name or (part.name if part else ""),
+            type_hint=wanted.type_hint if part is None or wanted.type_hint != "auto" else part.type_hint,
+        )
+        wanted = replace(wanted, name=part.name, type_hint=part.type_hint)
         with _disk("start an upload"):
             if not path.parent.exists():
                 path.parent.mkdir(mode=0o700)
@@ -361,16 +426,22 @@ class Store:
             try:
                 os.ftruncate(fd, offset)
                 os.lseek(fd, offset, os.SEEK_SET)
-                self._write_part_sidecar(path, size, offset)  # syncs the directory, and with it the name of the part
+                self._write_part_sidecar(path, part, offset)  # syncs the directory, and with it the name of the part
             except BaseException:
                 os.close(fd)
                 raise
-        part = _Part(principal, sha256, size, offset, noted=offset, active=True)
         self._parts[(principal, sha256)] = part
         return Upload(self, wanted, fd=fd, part=part)
 
-    def _write_part_sidecar(self, path: Path, size: int, synced: int) -> None:
-        _write_file(path.with_suffix(".json"), json.dumps({"size_bytes": size, "synced": synced}).encode())
+    def _write_part_sidecar(self, path: Path, part: _Part, synced: int) -> None:
+        data = {
+            "size_bytes": part.size_bytes,
+            "synced": synced,
+            "announced": part.announced,
+            "name": part.name,
+            "type": part.type_hint,
+        }
+        _write_file(path.with_suffix(".json"), json.dumps(data).encode())
 
     def _reported(self, part: _Part) -> int:
         """The offset that a client may be told. It is noted first: a power cut at a multiple of SYNC_BYTES leaves a length from
@@ -381,7 +452,7 @@ class Store:
             if offset <= part.noted:
                 return offset
             try:
-                self._write_part_sidecar(self._part_path(part.principal, part.sha256), part.size_bytes, offset)
+                self._write_part_sidecar(self._part_path(part.principal, part.sha256), part, offset)
             except OSError:
                 return part.noted
             part.noted = offset
@@ -447,11 +518,11 @@ class Store:
         with self._lock:
             part.active = False
             part.offset = synced
-            if not synced:
+            if not synced and not part.announced:
                 self._forget_part(part)
                 return
             with _disk("pause an upload"):
-                self._write_part_sidecar(path, part.size_bytes, synced)
+                self._write_part_sidecar(path, part, synced)
             part.noted = synced
 
     def _forget_part(self, part: _Part) -> None:
@@ -750,10 +821,14 @@ class Store:
         size, synced = side.get("size_bytes"), side.get("synced")
         noted = min(synced, length) if isinstance(synced, int) else 0
         offset = max(noted, max(0, length - 1) // SYNC_BYTES * SYNC_BYTES)
-        if not _SHA256.fullmatch(path.stem) or not isinstance(size, int) or not 0 < offset <= size:
+        announced, name, hint = side.get("announced") is True, side.get("name"), side.get("type")
+        if not _SHA256.fullmatch(path.stem) or not isinstance(size, int) or not (0 if announced else 1) <= offset <= size:
             path.unlink(missing_ok=True)
             return
-        self._parts[(path.parent.name, path.stem)] = _Part(path.parent.name, path.stem, size, offset, noted)
+        part = _Part(path.parent.name, path.stem, size, offset, noted, announced=announced)
+        part.name = name if isinstance(name, str) else ""
+        part.type_hint = hint if hint in parser.TYPE_HINTS else "auto"
+        self._parts[(path.parent.name, path.stem)] = part
 
     # --- traces of jobs -------------------------------------------------------------------------------------------
 
@@ -881,6 +956,16 @@ class Upload:
             pass  # The offset of the last orderly sidecar or the last whole step counts then; see _recover_part.
         finally:
             os.close(self._fd)
+
+    def take_back(self) -> None:
+        """End, and undo what was written: the bytes are not those that their sender meant. The upload goes on where it was."""
+        if self._open and self._part is not None and not self._failed:
+            with self._failing(), _disk("take back what was written"):
+                os.ftruncate(self._fd, self._announced.offset)
+                os.lseek(self._fd, self._announced.offset, os.SEEK_SET)
+                self.offset = self._announced.offset
+                self._sync()
+        self.abandon()
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
