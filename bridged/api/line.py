@@ -765,7 +765,7 @@ class _Connection:
                 state = JobState(values["state"].lower())
             except ValueError:
                 raise BadRequest(f"JOBS: there is no state {values['state']}; expected {' or '.join(JobState)}") from None
-        found = self.server.jobs.list(values.get("target"), state, values.get("limit", 50))
+        found = self.server.jobs.list(values.get("target"), state, values.get("limit", 50), values.get("before", ""))
         await self._send_many([Reply(250, "", job_summary(job), more=True) for job in found])
         await self._send(Reply(250, "", {"jobs": len(found)}))
 

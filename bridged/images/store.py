@@ -96,6 +96,14 @@ class StagedImage:
     contents: dict[str, str] = field(default_factory=dict)
     named: int = 0
 
+    @property
+    def used(self) -> float:
+        """When it was last used, UTC seconds; 0 when it has gone."""
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return 0.0
+
     def content(self, base_address: int | None, type_hint: str = "auto") -> str | None:
         """Digest of the content if it was parsed this way before."""
         return self.contents.get(content_key(self.type_hint if type_hint == "auto" else type_hint, base_address))
@@ -398,9 +406,9 @@ class Store:
             part = None
         at = self._reported(part) if part else 0
         if offset and (part is None or offset != at or size != part.size_bytes):
-            announced = f" of {part.size_bytes}" if part else ""
+            whole = f" of {part.size_bytes}" if part else ""
             raise BadRequest(
-                f"the upload of {sha256[:12]} goes on at offset {at}{announced}, the request says {offset} of {size}", offset=at
+                f"the upload of {sha256[:12]} goes on at offset {at}{whole}, the request says {offset} of {size}", offset=at
             )
         if part:
             part.active = True  # Not one of those that give way.
@@ -411,7 +419,11 @@ class Store:
                 part.active = False
         announced = announced or (part is not None and part.announced)
         part = _Part(
-            *(principal, sha256, size, offset, offset),
+            principal,
+            sha256,
+            size,
+            offset,
+            noted=offset,
             active=True,
             announced=announced,
             name=wanted.name or (part.name if part else ""),

@@ -390,10 +390,14 @@ class Journal:
         """All jobs that have not ended, oldest first."""
         return self._read(_job, f"SELECT {_JOB_COLUMNS} FROM jobs WHERE state NOT IN ({_ENDED}) ORDER BY n")
 
-    def jobs(self, target: str | None = None, state: JobState | None = None, limit: int = 50) -> list[Job]:
-        """Newest first."""
+    def jobs(self, target: str | None = None, state: JobState | None = None, limit: int = 50, before: str = "") -> list[Job]:
+        """Newest first. ``before``: only those that were submitted before the job with this id. Raises ``UnknownJob``."""
         where = [f"{column} = ?" for column, value in (("target", target), ("state", state)) if value is not None]
-        values = [value for value in (target, state) if value is not None]
+        values: list[Any] = [value for value in (target, state) if value is not None]
+        if before:
+            self.job(before)
+            where.append("n < (SELECT n FROM jobs WHERE id = ?)")
+            values.append(before)
         clause = f"WHERE {' AND '.join(where)}" if where else ""
         return self._read(_job, f"SELECT {_JOB_COLUMNS} FROM jobs {clause} ORDER BY n DESC LIMIT ?", (*values, limit))
 

@@ -392,11 +392,22 @@ class Jobs:
             return live.job
         return self._ended.get(job_id) or self._journal.job(job_id)
 
-    def list(self, target: str | None = None, state: JobState | None = None, limit: int = 50) -> _JobList:
-        """Newest first, at most ``limit`` and ``LIST_LIMIT``."""
-        found = self._journal.jobs(target, state, min(max(limit, 0), LIST_LIMIT))
-        shown = [self._live[job.id].job if job.id in self._live else job for job in found]
-        return [job for job in shown if state is None or job.state is state]
+    def list(self, target: str | None = None, state: JobState | None = None, limit: int = 50, before: str = "") -> _JobList:
+        """Newest first, at most ``limit`` and ``LIST_LIMIT``, fewer only at the end; ``before``: only older ones than this job.
+
+        Raises ``UnknownJob`` when nothing is known of ``before`` (any more).
+        """
+        limit = min(max(limit, 0), LIST_LIMIT)
+        shown: list[Job] = []
+        while len(shown) < limit:
+            wanted = limit - len(shown)
+            found = self._journal.jobs(target, state, wanted, before)
+            now = [self._live[job.id].job if job.id in self._live else job for job in found]
+            shown += [job for job in now if state is None or job.state is state]
+            if len(found) < wanted:
+                break
+            before = found[-1].id
+        return shown
 
     def log(self, job_id: str, from_seq: int = 0, limit: int | None = None) -> _UpdateList:
         """State and phase changes and notable events, oldest first; mere progress is not kept. Raises ``UnknownJob``.

@@ -363,6 +363,7 @@ _TABLE = (
             Param("target", "target", "only of this target"),
             Param("state", "token", "only in this state"),
             Param("limit", "number", "at most so many (default 50)"),
+            Param("before", "text", "only those older than this job: the last one of the answer before"),
         ),
     ),
     Verb("STATUS", "The state of one job.", "250 job=ID state=.. phase=.. done=.. total=.. [trace=ID, see TRACE]", (_JOB,)),

@@ -135,9 +135,14 @@ class FakeJobs:
             raise UnknownJob(f"there is no job {job_id}", job=job_id)
         return self.jobs[job_id]
 
-    def list(self, target: str | None = None, state: JobState | None = None, limit: int = 50) -> list[Job]:
-        found = [j for j in self.jobs.values() if target in (None, j.target) and state in (None, j.state)]
+    def list(self, target: str | None = None, state: JobState | None = None, limit: int = 50, before: str = "") -> list[Job]:
+        known = list(self.jobs.values())
+        known = known[: known.index(self.get(before))] if before else known
+        found = [j for j in known if target in (None, j.target) and state in (None, j.state)]
         return found[::-1][:limit]
+
+    def ready(self) -> tuple[bool, str]:
+        return (False, self.refuse.message) if self.refuse else (True, "")
 
     async def cancel(self, job_id: str, force: bool = False) -> Job:
         job = self.get(job_id)

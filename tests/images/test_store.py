@@ -869,3 +869,66 @@ def test_a_name_does_not_go_back_to_an_older_image(tmp_path: Path) -> None:
     for one in (here, opened(tmp_path)):
         with pytest.raises(UnknownImage):
             one.get("app.bin")
+
+
+# --- uploads that are announced before their first byte
+
+
+def test_an_announced_upload_is_kept_before_its_first_byte_also_across_a_restart(tmp_path: Path) -> None:
+    data = DATA
+    sha256 = sha(data)
+    store = opened(tmp_path)
+    assert store.announce("a", len(data), sha256, "app.bin", "bin")
+    for _ in range(2):
+        found = store.pending("a", sha256)
+        assert found is not None
+        assert (found.offset, found.size_bytes, found.name, found.type_hint) == (0, len(data), "app.bin", "bin")
+        assert store.pending("b", sha256) is None
+        store = opened(tmp_path)
+    # What was said when it was announced holds for the pieces, which say nothing.
+    upload = store.open_upload("a", len(data), sha256, 0)
+    upload.write(data)
+    staged = upload.finish()
+    assert (staged.name, staged.type_hint) == ("app.bin", "bin")
+    assert store.pending("a", sha256) is None
+    assert store.announce("a", len(data), sha256) is False
+
+
+def test_an_announced_upload_takes_its_room_and_gives_it_back(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    data = DATA[:1000]
+    assert store.announce("a", len(data), sha(data))
+    assert store._promised_bytes() == 1000
+    assert store.discard("a", sha(data))
+    assert store._promised_bytes() == 0
+    assert not list((tmp_path / "uploads").rglob("*.part"))
+    assert store.discard("a", sha(data)) is False
+
+
+def test_what_was_taken_back_is_gone_and_the_upload_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = DATA
+    sha256 = sha(data)
+    store = opened(tmp_path)
+    store.announce("a", len(data), sha256)
+    first = store.open_upload("a", len(data), sha256, 0)
+    first.write(data[:1000])
+    first.abandon()
+    wrong = store.open_upload("a", len(data), sha256, 1000)
+    wrong.write(bytes(SYNC_BYTES + 77))
+    wrong.take_back()
+    for _ in range(2):
+        assert store.have(sha256, "a") == (1000, len(data), False)
+        store = opened(tmp_path)
+    rest = store.open_upload("a", len(data), sha256, 1000)
+    rest.write(data[1000:])
+    assert rest.finish().sha256 == sha256
+
+
+def test_nobody_discards_what_is_coming_in(tmp_path: Path) -> None:
+    data = DATA[:1000]
+    store = opened(tmp_path)
+    upload = store.open_upload("a", len(data), sha(data), 0)
+    with pytest.raises(TooMany):
+        store.discard("a", sha(data))
+    upload.write(data)
+    assert upload.finish().sha256 == sha(data)

@@ -311,6 +311,12 @@ def test_the_queue_is_bounded_and_in_order(tmp_path: Path) -> None:
             assert [r.job for r in bench["m1"].runs] == [j.id for j in (running, *waiting)]
             assert [j.id for j in bench.jobs.list()] == [j.id for j in reversed((running, *waiting))]
             assert [j.id for j in bench.jobs.list(limit=1)] == [waiting[-1].id]
+            pages = [bench.jobs.list(limit=2)]
+            while pages[-1]:
+                pages.append(bench.jobs.list(limit=2, before=pages[-1][-1].id))
+            assert [j.id for page in pages for j in page] == [j.id for j in reversed((running, *waiting))]
+            with pytest.raises(UnknownJob):
+                bench.jobs.list(before="0" * 12)
             assert len(bench.jobs.list(target="m1", state=JobState.SUCCEEDED)) == 4
             assert bench.jobs.list(state=JobState.QUEUED) == []
 
