@@ -28,7 +28,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -246,7 +246,7 @@ class Difference:
 def difference(old: config.Config, new: config.Config) -> Difference:
     settings = [
         f"{table}.{spec.name}"
-        for table in ("gateway", "api", "store", "jobs")
+        for table in ("gateway", "api", "tls", "auth", "store", "jobs")
         for spec in fields(getattr(old, table))
         if getattr(getattr(old, table), spec.name) != getattr(getattr(new, table), spec.name)
     ]
@@ -349,8 +349,10 @@ class Daemon:
 
     async def _build(self, parts: contextlib.AsyncExitStack) -> None:
         """Everything in the order in which it depends on each other; ``parts`` takes it down backwards."""
+        from bridged.api.auth import Authority
         from bridged.api.line import Limits, LineServer
         from bridged.api.metrics import Metrics
+        from bridged.api.tls import Tls
         from bridged.jobs.service import Jobs
 
         settings = self.config
@@ -367,7 +369,17 @@ class Daemon:
             connections=allow_descriptors(settings.api.connections, len(settings.targets)),
             idle_timeout_s=settings.api.idle_timeout_s,
         )
-        self.line = LineServer(self.jobs, self.store, settings.gateway.name, limits, self.metrics.uploaded)
+        self.authority = await asyncio.to_thread(Authority, settings.auth, self.journal)
+        self.tls = await asyncio.to_thread(Tls, settings.tls) if settings.tls.certificate else None
+        self.line = LineServer(
+            self.jobs,
+            self.store,
+            settings.gateway.name,
+            limits,
+            self.metrics.uploaded,
+            authority=self.authority,
+            tls=self.tls,
+        )
         # Jobs first: they know which hazards a target must wait out before anybody touches its port or lines.
         await self.jobs.start()
         parts.push_async_callback(self._close_targets)
@@ -390,16 +402,17 @@ class Daemon:
         from bridged.api.metrics import MetricsServer
 
         api, passed = self.config.api, passed_sockets()
-        line = [*passed.pop("line", []), *passed.pop("line-unix", [])]
+        schemes = {"line": "", "line-unix": "", "line-tls": "tls", "line-plaintext": "plaintext"}
+        line = [(sock, scheme) for name, scheme in schemes.items() for sock in passed.pop(name, [])]
         for name in passed:
-            log.warning("a socket called %r was passed in; only line and line-unix are known, so it is not used", name)
-        for sock in line:
-            await self.line.listen_socket(sock)
+            log.warning("a socket called %r was passed in; known are %s, so it is not used", name, ", ".join(schemes))
+        for sock, scheme in line:
+            await self.line.listen_socket(sock, scheme)
             self.listening.append(f"{_address(sock)} (passed)")
-        families = {sock.family for sock in line}
-        if api.listen and not families & {socket.AF_INET, socket.AF_INET6}:
-            host, port = host_and_port(api.listen)
-            self.listening.append(f"{host}:{await self.line.listen_tcp(host, port)}")
+        families = {sock.family for sock, _ in line}
+        if not families & {socket.AF_INET, socket.AF_INET6}:
+            for listen in config.listeners(api.listen):
+                self.listening.append(str(replace(listen, port=await self.line.listen_tcp(listen))))
         if self.where.socket is not None and socket.AF_UNIX not in families:
             await self.line.listen_unix(self.where.socket)
             self.listening.append(str(self.where.socket))
@@ -507,6 +520,11 @@ class Daemon:
         waiting = [f"targets.{name} ({word})" for word, names in words.items() for name in names] + list(changes.restart)
         for line in config.warnings(new):
             log.warning("%s: %s", self.where.config, line)
+        if self.tls is not None:
+            try:
+                await asyncio.to_thread(self.tls.reload)
+            except ConfigError as error:
+                log_error(error, "reload")
         if waiting:
             log.warning("reload: takes effect with `systemctl restart bridged`: %s", ", ".join(waiting))
         else:

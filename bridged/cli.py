@@ -92,6 +92,8 @@ _BY_ERROR = {
     "WAIT_TIMEOUT": Exit.TIMED_OUT,
     "DAEMON_UNREACHABLE": Exit.UNREACHABLE,
     "NOT_ALLOWED": Exit.NOT_ALLOWED,
+    "LOGIN_FIRST": Exit.NOT_ALLOWED,
+    "BAD_TOKEN": Exit.NOT_ALLOWED,
     "TARGET_BUSY": Exit.BUSY,
     "PORT_BUSY": Exit.BUSY,
     "NOT_CANCELLABLE": Exit.BUSY,
@@ -914,6 +916,39 @@ class Command:
         self._print(f"job {reply.data.get('job')}: {reply.data.get('state')}")
         return Exit.DONE
 
+    # rights
+
+    def token(self) -> Exit:
+        args = self.args
+        options: dict[str, Any] = {}
+        if args.action == "add":
+            options = {
+                "scope": ",".join(args.scope),
+                "targets": ",".join(args.target) or None,
+                "expires": args.expires,
+                "certificate": args.certificate,
+            }
+        words = [args.action, args.name] if args.action != "list" else [args.action]
+        rows: list[Reply] = []
+        last = self._ask(format_request("TOKEN", *words, **options), rows.append)
+        if args.action == "list":
+            columns = ("name", "kind", "scopes", "targets", "created", "expires", "certificate", "by")
+            self._print(table([row.data for row in rows], columns) if rows else "no tokens")
+        elif args.action == "add" and "token" in last.data:
+            # The token alone on stdout, so that it can go into a file; nobody will see it again.
+            self.screen.note(f"token {args.name} is in force; this is the only time that it is shown")
+            self._print(str(last.data["token"]))
+        else:
+            self._print(f"{args.name}: {'in force' if args.action == 'add' else 'revoked'}")
+        return Exit.DONE
+
+    def audit(self) -> Exit:
+        rows: list[Reply] = []
+        self._ask(format_request("AUDIT", limit=self.args.limit), rows.append)
+        columns = ("at", "who", "from", "what", "target", "job", "result", "detail")
+        self._print(table([row.data for row in rows], columns) if rows else "nothing is noted yet")
+        return Exit.DONE
+
     # saying
 
     def _ask(self, request: bytes, each: Callable[[Reply], None] = lambda _reply: None) -> Reply:
@@ -1158,7 +1193,28 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("cancel", "cancel a job", "bridged cancel JOB")
     sub.add_argument("job", metavar="JOB")
     sub.add_argument("--force", action="store_true", help="also between erase and proof: the target is left without firmware")
+    sub = command("token", "give and take rights: tokens and client certificates", "bridged token add ci --scope flash")
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    one = actions.add_parser("add", help="make a token, and print it this one time", parents=[below])
+    one.add_argument("name", metavar="NAME")
+    text = "what it may do; may be repeated. flash and console include read, admin includes all"
+    one.add_argument("--scope", action="append", required=True, choices=tuple(codec.Scope), help=text)
+    one.add_argument("--target", action="append", default=[], metavar="TARGET", help="only this target; may be repeated")
+    one.add_argument("--expires", type=_lifetime, metavar="TIME", help="it ends by itself: 90d, 12h, 30m, 45s")
+    one.add_argument("--certificate", metavar="NAME", help="no token: whoever shows a client certificate with this name")
+    actions.add_parser("list", help="which there are; never the secrets", parents=[below])
+    one = actions.add_parser("revoke", help="take the rights back, at once", parents=[below])
+    one.add_argument("name", metavar="NAME")
+    sub = command("audit", "who did what, from where, and what came of it", "bridged audit --limit 200")
+    sub.add_argument("--limit", type=int, default=50)
     return parser
+
+
+def _lifetime(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,6})([dhms])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError("expected a time such as 90d, 12h, 30m or 45s")
+    return int(match[1]) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[match[2]]
 
 
 def _seconds(text: str) -> float:

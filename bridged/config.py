@@ -44,9 +44,12 @@ def _f(
     example: Any = None,
     zero: bool = False,
 ) -> Any:
-    """One configuration field. ``kind``: how a string is checked (``listen``, ``path``, ``socket``, ``line``, ``chip``,
-    ``sequence``, ``range``); ``low`` and ``high``: limits of a number, or of the length of a string; ``zero``: 0 is allowed as
-    well, and means that the value is found out; ``example``: shown in the reference where the default would say nothing."""
+    """One configuration field.
+
+    ``kind``: how a string is checked (a key of ``_STRINGS``, or ``line``, ``chip``), or the items of a list (``sequence``,
+    ``range``, ``scope``). ``low`` and ``high``: limits of a number, or of the length of a string. ``zero``: 0 is allowed as
+    well, and means that the value is found out. ``example``: shown in the reference where the default would say nothing.
+    """
     meta = {
         "help": help,
         "low": low,
@@ -70,11 +73,31 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    listen: str = _f("127.0.0.1:7100", "Line protocol, HOST:PORT; loopback only; empty: off.", kind="listen")
+    listen: str = _f(
+        "127.0.0.1:7100",
+        "Line protocol: HOST:PORT, several by space; empty: off. On loopback plain text, elsewhere TLS (see [tls])."
+        " tls:HOST:PORT: TLS on loopback, too; plaintext:HOST:PORT: no TLS elsewhere, and everybody on the way may read tokens"
+        " and firmware.",
+        kind="listen",
+    )
     socket: str = _f("", "Unix socket of the line protocol; empty: $RUNTIME_DIRECTORY/bridged.sock, or none.", kind="socket")
-    metrics: str = _f("127.0.0.1:7102", "Prometheus metrics, HOST:PORT; loopback only; empty: off.", kind="listen")
+    metrics: str = _f("127.0.0.1:7102", "Prometheus metrics, HOST:PORT; loopback only; empty: off.", kind="loopback")
     connections: int = _f(1000, "Most connections at once, all listeners together.", low=1, high=65536)
     idle_timeout_s: float = _f(300.0, "A client that says nothing for so long is closed.", low=1, high=86400)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A secret is named by its file, or by ``credential:NAME`` as systemd's ``LoadCredential=`` provides it."""
+
+    certificate: str = _f("", "Certificate chain of this gateway, PEM; empty: no TLS.", kind="secret")
+    key: str = _f("", "Its private key, PEM, not readable for everybody.", kind="secret")
+    client_ca: str = _f(
+        "",
+        "Mutual TLS: clients' certificates are checked against these, PEM; `TOKEN add certificate=` gives them rights.",
+        kind="secret",
+    )
+    client_required: bool = _f(False, "A client without such a certificate is not even heard.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +210,7 @@ class Target:
 class Config:
     gateway: Gateway = _f(Gateway, "This gateway.")
     api: Api = _f(Api, "Listeners.")
+    tls: Tls = _f(Tls, "TLS of all listeners beyond loopback.")
     auth: Auth = _f(Auth, "Rights without a token.")
     store: Store = _f(Store, "Staged images.")
     jobs: Jobs = _f(Jobs, "Queue and journal.")
@@ -425,8 +449,8 @@ _NUMBER = r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}"
 _LINE_NAMES = ("nrst", "boot0", "power")
 _MODEM_LINES = ("dtr", "rts", "!dtr", "!rts")
 _LOOPBACK_ONLY = (
-    "only loopback can be bound (127.0.0.1, [::1], localhost): beyond it nothing answers without authentication, and there is"
-    " none yet; for a remote client forward the port with ssh -L"
+    "only loopback can be bound (127.0.0.1, [::1], localhost): this page asks nobody for a token; for a remote client forward"
+    " the port with ssh -L"
 )
 
 
@@ -505,8 +529,11 @@ class _Loader:
 
     def cross_check(self, config: Config, check_chip: ChipCheck | None) -> None:
         api, store = config.api, config.store
-        if api.listen and api.listen == api.metrics and not api.listen.endswith(":0"):
-            self.note(("api", "metrics"), f"{api.metrics} is taken by api.listen already")
+        if ("api", "listen") not in self.wrong and ("api", "metrics") not in self.wrong:
+            taken = {(listen.host, listen.port) for listen in listeners(api.listen) if listen.port}
+            if any((listen.host, listen.port) in taken for listen in listeners(api.metrics)):
+                self.note(("api", "metrics"), f"{api.metrics} is taken by api.listen already")
+        self._closed(config)
         if store.image_limit_mib > store.limit_mib:
             self.note(("store", "image_limit_mib"), f"exceeds store.limit_mib, which is {store.limit_mib}")
         for name, target in config.targets.items():
@@ -518,6 +545,29 @@ class _Loader:
                 for key, text in check_chip(target.chip, target.layout):
                     self.note((*path, key), text)
         self._sharing(config.targets)
+
+    def _closed(self, config: Config) -> None:
+        """P7: beyond loopback nothing is said in plain text unless the file asks for it in so many words."""
+        tls = config.tls
+        for key, other in (("certificate", "key"), ("key", "certificate"), ("client_ca", "certificate")):
+            if getattr(tls, key) and not getattr(tls, other) and ("tls", other) not in self.wrong:
+                self.note(("tls", other), f"is required with tls.{key}")
+        if tls.client_required and not tls.client_ca:
+            self.note(("tls", "client_required"), "needs tls.client_ca: whose certificates are asked for?")
+        tables: list[tuple[KeyPath, Any]] = [(("api",), config.api)]
+        tables += [(("targets", name), target) for name, target in config.targets.items()]
+        for path, table in tables:
+            for spec in dataclasses.fields(table):
+                here = (*path, spec.name)
+                if spec.metadata["kind"] != "listen" or here in self.wrong or tls.certificate:
+                    continue
+                for listen in listeners(getattr(table, spec.name)):
+                    if listen.scheme == "tls" or (not listen.scheme and not listen.loopback):
+                        self.note(
+                            here,
+                            f"{listen} needs TLS: set tls.certificate and tls.key, or say plaintext:{listen} where everybody on"
+                            " the network may read tokens and firmware; or stay on 127.0.0.1 and use ssh -L",
+                        )
 
     def _lines(self, lines: Lines, path: KeyPath) -> None:
         if (*path, "kind") in self.wrong:
@@ -630,6 +680,55 @@ def _wrong_socket(value: str) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """One address to listen on. ``scheme``: ``tls``, ``plaintext``, or empty: plain text on loopback and TLS elsewhere."""
+
+    host: str
+    port: int
+    scheme: str = ""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
+
+def listeners(text: str) -> tuple[Listen, ...]:
+    """The addresses in a value that was checked."""
+    return tuple(_listen(word) for word in text.split())
+
+
+def _listen(word: str) -> Listen:
+    scheme = next((name for name in ("tls", "plaintext") if word.startswith(f"{name}:")), "")
+    host, _, port = word.removeprefix(f"{scheme}:").rpartition(":")
+    return Listen(host.removeprefix("[").removesuffix("]"), int(port), scheme)
+
+
+def _wrong_listeners(value: str) -> str:
+    for word in value.split():
+        bare = word.removeprefix("tls:").removeprefix("plaintext:")
+        if text := _wrong_listen(bare):
+            return text
+    return "" if value == " ".join(value.split()) else "separate several addresses by one space"
+
+
+def _wrong_loopback(value: str) -> str:
+    text = _wrong_listen(value)
+    if text or not value or _listen(value).loopback:
+        return text
+    return f"{_listen(value).host}: {_LOOPBACK_ONLY}"
+
+
+def _wrong_secret(value: str) -> str:
+    name = value.removeprefix("credential:")
+    if name != value:
+        return "" if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name) else f"{_shown(name)} is not a name of a credential"
+    return _wrong_path(value)
+
+
 def _wrong_listen(value: str) -> str:
     if not value:
         return ""
@@ -644,10 +743,10 @@ def _wrong_listen(value: str) -> str:
     try:
         address = ipaddress.ip_address(bare)
     except ValueError:
-        return f"{host!r} is not an address; {_LOOPBACK_ONLY}"
+        return f"{host!r} is not an address; names other than localhost are not looked up"
     if address.version == 6 and bare == host:
         return f"write the IPv6 address in brackets: [{host}]:{port}"
-    return "" if address.is_loopback else f"{host}: {_LOOPBACK_ONLY}"
+    return ""
 
 
 def _wrong_bytes(value: str) -> str:
@@ -665,7 +764,9 @@ def _wrong_regex(value: str) -> str:
 _STRINGS: dict[str, Callable[[str], str]] = {
     "path": _wrong_path,
     "socket": _wrong_socket,
-    "listen": _wrong_listen,
+    "listen": _wrong_listeners,
+    "loopback": _wrong_loopback,
+    "secret": _wrong_secret,
     "bytes": _wrong_bytes,
     "regex": _wrong_regex,
 }

@@ -640,14 +640,14 @@ HINTS: dict[str, Hint] = {
     "NOT_ALLOWED": Hint("A right is missing, or policy forbids this.", "The message says which scope, target or rule."),
     "LOGIN_FIRST": Hint(
         "Beyond loopback and the Unix socket nothing is answered without a token or a client certificate.",
-        "Make a token on the gateway (command: token add) and give it to the client: `AUTH TOKEN`, "
+        "Make a token on the gateway (`bridged token add NAME --scope flash`) and give it to the client: `AUTH TOKEN`, "
         "BRIDGED_TOKEN_FILE, or `token_file` in its configuration.",
     ),
     "BAD_TOKEN": Hint(
         "The token was mistyped, revoked or has expired.",
-        "An administrator can list which there are; each further wrong one makes this address wait longer.",
+        "`bridged token list` on the gateway shows which there are; each further wrong one makes this address wait longer.",
     ),
-    "UNKNOWN_CREDENTIAL": Hint("No token or certificate has this name.", "An administrator can list which there are."),
+    "UNKNOWN_CREDENTIAL": Hint("No token or certificate has this name.", "`bridged token list` shows which there are."),
     "TOO_LARGE": Hint("The request exceeds a limit.", "The message names the limit."),
     "TOO_MANY": Hint("Too many connections or requests at once.", "Wait and try again."),
     "DAEMON_UNREACHABLE": Hint(

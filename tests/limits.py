@@ -42,8 +42,8 @@ HEAD = """\
 Whatever comes in, whatever is kept and whatever goes out has a bound. Beyond it there is a clear error or something old gives
 way; never a slow death. The numbers are those of the code, the reasons are its comments.
 
-Who is who: a *principal* is the user id at the other end of the Unix socket, or `local` for everybody on TCP (loopback only;
-there is no authentication yet).
+Who is who: a *principal* is a token, the name in a client certificate, the user id at the other end of the Unix socket, or
+`local` for everybody on loopback. Who is none of these is counted by address (docs/security.md).
 """
 
 ROWS: dict[str, tuple[Row, ...]] = {
@@ -80,6 +80,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ),
     ),
     "Rights": (
+        Row("api.line:STRANGERS_EACH", "Connections of one address without a token", "429 `TOO_MANY`, closed", "connections"),
+        Row("api.line:Limits.login_timeout_s", "Silence of a client without a token", "421 `IDLE`, closed"),
+        Row("api.line:WRONG_TOKENS", "Wrong tokens on one connection", "535 `BAD_TOKEN`, closed", "tokens"),
+        Row("api.line:AUDIT_PAGE", "Entries of one AUDIT", "the newest ones", "entries"),
+        Row("api.tls:HANDSHAKE_S", "A TLS handshake", "closed"),
         Row("api.auth:FIRST_DELAY_S", "Delay after a wrong token of one address; doubled with each", "the address waits"),
         Row("api.auth:LONGEST_DELAY_S", "Longest such delay", "no longer"),
         Row("api.auth:FORGET_S", "Time without a wrong token until an address starts anew", "forgotten"),

@@ -23,6 +23,7 @@ import pytest
 
 from bridged.api.line import Limits, LineServer
 from bridged.cli import EXIT_TEXT, Address, Exit, LocalFile, Screen, exit_code, outcome, plan_text, size_text, table
+from bridged.config import Listen
 from bridged.errors import (
     BY_CODE,
     BadRequest,
@@ -86,7 +87,7 @@ class Gateway:
 
     async def _start(self) -> None:
         self.server = LineServer(self.jobs, self.store, "gw1", Limits(linger_s=0.1, heartbeat_s=0.2))
-        self.port = await self.server.listen_tcp("127.0.0.1", 0)
+        self.port = await self.server.listen_tcp(Listen("127.0.0.1", 0))
         await self.server.listen_unix(self.root / "gw.sock")
         proxy = await asyncio.start_server(self._proxy, "127.0.0.1", 0)
         self.link = proxy.sockets[0].getsockname()[1]

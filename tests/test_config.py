@@ -141,7 +141,7 @@ lines = { kind = "gipo", "boot0" = "GPIO27" }
 port = "ttyS1"
 application = { listen_s = 61, parity = "even" }
 """,
-        "1:2: gatway: no such key; did you mean gateway?; known here: gateway, api, auth, store, jobs, targets",
+        "1:2: gatway: no such key; did you mean gateway?; known here: gateway, api, tls, auth, store, jobs, targets",
         "5:3: api.connections: must be a whole number from 1 to 65536, not true",
         "6:1: api.listen: must be a string, not a table",
         '7:1: api.idle_timeout_s: must be a number from 1 to 86400, not "5"',
@@ -229,11 +229,17 @@ def quote(text: str) -> str:
         ("localhost:65535", ""),
         ("[::1]:7100", ""),
         ("", ""),
-        ("0.0.0.0:7100", "0.0.0.0: only loopback can be bound…without authentication"),
-        ("[::]:7100", "[::]: only loopback"),
-        ("192.168.1.5:7100", "192.168.1.5: only loopback"),
+        ("0.0.0.0:7100", "0.0.0.0:7100 needs TLS: set tls.certificate…say plaintext:0.0.0.0:7100"),
+        ("[::]:7100", "[::]:7100 needs TLS"),
+        ("192.168.1.5:7100", "192.168.1.5:7100 needs TLS"),
+        ("127.0.0.1:7100 192.168.1.5:7100", "192.168.1.5:7100 needs TLS"),
+        ("tls:127.0.0.1:7100", "127.0.0.1:7100 needs TLS"),
+        ("plaintext:192.168.1.5:7100", ""),
+        ("127.0.0.1:7100 plaintext:192.168.1.5:7100", ""),
+        ("127.0.0.1:7100  127.0.0.1:7101", "separate several addresses by one space"),
+        ("plain:192.168.1.5:7100", "'plain:192.168.1.5' is not an address"),
         ("::1:7100", "write the IPv6 address in brackets: [::1]:7100"),
-        ("gateway.local:7100", "'gateway.local' is not an address; only loopback"),
+        ("gateway.local:7100", "'gateway.local' is not an address; names other than localhost are not looked up"),
         ("7100", '"7100" is not HOST:PORT'),
         ("127.0.0.1:65536", '"127.0.0.1:65536" is not HOST:PORT'),
         ("127.0.0.1:", '"127.0.0.1:" is not HOST:PORT'),
@@ -241,7 +247,7 @@ def quote(text: str) -> str:
         ("127.0.0.1:\u0661", '"127.0.0.1:\u0661" is not HOST:PORT'),
     ],
 )
-def test_only_loopback_is_bound(value: str, wrong: str) -> None:
+def test_beyond_loopback_only_with_tls_or_in_so_many_words(value: str, wrong: str) -> None:
     text = f'[api]\nlisten = "{value}"\n'
     if wrong:
         check(text, f"2:1: api.listen: {wrong}")

@@ -155,6 +155,13 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+def check_loopback(host: str, what: str) -> None:
+    """For what asks nobody for a token. Raises ``NotAllowed`` for anything but loopback (P7)."""
+    if not is_loopback(host):
+        text = f"{what} may not listen on {host or 'every address'}: it asks nobody for a token, so only loopback is allowed"
+        raise NotAllowed(f"{text}; from another machine use `ssh -L`", host=host)
+
+
 def identities(certificate: Mapping[str, Any]) -> tuple[str, ...]:
     """Names in what ``getpeercert`` gives: the alternative names, or the common name where there are none (RFC 6125, 6.4.4)."""
     names = [str(value) for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "URI", "email")]

@@ -6,7 +6,9 @@ is done is ``jobs`` and the image store. Document: the line-protocol chapter of 
 
 Invariants:
 
-- Nothing beyond loopback can be bound (P7). The Unix socket is 0660 from the moment it can be found.
+- Beyond loopback nothing is spoken in plain text unless the configuration asks for it, and nothing is answered without a token
+  or a certificate (P7). The Unix socket is 0660 from the moment it can be found.
+- Each verb has its scope in the table; each target is asked for in ``guarded``. No line of a client is ever logged.
 - Every input has a bound: line length, size of an upload, connections, time without a word, mistakes in a row. Every output
   has one too: a client that does not read is closed after ``drain_timeout_s``; nobody else waits for it.
 - The bytes of a PUT are consumed exactly, also where they are refused, so that a piped script never loses step; where their
@@ -21,19 +23,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import logging
 import os
 import socket
-import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bridged import __version__
+from bridged.api.auth import Authority, Peer, Principal
+from bridged.api.guarded import Guarded
 from bridged.api.ports import JobsApi, StagedFile, StoreApi, Upload
 from bridged.api.replies import (
+    audit_data,
+    credential_data,
     final_reply,
     findings,
     job_data,
@@ -45,24 +49,29 @@ from bridged.api.replies import (
     update_data,
 )
 from bridged.api.requests import KINDS, submission
+from bridged.api.tls import HANDSHAKE_S, Tls, transport
 from bridged.api.transfers import Transfer, Transfers, in_thread
+from bridged.config import Listen
 from bridged.errors import (
     BadRequest,
     BridgedError,
     ConfigError,
     ForeignProtocol,
     ImageTooLarge,
+    LoginFirst,
     NotAllowed,
     Stopped,
     TooLarge,
     TooMany,
     UnknownImage,
+    UnknownTarget,
     UnknownTrace,
     UnknownVerb,
+    WrongToken,
 )
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Update
 from bridged.protocol import line as codec
-from bridged.protocol.line import Reply, Request
+from bridged.protocol.line import Reply, Request, Scope
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +80,10 @@ BACKLOG = 512  # Connections that the kernel holds until we take them: a burst o
 RESERVED_CONNECTIONS = 32  # Beyond ``Limits.connections`` of one principal: the others, an administrator above all, get in.
 REFUSED_CONNECTIONS = 64  # So many that are one too many may take their time to read why; the next ones are closed at once.
 TEXT_PROGRESS_S = 1.0  # Mere progress at most so often for people who read text; programs (JSON) get every update.
+STRANGERS_EACH = 16  # Connections of one address that has shown no token yet; a browser opens six, a script one.
+WRONG_TOKENS = 3  # On one connection; then it is closed.
+AUDIT_PAGE = 1000  # Entries of one AUDIT; some 200 bytes each.
+MISTAKES = (BadRequest, UnknownVerb, LoginFirst, NotAllowed)
 LOG_PAGE = 200  # Entries of a log held for one client at a time.
 # A client on TCP whose machine vanished is found within 30 + 3 * 10 s, also while nobody has anything to say to it.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
@@ -88,6 +101,7 @@ class Limits:
     linger_s: float = 2.0  # For the last line to arrive before the connection is closed.
     write_buffer_bytes: int = 256 * 1024  # Of answers that a client has not fetched, before we wait for it.
     mistakes: int = 50  # In a row: what makes so many is no client.
+    login_timeout_s: float = 30.0  # For the next line of somebody who has shown no token yet; long enough to paste one.
     takeover_s: float = 5.0  # An upload silent for so long gives way to its sender's next connection; TCP resends sooner.
 
 
@@ -103,26 +117,6 @@ class _Bye(Exception):
         self.reply = reply
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on ``host``. Names other than localhost are not looked up."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def check_loopback(host: str, what: str) -> None:
-    """Raises ``NotAllowed`` for anything but loopback (P7)."""
-    if not is_loopback(host):
-        raise NotAllowed(
-            f"{what} may not listen on {host or 'every address'}: without authentication, which this version does not have, "
-            "only 127.0.0.1, ::1 and the Unix socket are allowed; from another machine use `ssh -L 7100:127.0.0.1:7100`",
-            host=host,
-        )
-
-
 class LineServer:
     """All listeners of the line protocol. ``on_upload(bytes, resumed)`` is told about every upload that came to an end."""
 
@@ -134,8 +128,11 @@ class LineServer:
         limits: Limits | None = None,
         on_upload: Callable[[int, bool], None] | None = None,
         transfers: Transfers | None = None,
+        authority: Authority | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.jobs, self.store, self.limits = jobs, store, limits or Limits()
+        self.authority, self.tls = authority or Authority(), tls
         self.gateway = gateway or socket.gethostname()
         self.on_upload = on_upload or (lambda _bytes, _resumed: None)
         self.stopping = False
@@ -149,16 +146,23 @@ class LineServer:
     def connections(self) -> int:
         return len(self._connections)
 
-    async def listen_tcp(self, host: str, port: int) -> int:
+    async def listen_tcp(self, listen: Listen) -> int:
         """Returns the port (useful where 0 was asked for). Raises ``NotAllowed`` (P7) or ``ConfigError``."""
-        check_loopback(host, "The line protocol")
+        secure = self._secure(listen)
         try:
-            server = await asyncio.start_server(self._accept, host.strip("[]"), port, limit=CHUNK_BYTES, backlog=BACKLOG)
+            server = await asyncio.start_server(
+                self._accept, listen.host, listen.port, limit=CHUNK_BYTES, backlog=BACKLOG, **secure
+            )
         except OSError as error:
-            raise ConfigError(f"listening on {host}:{port} failed: {error.strerror or error}", host=host, port=port) from error
+            text = f"listening on {listen} failed: {error.strerror or error}"
+            raise ConfigError(text, host=listen.host, port=listen.port) from error
         self._servers.append(server)
         bound: int = server.sockets[0].getsockname()[1]
         return bound
+
+    def _secure(self, listen: Listen) -> dict[str, Any]:
+        context = transport(listen, self.tls, "The line protocol")
+        return {} if context is None else {"ssl": context, "ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": 1.0}
 
     async def listen_unix(self, path: Path, mode: int = 0o660) -> None:
         """Takes the place of a socket that a dead daemon left, never of one that answers. Raises ``ConfigError``."""
@@ -166,13 +170,13 @@ class LineServer:
         self._servers.append(await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG))
         self._socket_path = path
 
-    async def listen_socket(self, sock: socket.socket) -> None:
+    async def listen_socket(self, sock: socket.socket, scheme: str = "") -> None:
         """A listening socket that was passed in (socket activation); the same rule holds for it."""
         if sock.family == socket.AF_UNIX:
             server = await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG)
         else:
-            check_loopback(sock.getsockname()[0], "The line protocol")
-            server = await asyncio.start_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG)
+            secure = self._secure(Listen(str(sock.getsockname()[0]), int(sock.getsockname()[1]), scheme))
+            server = await asyncio.start_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG, **secure)
         self._servers.append(server)
 
     async def stop(self, grace_s: float = 5.0) -> None:
@@ -197,7 +201,7 @@ class LineServer:
         task = asyncio.current_task()
         assert task is not None
         connection = _Connection(self, reader, writer)
-        if error := self._one_too_many(connection.principal):
+        if error := self.one_too_many(connection.who):
             # Beyond a bound not even a farewell may cost us anything: a flood would otherwise take all descriptors.
             self._refusing += 1
             try:
@@ -211,13 +215,18 @@ class LineServer:
         finally:
             del self._connections[task]
 
-    def _one_too_many(self, principal: str) -> TooMany | None:
-        """No principal can lock out the others: a few connections more than one may have are there for them."""
+    def one_too_many(self, who: Principal) -> TooMany | None:
+        """No principal can lock out the others: a few connections more than one may have are there for them.
+
+        Those whom nobody knows yet get few each and half of all together, so that no crowd of them keeps a token out.
+        """
         count, limit = len(self._connections), self.limits.connections
-        if count < limit:
-            return None
-        own = sum(connection.principal == principal for connection in self._connections.values())
-        if own >= limit or count >= limit + RESERVED_CONNECTIONS:
+        own = sum(connection.who.name == who.name for connection in self._connections.values())
+        if not who.known:
+            strangers = sum(not connection.who.known for connection in self._connections.values())
+            if own >= STRANGERS_EACH or strangers >= limit // 2:
+                return TooMany(f"{own} connections without a token are open from there", limit=STRANGERS_EACH)
+        if count >= limit and (own >= limit or count >= limit + RESERVED_CONNECTIONS):
             return TooMany(f"{count} connections are open, which is the limit", limit=limit)
         return None
 
@@ -309,7 +318,9 @@ class _Connection:
         self.incoming, self.writer = _Incoming(reader), writer
         self.json = False
         self.interruptible = False
-        self.principal = _principal(writer)
+        self.peer = Peer.of(writer.get_extra_info)
+        self._is(server.authority.known(self.peer))
+        self.wrong_tokens = 0
         sock = writer.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             _keep_alive(sock)
@@ -319,6 +330,9 @@ class _Connection:
             "PING": self._ping,
             "QUIT": self._quit,
             "HELLO": self._hello,
+            "AUTH": self._auth,
+            "TOKEN": self._token,
+            "AUDIT": self._audit,
             "TARGETS": self._targets,
             "INFO": self._info,
             "HAVE": self._have,
@@ -333,6 +347,10 @@ class _Connection:
             "LOG": self._log,
             "TRACE": self._trace,
         }
+
+    def _is(self, who: Principal) -> None:
+        """From here on this is ``who``; ``jobs`` lets through what that one may do."""
+        self.who, self.jobs = who, Guarded(self.server.jobs, self.server.authority, who)
 
     # --- life of a connection -------------------------------------------------------------------------------------
 
@@ -368,7 +386,8 @@ class _Connection:
 
     async def _loop(self) -> None:
         greeting = f"bridged {__version__}"
-        await self._send(Reply(220, greeting, {"gw": self.server.gateway, "proto": codec.VERSION, "auth": "none"}))
+        auth = "none" if self.who.known else "token"
+        await self._send(Reply(220, greeting, {"gw": self.server.gateway, "proto": codec.VERSION, "auth": auth}))
         mistakes = 0
         while True:
             # Neither reading what was pipelined nor writing what the kernel takes at once waits: others would, for seconds.
@@ -383,9 +402,9 @@ class _Connection:
                     await self._dispatch(request)
                 mistakes = 0
             except BridgedError as error:
-                if isinstance(error, Stopped):
+                if isinstance(error, Stopped) or not self.server.authority.valid(self.who):
                     raise _Bye(codec.error_reply(error)) from error
-                mistakes = mistakes + 1 if isinstance(error, BadRequest | UnknownVerb) else 0
+                mistakes = mistakes + 1 if isinstance(error, MISTAKES) else 0
                 await self._send(codec.error_reply(error))
                 if mistakes >= self.limits.mistakes:
                     too_many = TooMany(f"{mistakes} mistakes in a row; this does not look like a client", limit=mistakes)
@@ -398,10 +417,10 @@ class _Connection:
                 raise Stopped("the daemon is stopping; jobs go on after its next start")
             try:
                 self.interruptible = True
-                async with asyncio.timeout(self.limits.idle_timeout_s):
+                async with asyncio.timeout(self._patience_s):
                     found = await self.incoming.line()
             except TimeoutError:
-                seconds = f"{self.limits.idle_timeout_s:g}"
+                seconds = f"{self._patience_s:g}"
                 raise _Bye(Reply(421, "IDLE", {"message": f"nothing was said for {seconds} s; good-bye"})) from None
             except BadRequest as error:
                 # What follows an endless or a cut-off line cannot be understood either.
@@ -418,7 +437,24 @@ class _Connection:
                 except ForeignProtocol as error:
                     raise _Bye(codec.error_reply(error)) from error
 
+    @property
+    def _patience_s(self) -> float:
+        return self.limits.idle_timeout_s if self.who.known else min(self.limits.idle_timeout_s, self.limits.login_timeout_s)
+
+    def _check(self, verb: str) -> None:
+        """The right to say this verb at all; which target it may touch is asked by ``jobs``. Raises ``_Bye`` when revoked."""
+        if not self.server.authority.valid(self.who):
+            raise _Bye(codec.error_reply(WrongToken(f"{self.who.credential} was revoked or has expired")))
+        scope = codec.VERBS[verb].scope
+        if scope is not None:
+            try:
+                self.who.require(scope, None, verb)
+            except NotAllowed as error:
+                self.jobs.note(verb.lower(), result=error.code)
+                raise
+
     async def _dispatch(self, request: Request) -> None:
+        self._check(request.verb)
         command = self._commands.get(request.verb)
         if command is None or not codec.VERBS[request.verb].available:
             await self._send(Reply(502, "NOT_IN_THIS_VERSION", {"message": f"{request.verb} is not in this version"}))
@@ -488,11 +524,59 @@ class _Connection:
         data = {"proto": codec.VERSION, "format": "json" if self.json else "text", "version": __version__}
         await self._send(Reply(250, "", data))
 
+    async def _auth(self, values: dict[str, Any]) -> None:
+        try:
+            who = await self.server.authority.login(self.peer, values["token"])
+        except WrongToken as error:
+            self.wrong_tokens += 1
+            if self.wrong_tokens >= WRONG_TOKENS:
+                raise _Bye(codec.error_reply(error)) from error
+            raise
+        if too_many := self.server.one_too_many(who):
+            raise _Bye(codec.error_reply(too_many))
+        self._is(who)
+        await self._send(Reply(235, "", {"name": who.name, "scopes": sorted(who.scopes), "targets": _sorted(who.targets)}))
+
+    async def _token(self, values: dict[str, Any]) -> None:
+        authority, action, name = self.server.authority, values["action"], values.get("name", "")
+        if action == "list":
+            found = authority.credentials()
+            await self._send_many([Reply(250, "", credential_data(one), more=True) for one in found])
+            await self._send(Reply(250, "", {"tokens": len(found)}))
+            return
+        if not name:
+            raise BadRequest(f"TOKEN {action}: <name> is missing", verb="TOKEN")
+        if action == "revoke":
+            gone = await authority.revoke(name)
+            self.jobs.note("token revoke", detail=name)
+            await self._send(Reply(250, "", {"revoked": gone.name}))
+            return
+        scopes = [Scope(word) for word in values.get("scope", "").split(",") if word]
+        targets = [word for word in values.get("targets", "").split(",") if word]
+        known = [str(entry["name"]) for entry in self.jobs.targets()]
+        if strange := [word for word in targets if word not in known]:
+            raise UnknownTarget(f"there is no target {strange[0]}; there are: {', '.join(known) or 'none'}")
+        made, token = await authority.grant(
+            name,
+            scopes,
+            targets,
+            lifetime_s=values.get("expires", 0.0),
+            certificate=values.get("certificate", ""),
+            by=self.who.name,
+        )
+        self.jobs.note("token add", detail=f"{name}: {made.scopes} on {made.targets or 'all targets'}")
+        await self._send(Reply(250, "", credential_data(made) | ({"token": token} if token else {})))
+
+    async def _audit(self, values: dict[str, Any]) -> None:
+        found = await self.server.authority.audit(min(values.get("limit", 50), AUDIT_PAGE))
+        await self._send_many([Reply(250, "", audit_data(entry), more=True) for entry in found])
+        await self._send(Reply(250, "", {"entries": len(found)}))
+
     # --- images ---------------------------------------------------------------------------------------------------
 
     async def _have(self, values: dict[str, Any]) -> None:
         sha256 = values["sha256"]
-        offset, size, complete = await self.server.transfers.have(self.server.store, self.principal, sha256)
+        offset, size, complete = await self.server.transfers.have(self.server.store, self.who.name, sha256)
         if not offset and not complete:
             raise UnknownImage(f"nothing of {sha256} is staged", sha256=sha256)
         await self._send(Reply(250, "", {"offset": offset, "size": size, "complete": complete}))
@@ -510,10 +594,14 @@ class _Connection:
             raise _Bye(codec.error_reply(too_large))
         upload: Upload | None = None
         failure: BridgedError | None = None
+        if not self.who.known:
+            # Bytes of somebody unknown are not even read.
+            raise _Bye(codec.error_reply(LoginFirst("PUT needs a token with scope flash", scope=Scope.FLASH.value)))
         try:
+            self._check("PUT")
             values = codec.bind(request)
             sha256, name, type_hint = values["sha256"], values.get("name", ""), values.get("type", "auto")
-            arguments = (self.principal, size, sha256, offset, name, type_hint)
+            arguments = (self.who.name, size, sha256, offset, name, type_hint)
             upload = await self.server.transfers.open(self.server.store, *arguments)
         except BridgedError as error:
             failure = error
@@ -522,8 +610,9 @@ class _Connection:
         if upload is None:
             await self._swallow(size - offset, failure)
             return
-        with self.server.transfers.running(self.principal, sha256) as transfer:
+        with self.server.transfers.running(self.who.name, sha256) as transfer:
             staged = await self._receive(upload, size, offset, transfer)
+        self.jobs.note("put", detail=f"sha256:{staged.sha256} {name}".rstrip())
         answer = {"image": f"sha256:{staged.sha256}", "size": staged.size_bytes, "complete": True}
         await self._send(Reply(250, "", answer | ({"name": name} if name else {})))
 
@@ -588,6 +677,9 @@ class _Connection:
     async def _get(self, values: dict[str, Any]) -> None:
         ref = values["image|job"]
         try:
+            if self.who.targets is not None:
+                # An image belongs to no target; who has a right to some of them only gets what their jobs have read.
+                raise UnknownImage(f"{ref} is no job of a target that {self.who.name} has a right to", image=ref)
             staged = await in_thread(self.server.store.get, ref)
             path, sha256 = staged.path, staged.sha256
         except UnknownImage:
@@ -615,15 +707,15 @@ class _Connection:
 
     async def _result_of(self, ref: str) -> tuple[Path, str]:
         """File and digest of what the READ job ``ref`` has read. Raises ``UnknownJob``, ``BadRequest``."""
-        job = self.server.jobs.get(ref)
-        path = await in_thread(self.server.jobs.read_result, ref)
+        job = self.jobs.get(ref)
+        path = await in_thread(self.jobs.read_result, ref)
         return path, str((job.result or {}).get("sha256", ""))
 
     # --- jobs -----------------------------------------------------------------------------------------------------
 
     async def _submit(self, verb: str, values: dict[str, Any]) -> None:
         wait = values.pop("wait", False)
-        job = await self.server.jobs.submit(submission(verb, values, self.principal))
+        job = await self.jobs.submit(submission(verb, values, self.who.name))
         if wait or (job.kind is JobKind.ENSURE and job.state is JobState.SUCCEEDED and unchanged(job)):
             await self._send(*await self._final(await self._follow(job, None) if wait else job))
         else:
@@ -643,13 +735,13 @@ class _Connection:
                         await self._send(progress(update))
                     ended = update.state in TERMINAL
                 else:
-                    job = self.server.jobs.get(job.id)
+                    job = self.jobs.get(job.id)
                     ended = job.terminal
                     if not ended:
                         await self._send(progress_of(job))
                 if ended:
                     break
-        job = self.server.jobs.get(job.id)
+        job = self.jobs.get(job.id)
         if not job.terminal and (deadline is None or loop.time() < deadline):
             raise Stopped("the daemon is stopping; the job goes on after its next start", job=job.id)
         return job
@@ -662,7 +754,7 @@ class _Connection:
         Raises ``_Gone`` when the client has left, ``Stopped`` when the daemon stops.
         """
         loop = asyncio.get_running_loop()
-        source = self.server.jobs.watch(job_id=job_id, target=target)
+        source = self.jobs.watch(job_id=job_id, target=target)
         pending = asyncio.ensure_future(_first(source))
         try:
             while True:
@@ -706,23 +798,23 @@ class _Connection:
         return {"trace": job.id} if kept is not None else {}
 
     async def _trace(self, values: dict[str, Any]) -> None:
-        job_id = values["job"]
+        job_id = self.jobs.get(values["job"]).id
         path = await in_thread(self.server.store.trace_file, job_id)
         try:
             file = await asyncio.to_thread(path.open, "rb") if path is not None else None
         except FileNotFoundError:
             file = None  # A newer one took its place just now.
         if file is None:
-            job = self.server.jobs.get(job_id)
+            job = self.jobs.get(job_id)
             raise UnknownTrace(f"no recording is kept of job {job.id} ({job.kind}, {job.state})", job=job.id)
         await self._send_file(file, {"job": job_id})
 
     async def _status(self, values: dict[str, Any]) -> None:
-        job = self.server.jobs.get(values["job"])
+        job = self.jobs.get(values["job"])
         await self._send(Reply(250, "", job_data(job) | await self._traced(job)))
 
     async def _wait(self, values: dict[str, Any]) -> None:
-        job = self.server.jobs.get(values["job"])
+        job = self.jobs.get(values["job"])
         if not job.terminal:
             job = await self._follow(job, values.get("timeout"))
         if job.terminal:
@@ -733,9 +825,9 @@ class _Connection:
 
     async def _watch(self, values: dict[str, Any]) -> None:
         what = values["job|target|*"]
-        names = [str(entry["name"]) for entry in self.server.jobs.targets()]
+        names = [str(entry["name"]) for entry in self.jobs.targets()]
         if what != "*" and what not in names:
-            job = self.server.jobs.get(what)
+            job = self.jobs.get(what)
             await self._send(*await self._final(job if job.terminal else await self._follow(job, None)))
             return
         await self._send(Reply(150, "WATCHING", {"watch": what}, more=True))
@@ -746,12 +838,12 @@ class _Connection:
         raise Stopped("the stream of updates has ended")
 
     async def _cancel(self, values: dict[str, Any]) -> None:
-        job = await self.server.jobs.cancel(values["job"], values.get("force", False))
+        job = await self.jobs.cancel(values["job"], values.get("force", False))
         await self._send(Reply(250, "", {"job": job.id, "state": job.state, "phase": job.phase or None}))
 
     async def _log(self, values: dict[str, Any]) -> None:
         count, following = 0, values.get("from", 0)
-        while updates := self.server.jobs.log(values["job"], following, LOG_PAGE):
+        while updates := self.jobs.log(values["job"], following, LOG_PAGE):
             await self._send_many([Reply(250, "", update_data(update), more=True) for update in updates])
             count, following = count + len(updates), updates[-1].seq + 1
             if len(updates) < LOG_PAGE:
@@ -765,23 +857,23 @@ class _Connection:
                 state = JobState(values["state"].lower())
             except ValueError:
                 raise BadRequest(f"JOBS: there is no state {values['state']}; expected {' or '.join(JobState)}") from None
-        found = self.server.jobs.list(values.get("target"), state, values.get("limit", 50), values.get("before", ""))
+        found = self.jobs.list(values.get("target"), state, values.get("limit", 50), values.get("before", ""))
         await self._send_many([Reply(250, "", job_summary(job), more=True) for job in found])
         await self._send(Reply(250, "", {"jobs": len(found)}))
 
     async def _targets(self, _values: dict[str, Any]) -> None:
-        found = self.server.jobs.targets()
+        found = self.jobs.targets()
         await self._send_many([Reply(250, "", target_data(entry), more=True) for entry in found])
         await self._send(Reply(250, "", {"targets": len(found)}))
 
     async def _info(self, values: dict[str, Any]) -> None:
-        info = self.server.jobs.info(values["target"])
+        info = self.jobs.info(values["target"])
         rows = [(key, value) for key, value in target_data(info).items() if key != "target" and value not in (None, "")]
         await self._send_many([Reply(250, "", {key: value}, more=True) for key, value in rows])
         await self._send(Reply(250, "", {"target": values["target"]}))
 
     async def _plan(self, values: dict[str, Any]) -> None:
-        plan = await self.server.jobs.plan(values.pop("target"), values.pop("image"), values)
+        plan = await self.jobs.plan(values.pop("target"), values.pop("image"), values)
         lists = {
             key: value for key, value in plan.items() if isinstance(value, list) and all(isinstance(v, dict) for v in value)
         }
@@ -795,18 +887,12 @@ class _Connection:
             await self._send(*replies[at : at + 64])
 
 
+def _sorted(targets: frozenset[str] | None) -> list[str] | None:
+    return None if targets is None else sorted(targets)
+
+
 async def _first(source: AsyncIterator[Update]) -> Update | None:
     """The next update, ``None`` at the end. (A task must not raise ``StopAsyncIteration``.)"""
     async for update in source:
         return update
     return None
-
-
-def _principal(writer: asyncio.StreamWriter) -> str:
-    """Who is at the other end: the user id on the Unix socket (the kernel says so), ``local`` on loopback."""
-    sock = writer.get_extra_info("socket")
-    if sock is not None and sock.family == socket.AF_UNIX:
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _pid, uid, _gid = struct.unpack("3i", raw)
-        return f"uid-{uid}"
-    return "local"

@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import choose_encoder
 
 from bridged import __version__
-from bridged.api.line import check_loopback
+from bridged.api.auth import check_loopback
 from bridged.errors import BridgedError, ConfigError, TargetError
 from bridged.events import Event, SectorErased, StepDone
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Update

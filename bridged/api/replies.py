@@ -10,6 +10,7 @@ import datetime
 from typing import Any
 
 from bridged.errors import BridgedError, Canceled, DeadlineExceeded, NotAllowed
+from bridged.jobs.journal import AuditEntry, Credential
 from bridged.jobs.model import Job, JobKind, JobState, Update
 from bridged.protocol import line as codec
 from bridged.protocol.line import Reply
@@ -47,6 +48,7 @@ def job_data(job: Job) -> dict[str, Any]:
         "attempts": job.attempts,
         "content": job.content or None,
         "principal": job.principal or None,
+        "source": job.source or None,
         "started": utc(job.started),
         "params": job.params or None,
         "message": (job.error or {}).get("message"),
@@ -123,6 +125,27 @@ def progress_of(job: Job) -> Reply:
         "total": job.total,
     }
     return Reply(150, "", data, more=True)
+
+
+def credential_data(credential: Credential) -> dict[str, Any]:
+    """Never the secret, nor its digest; what a certificate is called is no secret."""
+    kind, _, value = credential.key.partition(":")
+    return {
+        "name": credential.name,
+        "kind": "certificate" if kind == "cert" else "token",
+        "certificate": value if kind == "cert" else None,
+        "scopes": credential.scopes,
+        "targets": credential.targets or None,
+        "created": utc(credential.created),
+        "expires": utc(credential.expires),
+        "by": credential.made_by or None,
+    }
+
+
+def audit_data(entry: AuditEntry) -> dict[str, Any]:
+    data = {"at": utc(entry.at), "who": entry.who or "nobody", "from": entry.source, "what": entry.what}
+    rest = {"target": entry.target, "job": entry.job, "result": entry.result, "detail": entry.detail}
+    return data | {key: value or None for key, value in rest.items()}
 
 
 def target_data(info: dict[str, Any]) -> dict[str, Any]:

@@ -247,10 +247,11 @@ def _below(path: str, folders: list[str]) -> bool:
 def _daemon(e: Examination) -> Findings:
     """Whether it answers; a greeting is all that is asked for."""
     api, machine = e.config.api, e.machine
-    host, _, port = api.listen.rpartition(":")
     addresses: list[tuple[str, str | tuple[str, int]]] = []
-    if host and port != "0":
-        addresses.append((api.listen, (host.strip("[]"), int(port))))
+    for listen in config.listeners(api.listen):
+        # Beyond loopback it speaks TLS, with a certificate that is not ours to judge; the socket answers for it.
+        if listen.port and listen.loopback and listen.scheme != "tls":
+            addresses.append((str(listen), (listen.host, listen.port)))
     sock = api.socket or RUNTIME_SOCKET
     if machine.exists(sock):
         addresses.append((sock, str(machine.at(sock))))

@@ -204,7 +204,10 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One verb. ``required`` of ``args`` must be given, the rest may. ``available`` False: named, but not in this version."""
+    """One verb. ``required`` of ``args`` must be given, the rest may. ``available`` False: named, but not in this version.
+
+    ``scope``: what is needed to say it, ``None``: nothing, also before a token was shown.
+    """
 
     name: str
     text: str
@@ -213,6 +216,7 @@ class Verb:
     options: tuple[Param, ...] = ()
     required: int = -1
     available: bool = True
+    scope: Scope | None = None
 
     @property
     def needed(self) -> int:
@@ -275,13 +279,19 @@ _TABLE = (
             Param("format", "choice", "json: each reply line is one JSON object", ("text", "json")),
         ),
     ),
-    Verb("TARGETS", "Lists the targets: state, chip, running image.", "250- one line a target, then 250 targets=N"),
-    Verb("INFO", "Everything that is known about one target.", "250- one line a fact, then 250", (_TARGET,)),
+    Verb(
+        "TARGETS",
+        "Lists the targets: state, chip, running image.",
+        "250- one line a target, then 250 targets=N",
+        scope=Scope.READ,
+    ),
+    Verb("INFO", "Everything that is known about one target.", "250- one line a fact, then 250", (_TARGET,), scope=Scope.READ),
     Verb(
         "HAVE",
         "Says how much of an image is staged: the point from which PUT may go on.",
         "250 offset=N size=N complete=0|1, or 404",
         (Param("sha256", "sha256", "SHA-256 of the whole file, 64 hexadecimal digits"),),
+        scope=Scope.FLASH,
     ),
     Verb(
         "PUT",
@@ -296,20 +306,23 @@ _TABLE = (
             Param("name", "name", "a name for the image, for FLASH and for people"),
             _TYPE,
         ),
+        scope=Scope.FLASH,
     ),
     Verb(
         "GET",
         "Sends back a staged image, or what a READ job has read.",
         "250 size=N sha256=HEX, then exactly N raw bytes",
         (Param("image|job", "text", "SHA-256 or name of an image, or id of a READ job"),),
+        scope=Scope.READ,
     ),
-    Verb("FLASH", "Writes an image and proves it.", _SUBMITTED, (_TARGET, _IMAGE), (_FULL, *_WRITING)),
+    Verb("FLASH", "Writes an image and proves it.", _SUBMITTED, (_TARGET, _IMAGE), (_FULL, *_WRITING), scope=Scope.FLASH),
     Verb(
         "ENSURE",
         "Writes an image unless it is proven to be in the target already.",
         "as FLASH; 251 already there, with the evidence",
         (_TARGET, _IMAGE),
         _WRITING,
+        scope=Scope.FLASH,
     ),
     Verb(
         "VERIFY",
@@ -317,6 +330,7 @@ _TABLE = (
         _SUBMITTED,
         (_TARGET, _IMAGE),
         (_ADDR, _TYPE, _PATCH, _TRACE, _ID, _WAIT),
+        scope=Scope.FLASH,
     ),
     Verb(
         "READ",
@@ -324,6 +338,7 @@ _TABLE = (
         _SUBMITTED,
         (_TARGET, Param("addr", "address", "first address"), Param("len", "length", "number of bytes")),
         (_TRACE, _ID, _WAIT),
+        scope=Scope.FLASH,
     ),
     Verb(
         "ERASE",
@@ -331,6 +346,7 @@ _TABLE = (
         _SUBMITTED,
         (_TARGET, Param("range", "range", "ADDR+LEN, or all")),
         (_ENTRY, _TRACE, _ID, _WAIT),
+        scope=Scope.FLASH,
     ),
     Verb(
         "RESET",
@@ -338,6 +354,7 @@ _TABLE = (
         _SUBMITTED,
         (_TARGET,),
         (Param("mode", "choice", "app: the application, boot: the ROM loader", ("app", "boot")), _TRACE, _ID, _WAIT),
+        scope=Scope.FLASH,
     ),
     Verb(
         "DOCTOR",
@@ -345,14 +362,16 @@ _TABLE = (
         _SUBMITTED,
         (_TARGET,),
         (_TRACE, _ID, _WAIT),
+        scope=Scope.FLASH,
     ),
-    Verb("ID", "Asks the chip who it is.", _SUBMITTED, (_TARGET,), (_TRACE, _ID, _WAIT)),
+    Verb("ID", "Asks the chip who it is.", _SUBMITTED, (_TARGET,), (_TRACE, _ID, _WAIT), scope=Scope.FLASH),
     Verb(
         "PLAN",
         "Shows what FLASH would erase, keep and write; touches nothing.",
         "250-part for each image and patch, 250-range for each run of sectors (action=stay|write|keep|lose), 250 with the sums",
         (_TARGET, _IMAGE),
         (_ADDR, _TYPE, _PATCH, _OUTSIDE, _FORCE),
+        scope=Scope.READ,
     ),
     Verb(
         "JOBS",
@@ -365,20 +384,29 @@ _TABLE = (
             Param("limit", "number", "at most so many (default 50)"),
             Param("before", "text", "only those older than this job: the last one of the answer before"),
         ),
+        scope=Scope.READ,
     ),
-    Verb("STATUS", "The state of one job.", "250 job=ID state=.. phase=.. done=.. total=.. [trace=ID, see TRACE]", (_JOB,)),
+    Verb(
+        "STATUS",
+        "The state of one job.",
+        "250 job=ID state=.. phase=.. done=.. total=.. [trace=ID, see TRACE]",
+        (_JOB,),
+        scope=Scope.READ,
+    ),
     Verb(
         "WAIT",
         "Reports progress until the job has ended.",
         "150- lines, then 250, 251, 400 and others as FLASH wait=1; 408 when the time is over",
         (_JOB,),
         (Param("timeout", "seconds", "give up waiting after so many seconds; the job goes on"),),
+        scope=Scope.READ,
     ),
     Verb(
         "WATCH",
         "Follows a job until its end, a target or everything (*) until you close the connection.",
         "150- lines; for a job then its final line",
         (Param("job|target|*", "text", "what to follow"),),
+        scope=Scope.READ,
     ),
     Verb(
         "CANCEL",
@@ -386,6 +414,7 @@ _TABLE = (
         "250, or 409 not now",
         (_JOB,),
         (Param("force", "flag", "1: even though the target is left without firmware", ("0", "1")),),
+        scope=Scope.FLASH,
     ),
     Verb(
         "LOG",
@@ -393,18 +422,49 @@ _TABLE = (
         "250- one line an entry, then 250 next=SEQ",
         (_JOB,),
         (Param("from", "number", "only entries from this sequence number on"),),
+        scope=Scope.READ,
     ),
     Verb(
         "TRACE",
         "Sends the flight recording of a job: every byte of its dialogue, with times. `bridged trace` explains it.",
         "250 job=ID size=N, then exactly N raw bytes (text); 404 where none is kept",
         (_JOB,),
+        scope=Scope.READ,
     ),
-    Verb("AUTH", "Authenticates with a token.", "502 not in this version", available=False),
-    Verb("LOCK", "Reserves a target for a person.", "502 not in this version", available=False),
-    Verb("UNLOCK", "Gives a reserved target back.", "502 not in this version", available=False),
-    Verb("CONSOLE", "Connects to the target's serial port.", "502 not in this version", available=False),
+    Verb(
+        "AUTH",
+        "Says who you are, by a token; beyond loopback and the Unix socket nothing else but HELP, HELLO, PING and QUIT is "
+        "answered before. Three wrong ones end the connection, and each makes your address wait longer.",
+        "235 name=.. scopes=.. [targets=..] [expires=..], or 535",
+        (Param("token", "secret", "as `bridged token add` printed it"),),
+    ),
+    Verb(
+        "TOKEN",
+        "Gives and takes rights: makes a token or names a client certificate, lists them, revokes one. At once in force.",
+        "add: 250 token=.. (shown this once); list: 250- one line each, then 250 tokens=N; revoke: 250",
+        (Param("action", "choice", "what to do", ("add", "list", "revoke")), Param("name", "token", "name of the token")),
+        (
+            Param("scope", "list", "rights, by comma (add)", tuple(Scope)),
+            Param("targets", "targets", "only these targets (add)"),
+            Param("expires", "seconds", "seconds until it ends by itself (add)"),
+            Param("certificate", "text", "no token, but whoever shows a client certificate with this name (add)"),
+        ),
+        required=1,
+        scope=Scope.ADMIN,
+    ),
+    Verb(
+        "AUDIT",
+        "Who did what, from where, and what came of it; the newest first.",
+        "250- one line an entry, then 250 entries=N",
+        (),
+        (Param("limit", "number", "at most so many (default 50)"),),
+        scope=Scope.ADMIN,
+    ),
+    Verb("LOCK", "Reserves a target for a person.", "502 not in this version", available=False, scope=Scope.CONSOLE),
+    Verb("UNLOCK", "Gives a reserved target back.", "502 not in this version", available=False, scope=Scope.CONSOLE),
+    Verb("CONSOLE", "Connects to the target's serial port.", "502 not in this version", available=False, scope=Scope.CONSOLE),
 )
+
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _TABLE}
 
 
@@ -519,6 +579,11 @@ def _range(text: str) -> tuple[int, int] | None:
     return found
 
 
+def _secret(text: str) -> str:
+    """Whether it is one is for somebody else to say."""
+    return text
+
+
 def _seconds(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
         raise ValueError("expected seconds, such as 30 or 2.5")
@@ -535,6 +600,8 @@ _CONVERT: dict[str, Callable[[str], Any]] = {
     ),
     "token": _pattern(r"[A-Za-z0-9_.:@+-]{1,64}", "1 to 64 letters, digits or _.:@+-"),
     "target": _pattern(r"[A-Za-z0-9_.-]{1,64}", "the name of a target: letters, digits, _ . -"),
+    "targets": _pattern(r"[A-Za-z0-9_.-]{1,64}(,[A-Za-z0-9_.-]{1,64}){0,15}", "up to 16 names of targets by comma"),
+    "secret": _secret,
     "sha256": lambda text: _SHA256(text.lower().removeprefix("sha256:")),
     "size": _size,
     "number": _number,
@@ -554,6 +621,7 @@ _KIND_TEXT = {
     "token": "TEXT",
     "name": "TEXT",
     "target": "TARGET",
+    "targets": "TARGET,...",
     "patches": "ADDR:HEX,...",
 }
 
@@ -581,7 +649,7 @@ def help_lines(name: str = "") -> list[str]:
     lines = [verb.synopsis, verb.text]
     lines += [f"  <{a.name}> {a.text}" for a in verb.args]
     lines += [f"  {o.name}={o.values}  {o.text}" for o in verb.options]
-    return [*lines, f"Reply: {verb.reply}"]
+    return [*lines, f"Reply: {verb.reply}", f"Scope: {verb.scope or 'none needed'}"]
 
 
 def reference() -> str:
@@ -591,7 +659,7 @@ def reference() -> str:
         out += [f"### {verb.name}", "", f"`{verb.synopsis}`", "", verb.text, ""]
         out += [f"- `{a.name}`: {a.text}" for a in verb.args]
         out += [f"- `{o.name}={o.values}`: {o.text}" for o in verb.options]
-        out += ["", f"Reply: {verb.reply}", ""]
+        out += ["", f"Reply: {verb.reply}", "", f"Scope: {verb.scope or 'none needed'}", ""]
     out += ["## Reply codes", "", "| code | meaning | error codes |", "|---|---|---|"]
     for code, text in CODE_TEXT.items():
         errors = ", ".join(f"`{name}`" for name, number in REPLY_CODES.items() if number == code)

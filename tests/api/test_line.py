@@ -17,7 +17,9 @@ import pytest
 
 from bridged import __version__
 from bridged.api import line as server
-from bridged.api.line import Limits, LineServer, check_loopback, is_loopback
+from bridged.api.auth import check_loopback, is_loopback
+from bridged.api.line import Limits, LineServer
+from bridged.config import Listen
 from bridged.errors import (
     BridgedError,
     ConfigError,
@@ -96,7 +98,7 @@ async def world(root: Path, limits: Limits = LIMITS) -> AsyncIterator[World]:
     jobs = FakeJobs(store)
     uploads: list[tuple[int, bool]] = []
     server = LineServer(jobs, store, "gw1", limits, lambda count, resumed: uploads.append((count, resumed)))
-    port = await server.listen_tcp("127.0.0.1", 0)
+    port = await server.listen_tcp(Listen("127.0.0.1", 0))
     try:
         yield World(server, jobs, store, port, uploads)
     finally:
@@ -136,14 +138,14 @@ def test_greeting_and_small_talk(tmp_path: Path) -> None:
         lines = await c.replies()
         assert {r.code for r in lines} == {214}
         assert any("FLASH" in r.text for r in lines)
-        assert not any(r.text.startswith("AUTH") for r in lines)
+        assert any(r.text.startswith("AUTH") for r in lines)
         await c.say("HELP flash")
         assert (await c.replies())[0].text.startswith("FLASH <target> <image>")
         assert (await c.ask("HELP FLASSH")).code == 500
         assert (await c.ask("HELLO proto=1")).data["format"] == "text"
         assert (await c.ask("HELLO")).code == 501
         assert (await c.ask("HELLO proto=2")).code == 501
-        for verb in ("AUTH x", "LOCK motor1", "UNLOCK motor1", "CONSOLE motor1"):
+        for verb in ("LOCK motor1", "UNLOCK motor1", "CONSOLE motor1"):
             reply = await c.ask(verb)
             assert (reply.code, reply.text) == (502, "NOT_IN_THIS_VERSION")
         await c.say("QUIT\nPING")
@@ -930,8 +932,8 @@ def test_nothing_beyond_loopback_can_be_bound(tmp_path: Path, host: str) -> None
         check_loopback(host, "x")
 
     async def body(w: World) -> None:
-        with pytest.raises(NotAllowed, match="without authentication"):
-            await w.server.listen_tcp(host, 0)
+        with pytest.raises(NotAllowed, match="without TLS"):
+            await w.server.listen_tcp(Listen(host, 0))
 
     run(tmp_path, body)
 
@@ -954,7 +956,7 @@ def test_a_passed_socket_obeys_the_same_rule(tmp_path: Path) -> None:
 def test_a_port_in_use_is_an_error_of_configuration(tmp_path: Path) -> None:
     async def body(w: World) -> None:
         with pytest.raises(ConfigError, match="in use"):
-            await w.server.listen_tcp("127.0.0.1", w.port)
+            await w.server.listen_tcp(Listen("127.0.0.1", w.port))
 
     run(tmp_path, body)
 

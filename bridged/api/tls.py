@@ -1,0 +1,84 @@
+"""TLS for every listener: one context, made from ``[tls]``, and the one rule of which listener must have it.
+
+``Tls`` holds the context; ``reload`` reads certificate and key again for the connections to come (a renewed certificate needs
+no restart). ``transport`` answers, for an address of the configuration, what a listener there must speak (P7): plain text on
+loopback, TLS beyond it, unless the configuration says ``plaintext:`` or ``tls:`` in front of it. Document: docs/security.md.
+
+TLS 1.2 at least; with ``tls.client_ca`` certificates of clients are checked against it, and ``api.auth`` gives their names
+rights. Secrets are named, never written, in the configuration: a file, or ``credential:NAME`` of systemd.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from bridged import config
+from bridged.api.auth import is_loopback
+from bridged.errors import ConfigError, NotAllowed
+
+HANDSHAKE_S = 10.0  # From the first byte to the end of the handshake; a phone far away needs two seconds.
+
+
+def secret_file(reference: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """The file that holds a secret: a path, or ``credential:NAME`` (systemd's ``LoadCredential=``). Raises ``ConfigError``."""
+    name = reference.removeprefix("credential:")
+    if name == reference:
+        return Path(reference)
+    folder = environment.get("CREDENTIALS_DIRECTORY", "")
+    if not folder:
+        raise ConfigError(f"{reference}: systemd gave no credentials ($CREDENTIALS_DIRECTORY); say LoadCredential={name}:FILE")
+    return Path(folder, name)
+
+
+class Tls:
+    """Raises ``ConfigError`` where certificate or key cannot be used."""
+
+    def __init__(self, settings: config.Tls, environment: Mapping[str, str] = os.environ) -> None:
+        self._settings, self._environment = settings, environment
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
+        if settings.client_ca:
+            self.context.verify_mode = ssl.CERT_REQUIRED if settings.client_required else ssl.CERT_OPTIONAL
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the files again; where one is wrong, what was read before stays in force."""
+        settings = self._settings
+        certificate, key = (secret_file(text, self._environment) for text in (settings.certificate, settings.key))
+        what = f"reading tls.certificate {certificate} and tls.key {key}"
+        try:
+            if stat.S_IMODE(key.stat().st_mode) & stat.S_IRWXO:
+                raise ConfigError(f"{what}: everybody may read the key; say chmod o= {key}")
+            # A first try on a context of its own: half a change must not stay.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
+            self.context.load_cert_chain(certificate, key, password=_no_password)
+            if settings.client_ca:
+                what = f"reading tls.client_ca {settings.client_ca}"
+                self.context.load_verify_locations(secret_file(settings.client_ca, self._environment))
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise ConfigError(
+                f"{what}: {getattr(error, 'reason', None) or getattr(error, 'strerror', None) or error}"
+            ) from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted; nobody is there to type its password, so give it as a systemd credential instead")
+
+
+def transport(listen: config.Listen, tls: Tls | None, what: str) -> ssl.SSLContext | None:
+    """What a listener at this address speaks: a TLS context, or ``None`` for plain text. Raises ``NotAllowed`` (P7)."""
+    if listen.scheme == "plaintext" or (not listen.scheme and is_loopback(listen.host)):
+        return None
+    if tls is None:
+        raise NotAllowed(
+            f"{what} may not listen on {listen.host or 'every address'} without TLS: beyond loopback tokens could be read on "
+            f"their way. Set tls.certificate and tls.key, or say plaintext:{listen} where everybody on the network may read "
+            "them; or leave it on 127.0.0.1 and use `ssh -L`",
+            host=listen.host,
+        )
+    return tls.context
