@@ -218,7 +218,7 @@ def test_draining_ends_the_daemon(run: Start) -> None:
     ("text", "code", "said"),
     [
         ("[api\n", 78, ":1:5: not valid TOML"),
-        ('[api]\nlisten = "0.0.0.0:7100"\n', 78, "api.listen: 0.0.0.0: only loopback can be bound"),
+        ('[api]\nlisten = "0.0.0.0:7100"\n', 78, "api.listen: 0.0.0.0:7100 needs TLS"),
         (None, 78, "No such file"),
     ],
 )
