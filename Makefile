@@ -17,7 +17,7 @@ LOCK      := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-v
              --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check run sim install clean distclean
+.PHONY: reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check stub stub-check run sim install clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -67,6 +67,12 @@ firmware: $(DEV_STAMP) ## build the firmware of the demo from its C source
 
 firmware-check: $(DEV_STAMP) ## build it again and compare it with what is committed, bit for bit
 	$(BIN)/python -m tests.build_firmware --check
+
+stub: $(DEV_STAMP) ## build the second-stage loader from its C source
+	$(BIN)/python -m tests.build_stub
+
+stub-check: $(DEV_STAMP) ## build it again and compare it with what is committed, bit for bit
+	$(BIN)/python -m tests.build_stub --check
 
 lock: $(DEV_STAMP) ## choose package versions anew (hashes of every file, no addresses)
 	$(LOCK) --group dev --group firmware --upgrade -o requirements-dev.lock

@@ -45,6 +45,7 @@ FLAGS = (
     *("-fno-sanitize=all", "-fno-pic", "-ffunction-sections", "-fno-ident", "-g0", "-ffile-prefix-map=.="),
     *("-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-e,reset_handler", "-Wl,-z,max-page-size=256", "-s"),
 )
+OUTPUT = ("-T", "hello.ld", "-o", "hello.elf")
 
 
 class BuildError(Exception):
@@ -69,21 +70,22 @@ def ballast(chip: str, seed: int) -> bytes:
     return bytes(next(stream) for _ in range(kib * 1024))
 
 
+def zig(*arguments: str, work: Path) -> subprocess.CompletedProcess[str]:
+    """Run the compiler's package in ``work``, with a cache of its own. Raises ``BuildError`` for another version."""
+    found = importlib.metadata.version(COMPILER)
+    if found != COMPILER_VERSION:
+        raise BuildError(f"{COMPILER} {found} is installed, {COMPILER_VERSION} is needed: another one may build other bytes")
+    environment = dict(os.environ, ZIG_GLOBAL_CACHE_DIR=str(work / "cache"), ZIG_LOCAL_CACHE_DIR=str(work / "cache"))
+    command = (sys.executable, "-m", COMPILER, *arguments)
+    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+
+
 def compile_board(chip: str, core: str, seed: int, work: Path) -> bytes:
     """Compile and link in ``work``; returns the ELF."""
     for name in SOURCES:
         shutil.copyfile(FIRMWARE / name, work / name)
     (work / "ballast.bin").write_bytes(ballast(chip, seed))
-    environment = dict(os.environ, ZIG_GLOBAL_CACHE_DIR=str(work / "cache"), ZIG_LOCAL_CACHE_DIR=str(work / "cache"))
-    compiler = (sys.executable, "-m", COMPILER, "cc", *FLAGS, f"-mcpu={core}", f"-DBOARD_{chip}", "-I.")
-    done = subprocess.run(
-        [*compiler, "-T", "hello.ld", "-o", "hello.elf", "startup.c", "hello.c"],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = zig("cc", *FLAGS, f"-mcpu={core}", f"-DBOARD_{chip}", "-I.", *OUTPUT, "startup.c", "hello.c", work=work)
     if done.returncode or done.stderr:
         raise BuildError(f"{chip}: compiler ended with {done.returncode}:\n{done.stderr}")
     return (work / "hello.elf").read_bytes()
@@ -109,9 +111,6 @@ def describe(chip: str, elf: bytes) -> dict[str, Any]:
 
 def build() -> tuple[dict[str, bytes], dict[str, Any]]:
     """All ELFs by file name, and the manifest."""
-    found = importlib.metadata.version(COMPILER)
-    if found != COMPILER_VERSION:
-        raise BuildError(f"{COMPILER} {found} is installed, {COMPILER_VERSION} is needed: another one may build other bytes")
     elfs: dict[str, bytes] = {}
     images = []
     for chip, core, seed in BOARDS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -49,6 +51,14 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> N
     strangers = {name for name in names if not name.startswith("bridged/") and ".dist-info/" not in name}
     assert strangers == set()
     assert not {name for name in names if name.endswith(".pyc")}
+
+
+def test_the_wheel_has_the_second_stage_loader(wheel: zipfile.ZipFile) -> None:
+    """Only the binary is needed to use it; the source and the manifest are its proof."""
+    manifest = json.loads(wheel.read("bridged/stub/manifest.json"))
+    assert hashlib.sha256(wheel.read("bridged/stub/stub.bin")).hexdigest() == manifest["sha256"]
+    assert hashlib.sha256(wheel.read("bridged/stub/stub.c")).hexdigest() == manifest["sources"]["stub.c"]
+    assert "bridged/stub/stub.map" in wheel.namelist()
 
 
 def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
