@@ -29,6 +29,7 @@ from bridged.doctor.machine import Account, Disk, Machine, Node, Port
 from bridged.errors import UnknownTarget
 from bridged.findings import MACHINE_GROUPS, codes
 from bridged.jobs.service import FREE_BYTES
+from bridged.target.owner import WORKER, WORKER_ROOT
 from bridged.target.uart import Holder
 from tests.target.test_gpio import Chip as GpioChip
 from tests.target.test_gpio import Machine as GpioMachine
@@ -586,7 +587,7 @@ CASES: dict[str, list[Case]] = {
             "process 77 (python3)",
             both(
                 lambda m: m.holders.update(ttyUSB0=Holder(70, "python3")),
-                lambda m: m.process(70, "python3", "python3", "-m", "bridged.target.worker", "3"),
+                lambda m: m.process(70, "python3", "python3", "-IS", "-c", WORKER, WORKER_ROOT, "3"),
                 lambda m: m.process(77, "python3", "python3", "/home/pi/not-bridged/term.py"),
             ),
         ),

@@ -460,7 +460,7 @@ def _others_on_port(e: Examination, name: str) -> Findings:
 def _is_bridged(machine: Machine, pid: int) -> bool:
     """Whether a process is the daemon or one of its sessions."""
     arguments = next((process.arguments for process in machine.processes if process.pid == pid), ())
-    return any(re.search(r"(^|/)bridged($|\.)", argument) for argument in arguments[:4])
+    return any(re.search(r"(^|/|from )bridged($|\.)", argument) for argument in arguments[:4])
 
 
 # --- NRST, BOOT0, power -------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ returned. Only reading back, or a checksum computed on the target, proves it; th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -36,9 +37,10 @@ from bridged.errors import (
     SyncNoise,
     Unsupported,
 )
-from bridged.protocol.flow import Drain, Flow, Hazard, Receive, Send
+from bridged.protocol.flow import Checkpoint, Drain, Flow, Hazard, Receive, Send
 
 ACK = 0x79
+ACK_BYTE = bytes((ACK,))
 NACK = 0x1F
 SYNC = 0x7F
 
@@ -165,8 +167,20 @@ def expect_ack(
 ) -> Flow[None]:
     """Wait for the ACK of ``stage``. Raises ``Nack``, ``Garbled``, or ``silence`` after ``timeout_s``."""
     got: bytes = yield Receive(1, timeout_s)
-    if got and got[0] == ACK:
-        return
+    if got != ACK_BYTE:
+        yield from _refused(got, command, stage, timeout_s, address=address, silence=silence)
+
+
+def _refused(
+    got: bytes,
+    command: Command,
+    stage: str,
+    timeout_s: float,
+    *,
+    address: int | None = None,
+    silence: type[LoaderError] = NoReply,
+) -> Flow[None]:
+    """What came (nothing, or one byte) instead of the ACK of ``stage``, as an error with what follows it."""
     what = _describe(command, stage, address)
     facts: dict[str, FactValue] = {"command": command.title, "opcode": int(command), "stage": stage}
     if address is not None:
@@ -180,6 +194,7 @@ def expect_ack(
     raise Garbled(f"{what}: {(got + rest).hex(' ')} came, expected ACK (79)", received=(got + rest).hex(), **facts)
 
 
+_BETWEEN = Checkpoint()
 _OPENINGS = {command: Send(bytes([command, complement(command)])) for command in Command}
 
 
@@ -198,17 +213,22 @@ def _payload(command: Command, stage: str, count: int, timing: Timing, *, addres
     timeout_s = timing.data_s + count * timing.byte_s
     data: bytes = yield Receive(count, timeout_s)
     if len(data) < count:
-        what = _describe(command, stage, address)
-        raise NoReply(
-            f"{what}: {len(data)} of {count} bytes came within {timeout_s:.3g} s",
-            command=command.title,
-            opcode=int(command),
-            stage=stage,
-            address=address,
-            received_bytes=len(data),
-            expected_bytes=count,
-        )
+        raise _cut_short(data, command, stage, count, timeout_s, address=address)
     return data
+
+
+def _cut_short(
+    data: bytes, command: Command, stage: str, count: int, timeout_s: float, *, address: int | None = None
+) -> LoaderError:
+    return NoReply(
+        f"{_describe(command, stage, address)}: {len(data)} of {count} bytes came within {timeout_s:.3g} s",
+        command=command.title,
+        opcode=int(command),
+        stage=stage,
+        address=address,
+        received_bytes=len(data),
+        expected_bytes=count,
+    )
 
 
 # --- synchronisation ----------------------------------------------------------------------------------------------
@@ -344,16 +364,15 @@ def get_id(timing: Timing) -> Flow[int]:
 
 def read_memory(address: int, count: int, timing: Timing) -> Flow[bytes]:
     """Read Memory: ``count`` (1..256) bytes from ``address`` (AN3155)."""
-    if not 1 <= count <= MAX_BLOCK:
-        raise ValueError(f"Read Memory takes 1 to {MAX_BLOCK} bytes, not {count}")
-    command = Command.READ_MEMORY
-    yield _OPENINGS[command]
-    # The frames are made while the opcode is on the wire, so that between an ACK and its frame there is nothing left to do.
-    where, length = address_frame(address), bytes([count - 1, complement(count - 1)])
-    yield from expect_ack(command, "opcode", timing.ack_s)
-    yield from _frame(command, "address", where, timing.ack_s, address=address)
-    yield from _frame(command, "length", length, timing.ack_s, address=address)
-    return (yield from _payload(command, "data", count, timing, address=address))
+    found: list[bytes] = []
+
+    def keep(_address: int, data: bytes) -> Flow[bool]:
+        found.append(data)
+        return True
+        yield
+
+    yield from read_blocks(deque([(address, count)]), timing, keep)
+    return found[0]
 
 
 def write_memory(address: int, data: bytes, timing: Timing, *, ack_max_s: float = 2.0) -> Flow[None]:
@@ -361,16 +380,95 @@ def write_memory(address: int, data: bytes, timing: Timing, *, ack_max_s: float 
 
     ``ack_max_s``: the longest time that programming may take. Alignment is the caller's business.
     """
-    if not 1 <= len(data) <= MAX_BLOCK:
-        raise ValueError(f"Write Memory takes 1 to {MAX_BLOCK} bytes, not {len(data)}")
+    yield from write_blocks(deque([(address, data)]), timing, _nothing, ack_max_s=ack_max_s)
+
+
+def _nothing(_count: int) -> Flow[None]:
+    return
+    yield
+
+
+# A flash job is thousands of blocks, and the time between an ACK and the next frame is all that a host adds to the wire. So a
+# run of blocks is one flat flow: the frames of a block, and the caller's business with the block before, are done while the
+# opcode is on the wire, when nobody waits. (Measured against one flow a block: 45 us less a block at 921600 baud.)
+
+
+def read_blocks(queue: deque[tuple[int, int]], timing: Timing, take: Callable[[int, bytes], Flow[bool]]) -> Flow[None]:
+    """Read Memory for each (address, 1..256 bytes) of ``queue``, which is left with what was not read.
+
+    ``take`` is given each block's address and bytes, most of them after the next opcode was sent: it may report, and ends
+    the run by False (after the command that was begun); it must not touch the line.
+    A ``Checkpoint`` is between two blocks; the caller's is before the first.
+    """
+    command = Command.READ_MEMORY
+    opening, ack = _OPENINGS[command], Receive(1, timing.ack_s)
+    before: tuple[int, bytes] | None = None
+    more = True
+    while queue and more:
+        address, count = queue[0]
+        if not 1 <= count <= MAX_BLOCK:
+            raise ValueError(f"Read Memory takes 1 to {MAX_BLOCK} bytes, not {count}")
+        if before is not None:
+            yield _BETWEEN
+        yield opening
+        where, length = Send(address_frame(address)), Send(bytes((count - 1, complement(count - 1))))
+        payload = Receive(count, timing.data_s + count * timing.byte_s)
+        if before is not None:
+            more = yield from take(*before)
+            before = None
+        if (got := (yield ack)) != ACK_BYTE:
+            yield from _refused(got, command, "opcode", timing.ack_s)
+        yield where
+        if (got := (yield ack)) != ACK_BYTE:
+            yield from _refused(got, command, "address", timing.ack_s, address=address)
+        yield length
+        if (got := (yield ack)) != ACK_BYTE:
+            yield from _refused(got, command, "length", timing.ack_s, address=address)
+        data: bytes = yield payload
+        if len(data) < count:
+            raise _cut_short(data, command, "data", count, payload.timeout_s, address=address)
+        if more:  # Else it was asked for before anybody knew that it is not wanted.
+            queue.popleft()
+            before = address, data
+    if before is not None:
+        yield from take(*before)
+
+
+def write_blocks(
+    queue: deque[tuple[int, bytes]], timing: Timing, written: Callable[[int], Flow[None]], *, ack_max_s: float
+) -> Flow[None]:
+    """Write Memory for each (address, 1..256 bytes) of ``queue``, which is left with what was not acknowledged.
+
+    ``written`` is told the size of each block that was, most of them after the next opcode was sent: it may report, and must
+    not touch the line. ``ack_max_s``: as in ``write_memory``. Checkpoints as in ``read_blocks``.
+    """
     command = Command.WRITE_MEMORY
-    yield _OPENINGS[command]
-    # As in Read Memory.
-    where, block = address_frame(address), Send(with_checksum(bytes([len(data) - 1]) + data), payload_address=address)
-    yield from expect_ack(command, "opcode", timing.ack_s)
-    yield from _frame(command, "address", where, timing.ack_s, address=address)
-    yield block
-    yield from expect_ack(command, "data", ack_max_s, address=address)
+    opening, ack, programmed = _OPENINGS[command], Receive(1, timing.ack_s), Receive(1, ack_max_s)
+    before = 0
+    while queue:
+        address, data = queue[0]
+        if not 1 <= len(data) <= MAX_BLOCK:
+            raise ValueError(f"Write Memory takes 1 to {MAX_BLOCK} bytes, not {len(data)}")
+        if before:
+            yield _BETWEEN
+        yield opening
+        where = Send(address_frame(address))
+        block = Send(with_checksum(bytes((len(data) - 1,)) + data), payload_address=address)
+        if before:
+            yield from written(before)
+            before = 0
+        if (got := (yield ack)) != ACK_BYTE:
+            yield from _refused(got, command, "opcode", timing.ack_s)
+        yield where
+        if (got := (yield ack)) != ACK_BYTE:
+            yield from _refused(got, command, "address", timing.ack_s, address=address)
+        yield block
+        if (got := (yield programmed)) != ACK_BYTE:
+            yield from _refused(got, command, "data", ack_max_s, address=address)
+        queue.popleft()
+        before = len(data)
+    if before:
+        yield from written(before)
 
 
 def go(address: int, timing: Timing) -> Flow[None]:

@@ -19,7 +19,9 @@ flash is still at work, and a reset then would be the one thing that P9 forbids.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from bridged.chips.model import Chip
@@ -72,9 +74,13 @@ class Dialogue:
 
     # --- commands -------------------------------------------------------------------------------------------------
 
-    def read(self, address: int, count: int, *, nacks: int = NACKS) -> Flow[bytes]:
-        """Read Memory, repeated where needed. ``nacks``: how many refusals of address or length are believed."""
-        return (yield from self._again("read", lambda: an3155.read_memory(address, count, self.timing), nacks))
+    def read(self, address: int, count: int, *, nacks: int = NACKS, first: LoaderError | None = None) -> Flow[bytes]:
+        """Read Memory, repeated where needed. ``nacks``: how many refusals of address or length are believed.
+
+        ``first``: how the first attempt ended, if it was made already.
+        """
+        make = partial(an3155.read_memory, address, count)
+        return (yield from self._again("read", lambda: make(self.timing), nacks, first))
 
     def read_twice(self, address: int, count: int, *, nacks: int = NACKS) -> Flow[bytes]:
         """The same until two readings in a row agree: for facts on which the rest hangs, since an answer has no checksum."""
@@ -97,24 +103,52 @@ class Dialogue:
             self.pid, self.loader = pid, loader
         raise UnstableLink(f"Get and Get ID answer differently each time, last {self.pid:#05x}", pid=self.pid)
 
-    def write(self, address: int, data: bytes, *, ack_max_s: float, blank: int) -> Flow[None]:
-        """Write Memory of a block whose flash is erased. Raises ``Dirty`` when the block holds something else afterwards."""
-        for attempt in range(TRIES):
+    def read_all(self, queue: deque[tuple[int, int]], take: Callable[[int, bytes], Flow[bool]]) -> Flow[None]:
+        """``an3155.read_blocks`` to the end of ``queue``, or until ``take`` ends it."""
+        wanted = True
+
+        def taken(address: int, data: bytes) -> Flow[bool]:
+            nonlocal wanted
+            wanted = yield from take(address, data)
+            return wanted
+
+        while queue and wanted:
             try:
-                yield from an3155.write_memory(address, data, self.timing, ack_max_s=ack_max_s)
+                yield from an3155.read_blocks(queue, self.timing, taken)
+            except (Nack, NoReply, Garbled) as error:
+                address, count = queue[0]
+                data = yield from self.read(address, count, first=error)
+                if wanted:
+                    queue.popleft()
+                    yield from taken(address, data)
+
+    def write_all(
+        self, queue: deque[tuple[int, bytes]], written: Callable[[int], Flow[None]], *, ack_max_s: float, blank: int
+    ) -> Flow[None]:
+        """``an3155.write_blocks`` to the end of ``queue``, of blocks whose flash is erased.
+
+        Raises ``Dirty`` when a block holds something else afterwards.
+        """
+        failed = 0
+        while queue:
+            address, data = queue[0]
+            try:
+                yield from an3155.write_blocks(queue, self.timing, written, ack_max_s=ack_max_s)
                 return
             except (Nack, NoReply, Garbled) as error:
-                if attempt == TRIES - 1:
+                failed = failed + 1 if queue[0][0] == address else 1
+                address, data = queue[0]
+                if failed == TRIES:
                     raise
                 yield from self._accident("write", error)
-                if not isinstance(error, Nack) or attempt:
+                if not isinstance(error, Nack) or failed > 1:
                     yield from self.reconnect(keep_out=data)
             found = yield from self._look(address, len(data))
             if found == data:
-                return
-            if found.count(blank) != len(found):
+                queue.popleft()
+                yield from written(len(data))
+            elif found.count(blank) != len(found):
                 raise Dirty(address, f"the block at {address:#010x} is neither written nor blank")
-        raise AssertionError("the last attempt returns or raises")
 
     def _look(self, address: int, count: int) -> Flow[bytes]:
         """Read a block after an accident while it was written: once, for the loader may stumble over it (ECC)."""
@@ -175,10 +209,13 @@ class Dialogue:
 
     # --- recovery -------------------------------------------------------------------------------------------------
 
-    def _again(self, step: str, make: Callable[[], Flow[T]], nacks: int = NACKS) -> Flow[T]:
+    def _again(self, step: str, make: Callable[[], Flow[T]], nacks: int = NACKS, first: LoaderError | None = None) -> Flow[T]:
+        """``make()`` until it succeeds or has failed too often. ``first``: as in ``read``."""
         refused = 0
         for attempt in range(TRIES):
             try:
+                if attempt == 0 and first is not None:
+                    raise first
                 return (yield from make())
             except (Nack, NoReply, Garbled) as error:
                 refused += isinstance(error, Nack)

@@ -23,8 +23,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import bridged
 from bridged import chips, config
 from bridged.chips.model import Range
 from bridged.errors import (
@@ -63,6 +65,12 @@ class Lease:
     holder: str
     kind: str
     since: float
+
+
+# The standard library and this package are all that a session needs: without the rest of the environment (-I, -S) it is up
+# sooner and 1 MiB smaller, and nothing that lies about or is set there gets into it.
+WORKER = "import sys; sys.path.append(sys.argv[1]); from bridged.target.worker import main; sys.exit(main(sys.argv[2:]))"
+WORKER_ROOT = str(Path(bridged.__file__).parents[1])
 
 
 class Target:
@@ -473,7 +481,7 @@ class _Session:
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-sP", "-m", "bridged.target.worker", str(spec_fd)),  # P: nothing from where the daemon was started
+                *("-IS", "-c", WORKER, WORKER_ROOT, str(spec_fd)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 pass_fds=sorted(fds - {-1}),

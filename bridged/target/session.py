@@ -326,14 +326,19 @@ class _Work:
 
     def _write_sector(self, sector: Sector, *, final: bool, done: int = 0) -> Flow[int]:
         """The blocks of one sector; ``done`` bytes of the phase before it. Returns them with those of this sector."""
+        line, chip = self.known.line, self.known.chip
         for attempt in range(SECTOR_TRIES):
             at = done
+            queue = deque((b.address, b.data) for b in self._blocks_of(sector, final=final))
+
+            def written(count: int) -> Flow[None]:
+                nonlocal at
+                at += count
+                yield Progress(at)
+
             try:
-                for block in self._blocks_of(sector, final=final):
-                    yield Checkpoint()
-                    yield from self._put(block)
-                    at += len(block.data)
-                    yield Progress(at)
+                yield Checkpoint()
+                yield from line.write_all(queue, written, ack_max_s=chip.write_ack_max_s, blank=chip.erased_value)
                 return at
             except Dirty as dirty:
                 if attempt == SECTOR_TRIES - 1:
@@ -341,10 +346,6 @@ class _Work:
                 yield Report(Retried("sector", dirty.why))
                 yield from self._start_over(sector, final=final)
         raise AssertionError("the last attempt returns or raises")
-
-    def _put(self, block: Block) -> Flow[None]:
-        chip = self.known.chip
-        yield from self.known.line.write(block.address, block.data, ack_max_s=chip.write_ack_max_s, blank=chip.erased_value)
 
     def _start_over(self, sector: Sector, *, final: bool) -> Flow[None]:
         """Erase ``sector`` and bring it to where this stage began: for the final one all its other blocks, proven."""
@@ -376,32 +377,41 @@ class _Work:
         begun: float = yield Now()
         queue, done = deque(reads), 0
         ends = {s: last for s in plan.erase if (last := _last_byte(s, reads)) is not None}
-        while queue:
-            yield Checkpoint()
-            address, count = queue.popleft()
-            expected = plan.content.read(address, count)
-            data = yield from line.read(address, count)
-            if data != expected:
-                data = yield from line.read(address, count)
-                if data == expected:
-                    yield Report(Retried("verify", f"a second reading of {address:#010x} was right"))
-            if data != expected:
-                sector = self._at_fault(address, expected, data)
-                if not repair or sector is None:
-                    _must_equal(address, expected, data)
-                    continue
-                yield Report(Retried("sector", f"sector {sector.code} differs at {address:#010x} and is written again"))
-                yield from self._start_over(sector, final=final)
-                yield from self._write_sector(sector, final=final)
-                again = [r for r in reads if r[0] < sector.end and sector.address < r[0] + r[1]]
-                queue = deque(again + [r for r in queue if r not in again])
-                continue
-            done += count
+        differs: tuple[int, bytes] | None = None
+
+        def compare(address: int, data: bytes) -> Flow[bool]:
+            nonlocal done, differs
+            if data != plan.content.read(address, len(data)):
+                differs = address, data
+                return False
+            done += len(data)
             yield Progress(min(done, total))
-            for sector in [s for s, last in ends.items() if address <= last < address + count]:
+            for sector in [s for s, last in ends.items() if address <= last < address + len(data)]:
                 del ends[sector]
                 if final or not sector.address <= plan.vector_address < sector.end:
                     yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
+            return True
+
+        while queue:
+            yield Checkpoint()
+            yield from line.read_all(queue, compare)
+            if differs is None:
+                continue
+            (address, data), differs = differs, None
+            expected = plan.content.read(address, len(data))
+            data = yield from line.read(address, len(data))
+            if data == expected:
+                yield Report(Retried("verify", f"a second reading of {address:#010x} was right"))
+                yield from compare(address, data)
+                continue
+            sector = self._at_fault(address, expected, data)
+            if not repair or sector is None:
+                raise _difference(address, expected, data)
+            yield Report(Retried("sector", f"sector {sector.code} differs at {address:#010x} and is written again"))
+            yield from self._start_over(sector, final=final)
+            yield from self._write_sector(sector, final=final)
+            again = [r for r in reads if r[0] < sector.end and sector.address < r[0] + r[1]]
+            queue = deque(again + [r for r in queue if r not in again])
         self.result.bytes_compared += total
         cost.payload_bytes += total
         cost.wire_bytes += total + 12 * len(reads)
@@ -428,11 +438,14 @@ def _first_difference(expected: bytes, found: bytes) -> int:
 
 
 def _must_equal(address: int, expected: bytes, found: bytes) -> None:
-    if expected == found:
-        return
+    if expected != found:
+        raise _difference(address, expected, found)
+
+
+def _difference(address: int, expected: bytes, found: bytes) -> VerifyError:
     at = _first_difference(expected, found)
     wrong = sum(a != b for a, b in zip(expected, found, strict=True))
-    raise VerifyError(
+    return VerifyError(
         f"flash differs at {address + at:#010x}: expected {expected[at]:02x}, found {found[at]:02x} "
         f"({wrong} of the {len(found)} bytes from {address:#010x} differ)",
         address=address + at,

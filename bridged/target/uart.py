@@ -353,6 +353,18 @@ class Uart:
             raise PortGone(f"Reading from {self.path}: the device hung up", path=self.path, errno=0)
         return data
 
+    def receive(self, count: int, timeout_s: float) -> bytes:
+        """At most ``count`` (1 or more) bytes as soon as there are any, ``b""`` after ``timeout_s``: one look and one read.
+
+        The way of every answer of the loader, so nothing is done twice here. Errors as in ``read``.
+        """
+        found = self._readable.poll(timeout_s * 1000 if timeout_s > 0 else 0)
+        if not found:
+            return b""
+        if not found[0][1] & select.POLLIN:
+            self._found(found, select.POLLIN)  # Raises.
+        return self.read(count)
+
     def wait_readable(self, timeout_s: float) -> bool:
         """Whether bytes came within ``timeout_s``; ``PortGone`` on a hang-up with nothing left to read."""
         return self._found(self._readable.poll(max(0, timeout_s) * 1000), select.POLLIN)

@@ -62,7 +62,9 @@ BARRIER_LIMIT_S = 120.0  # An SD card can take seconds for a sync; minutes mean 
 WRITE_LIMIT_S = 5.0  # For one frame into the kernel; 262 bytes at 1200 baud take 2.4 s. More means a port that is gone.
 RECORD_AFTER_S = 0.002
 RECORD_AT_MOST = 60  # Entries, each a frame or an answer.
-LONG_ANSWER_BYTES = 16
+AWAKE_BYTES = 8  # Of the end of a long answer.
+AWAKE_S = 0.0002
+ASLEEP_MOST_BYTES = 1024  # The kernel keeps 4095 for us.
 HEARD_S = 0.03  # About one block at 115200 baud.
 RT_PRIORITY = 10
 RT_LIMIT_US = 5_000_000  # CPU without a sleep at real-time priority; beyond it the kernel ends the process, not the gateway.
@@ -239,26 +241,37 @@ class Driver:
         self._sent_until = max(self._sent_until, began) + len(step.data) * self._frame_s
 
     def _receive(self, step: Receive) -> bytes:
-        if step.count > LONG_ANSWER_BYTES:
-            self._record()
+        count = step.count
         now = time.monotonic()
         deadline = max(self._sent_until, now) + step.timeout_s
-        got = b""
-        while True:
-            # Without a look first: nothing is there yet, as a rule, and the look would cost a call and an exception.
-            if not self._uart.wait_readable(min(deadline - now, RECORD_AFTER_S)):
-                self._record()
-                if not self._uart.wait_readable(deadline - time.monotonic()):
-                    break
-            piece = self._uart.read(step.count - len(got))
-            got = got + piece if got else piece
-            now = time.monotonic()
-            if len(got) == step.count or now >= deadline:
-                break
+        uart = self._uart
+        # Without a look first: nothing is there yet, as a rule, and the look would cost a call and an exception.
+        got = uart.receive(count, min(deadline - now, RECORD_AFTER_S))
+        if len(got) < count:
+            got = self._rest(got, count, deadline)
+        now = time.monotonic()
         if got:
             self._sent_until = 0.0  # An answer proves that all was sent, also on a pty that is faster than its baud rate.
         self.bytes_in += len(got)
         self._unrecorded.append((got, now))
+        return got
+
+    def _rest(self, got: bytes, count: int, deadline: float) -> bytes:
+        """The rest of an answer that is not there at once, of which ``got`` is."""
+        began = time.monotonic()
+        self._record()
+        if got:
+            # It takes its time on the wire, whatever we do, and waking for every few bytes would cost a Pi Zero half its
+            # CPU. The last bytes are waited for awake, so that what comes next is not late.
+            asleep_s = (min(count - len(got), ASLEEP_MOST_BYTES) - AWAKE_BYTES) * self._frame_s - (time.monotonic() - began)
+            if asleep_s > AWAKE_S:
+                time.sleep(min(asleep_s - AWAKE_S, max(0, deadline - began)))
+        while len(got) < count:
+            left_s = deadline - time.monotonic()
+            piece = self._uart.receive(count - len(got), left_s)
+            if not piece and left_s <= 0:
+                break
+            got = got + piece if got else piece
         return got
 
     def _record(self) -> None:

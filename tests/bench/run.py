@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -38,6 +39,7 @@ from tests.bench.rig import BUILT, ROOT, Daemon, Device, Load, Missing, build, c
 from tests.bench.rig import run as run_host
 
 BAUDS = (115200, 921600)
+CONDITIONS = ("idle", "loaded")
 TRIES = 3  # Of one run, when it is rejected.
 SETTLE_S = 1.0
 OVERHEAD_S = 4.5  # Of one run beside the wire: daemon, device, load, start of the host.
@@ -153,38 +155,57 @@ def record(
     )
 
 
-def rounds(runs: int, hosts: Sequence[str], bauds: Sequence[int]) -> Iterator[tuple[str, int, bool]]:
-    """Interleaved, and every host comes first, second, … equally often."""
+def rounds(
+    runs: int, hosts: Sequence[str], bauds: Sequence[int], conditions: Sequence[str] = CONDITIONS
+) -> Iterator[list[tuple[str, int, bool]]]:
+    """Interleaved, and every host comes first, second, … equally often. A list: each host once, in one condition."""
     for number in range(runs):
         turned = [*hosts[number % len(hosts) :], *hosts[: number % len(hosts)]]
         for baud in bauds:
-            for loaded in (False, True):
-                for host in turned:
-                    yield host, baud, loaded
+            for condition in conditions:
+                yield [(host, baud, condition == "loaded") for host in turned]
 
 
-def expected_s(runs: int, hosts: Sequence[str], bauds: Sequence[int], size_bytes: int) -> float:
+@contextlib.contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """Hold ``lock`` (flock(2)), with which other work on this machine keeps out of the way of what is measured."""
+    if lock is None:
+        yield
+        return
+    # Two files, as a turnstile: who shares the machine passes the first one by one, so that we need not wait for ever.
+    with open(f"{lock}.turn", "w") as turn, lock.open("w") as whole:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        fcntl.flock(whole, fcntl.LOCK_EX)
+        yield
+
+
+def expected_s(args: argparse.Namespace, size_bytes: int) -> float:
     blocks = -(-size_bytes // 256)
-    wire = {baud: blocks * 2 * 268 * 11 / baud + size_bytes / 4 * 16e-6 for baud in bauds}
-    return runs * len(hosts) * 2 * sum(1.08 * s + OVERHEAD_S for s in wire.values())
+    wire = {baud: blocks * 2 * 268 * 11 / baud + size_bytes / 4 * 16e-6 for baud in args.baud}
+    runs: int = args.runs * len(args.hosts) * len(args.conditions)
+    seconds: float = sum(1.08 * s + OVERHEAD_S for s in wire.values())
+    return runs * seconds
 
 
 def measure(args: argparse.Namespace, data: bytes, before: list[dict[str, Any]]) -> None:
     found: list[Run] = []
-    cells = list(rounds(args.runs, args.hosts, args.baud))
-    for number, (host, baud, loaded) in enumerate(cells, start=1):
-        for _ in range(TRIES):
-            run = one_run(host, baud, loaded, data, busy=args.busy)
-            found.append(run)
-            what = f"{number}/{len(cells)} {host} {baud} {'loaded' if loaded else 'idle'}"
-            print(
-                f"  {what}: {run.wall_s:.2f} s, dialogue {run.dialogue_s:.3f} s, {100 * run.share:.1f} % of the wire limit"
-                + (f"; rejected: {run.rejected}" if run.rejected else ""),
-                flush=True,
-            )
-            if not run.rejected:
-                break
-        save(args.results, {"runs": before + [asdict(r) for r in found]})
+    cells = list(rounds(args.runs, args.hosts, args.baud, args.conditions))
+    for number, cell in enumerate(cells, start=1):
+        with alone(args.lock):
+            for host, baud, loaded in cell:
+                for _ in range(TRIES):
+                    run = one_run(host, baud, loaded, data, busy=args.busy)
+                    found.append(run)
+                    what = f"{number}/{len(cells)} {host} {baud} {'loaded' if loaded else 'idle'}"
+                    share = f"{100 * run.share:.1f} % of the wire limit"
+                    print(
+                        f"  {what}: {run.wall_s:.2f} s, dialogue {run.dialogue_s:.3f} s, {share}"
+                        + (f"; rejected: {run.rejected}" if run.rejected else ""),
+                        flush=True,
+                    )
+                    if not run.rejected:
+                        break
+                save(args.results, {"runs": before + [asdict(r) for r in found]})
 
 
 def save(path: Path, part: dict[str, Any]) -> None:
@@ -248,6 +269,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kib", type=int, default=256, help="size of the image (256)")
     parser.add_argument("--baud", type=int, nargs="+", default=list(BAUDS))
     parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(HOSTS))
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
+    parser.add_argument("--lock", type=Path, help="a file to lock for each round, for a machine that does other work between")
     parser.add_argument("--only", choices=("speed", "cost", "page"), help="a part; page: write the page from the last results")
     parser.add_argument("--more", action="store_true", help="add to the last results instead of beginning anew")
     parser.add_argument("--busy", action="store_true", help="count runs although others keep the machine busy")
@@ -293,8 +316,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "asked_runs": args.runs + known.get("asked_runs", 0) * bool(before),
                 "machine": machine(),
             }
-            seconds = expected_s(args.runs, args.hosts, args.baud, len(data))
-            print(f"{args.runs} runs of {len(args.hosts)} hosts, {args.kib} KiB, idle and loaded: about {seconds / 60:.0f} min")
+            seconds = expected_s(args, len(data))
+            how = " and ".join(args.conditions)
+            print(f"{args.runs} runs of {len(args.hosts)} hosts, {args.kib} KiB, {how}: about {seconds / 60:.0f} min")
             account = {**known.get("virtual", {}), **cost.virtual(data, args.baud)}
             save(args.results, {**about, "virtual": dict(sorted(account.items()))})
             began = time.monotonic()
@@ -302,7 +326,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             save(args.results, {"took_s": took_s + time.monotonic() - began})
         if args.only != "speed":
             print("cost and growth: about 4 minutes" if not args.quick else "cost and growth: about a minute")
-            save(args.results, {"machine": machine(), "cost": cost.measure(data, quick=args.quick)})
+            with alone(args.lock):
+                save(args.results, {"machine": machine(), "cost": cost.measure(data, quick=args.quick)})
     text = report.page(json.loads(args.results.read_text()), HOSTS)
     args.page.write_text(text)
     print(text if args.quick else f"written: {args.page}")
