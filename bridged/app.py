@@ -246,7 +246,7 @@ class Difference:
 def difference(old: config.Config, new: config.Config) -> Difference:
     settings = [
         f"{table}.{spec.name}"
-        for table in ("gateway", "api", "tls", "auth", "store", "jobs")
+        for table in ("gateway", "api", "tls", "auth", "signing", "store", "jobs")
         for spec in fields(getattr(old, table))
         if getattr(getattr(old, table), spec.name) != getattr(getattr(new, table), spec.name)
     ]

@@ -18,6 +18,7 @@ It knows nothing of images, chips or wires: the gateway checks, plans and explai
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import os
@@ -551,6 +552,15 @@ def split_address(text: str) -> tuple[str, str]:
     return (match[1], match[2]) if match and not os.path.exists(text) else (text, "")
 
 
+def signature_text(path: Path) -> str:
+    """A ``.minisig`` file as ``sig=`` takes it. The untrusted comment proves nothing, and a request line is short."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise BadRequest(f"reading the signature {path} failed: {error}", path=str(path)) from error
+    return base64.b64encode("\n".join(["untrusted comment:", *lines[1:]]).encode()).decode()
+
+
 @dataclass(frozen=True, slots=True)
 class LocalFile:
     path: Path
@@ -731,7 +741,7 @@ class Command:
         return Exit.FAILED if self.problems else done
 
     def _with_image(self, verb: str) -> Exit:
-        names = ("addr", "type", "patch") if verb == "VERIFY" else ("addr", "type", "patch", "outside", "entry", "force")
+        names = ("addr", "type", "patch") if verb == "VERIFY" else ("addr", "type", "patch", "outside", "entry", "force", "sig")
         return self._run_job(verb, self.args.target, self._image(), **self._options(*names))
 
     def _image(self) -> str:
@@ -756,6 +766,7 @@ class Command:
             "outside": "discard" if getattr(args, "discard_outside", False) else None,
             "entry": "one-shot" if getattr(args, "one_shot", False) else None,
             "force": ",".join(getattr(args, "force", None) or []) or None,
+            "sig": ",".join(signature_text(Path(name)) for name in getattr(args, "sig", None) or []) or None,
             "trace": 1 if getattr(args, "trace", False) else None,
         }
         return {name: values[name] for name in names}
@@ -1121,6 +1132,8 @@ def _parser() -> argparse.ArgumentParser:
             "--one-shot", action="store_true", help="go on although the loader cannot be entered again by itself afterwards"
         )
         sub.add_argument("--force", action="append", choices=("vectors",), help="skip a check: vectors (of the image)")
+        text = "the image's signature by minisign; of several images one each, in their order"
+        sub.add_argument("--sig", metavar="FILE.minisig", action="append", help=text)
 
     for name, handed in HANDED_OVER.items():
         commands.add_parser(name, help=handed.text, add_help=False)

@@ -179,6 +179,33 @@ class Application:
 
 
 @dataclass(frozen=True, slots=True)
+class Signing:
+    keys: list[str] = _f(
+        list,
+        "Trusted public keys of minisign: the 56 characters (RW...), or the path of the file that holds them.",
+        kind="key",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What this target accepts. Words in the trusted comment of a signature (`minisign -S -t`) count: they are signed, too."""
+
+    signature: bool = _f(False, "Only images with a signature by one of signing.keys.")
+    no_downgrade: bool = _f(False, "Not older than what was proven there; needs `version:1.2.3` in the trusted comment.")
+    board: str = _f("", "Only images with `board:NAME` in the trusted comment; empty: any.", high=64)
+    patch: list[str] = _f(
+        list, "With signature: ranges (ADDR+LEN) where patch= may put bytes of one unit, which nobody signs.", kind="range"
+    )
+    window: list[str] = _f(
+        list,
+        "When the target may be stopped, in the gateway's local time: 22:00-05:00, Mon-Fri 22:00-05:00, Sat,Sun 00:00-24:00."
+        " Empty: always. Jobs wait for it; one that has begun goes on.",
+        kind="window",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     port: str = _f(
         "",
@@ -204,6 +231,7 @@ class Target:
     )
     lines: Lines = _f(Lines, "Control lines.")
     application: Application = _f(Application, "The application's side of the UART.")
+    policy: Policy = _f(Policy, "What this target accepts.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +240,7 @@ class Config:
     api: Api = _f(Api, "Listeners.")
     tls: Tls = _f(Tls, "TLS of all listeners beyond loopback.")
     auth: Auth = _f(Auth, "Rights without a token.")
+    signing: Signing = _f(Signing, "Signed images.")
     store: Store = _f(Store, "Staged images.")
     jobs: Jobs = _f(Jobs, "Queue and journal.")
     targets: dict[str, Target] = _f(dict, "One table for each target: [targets.NAME].")
@@ -541,6 +570,10 @@ class _Loader:
             if not target.port and not {(*path, "port"), path} & self.wrong:
                 self.note((*path, "port"), "must not be empty")
             self._lines(target.lines, (*path, "lines"))
+            if not config.signing.keys and ("signing", "keys") not in self.wrong:
+                for key in ("signature", "no_downgrade", "board"):
+                    if getattr(target.policy, key):
+                        self.note((*path, "policy", key), "needs signing.keys: by whom may an image be signed?")
             if check_chip is not None and not {(*path, "chip"), (*path, "layout")} & self.wrong:
                 for key, text in check_chip(target.chip, target.layout):
                     self.note((*path, key), text)
@@ -804,6 +837,14 @@ def _wrong_item(item: Any, meta: Mapping[str, Any]) -> str:
         return f"is longer than {MAX_CHARS} characters"
     if meta["kind"] == "range":
         return _wrong_range(item)
+    if meta["kind"] == "window":
+        return _wrong_window(item)
+    if meta["kind"] == "key":
+        return (
+            ""
+            if item.startswith("/") or re.fullmatch(r"RW[A-Za-z0-9+/]{54}", item)
+            else f"{_shown(item)} is no public key, nor a path"
+        )
     if meta["kind"] == "scope":
         guess = _did_you_mean(item, SCOPES)
         return "" if item in SCOPES else f"{_shown(item)} is not one of {', '.join(SCOPES)}{guess}"
@@ -834,6 +875,37 @@ def parse_range(text: str) -> tuple[int, int]:
 def _wrong_range(value: str) -> str:
     try:
         parse_range(value)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def parse_window(text: str) -> list[tuple[int, int]]:
+    """``[Mon-Fri|Sat,Sun] HH:MM-HH:MM`` as minutes of the week, Monday 00:00 first; one over midnight ends beyond its day, and
+    may end beyond the week. Raises ``ValueError``."""
+    days, _, times = text.strip().rpartition(" ")
+    found = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)", times)
+    numbers: list[int] = []
+    for part in days.lower().split(",") if days else ["mon-sun"]:
+        first, dash, last = part.strip().partition("-")
+        if first not in _DAYS or (dash and last not in _DAYS):
+            raise ValueError(f"{_shown(text)} is no window, as Mon-Fri 22:00-05:00")
+        begin, count = _DAYS.index(first), (_DAYS.index(last) - _DAYS.index(first)) % 7 if dash else 0
+        numbers += [(begin + n) % 7 for n in range(count + 1)]
+    if found is None:
+        raise ValueError(f"{_shown(text)} is no window, as 22:00-05:00 or Mon-Fri 22:00-05:00")
+    start, end = int(found[1]) * 60 + int(found[2]), int(found[3]) * 60 + int(found[4])
+    if end > 1440 or start == end:
+        raise ValueError(f"{_shown(text)}: a window ends at 24:00 at the latest, and not when it begins")
+    return [(day * 1440 + start, day * 1440 + (end if end > start else end + 1440)) for day in sorted(set(numbers))]
+
+
+def _wrong_window(value: str) -> str:
+    try:
+        parse_window(value)
     except ValueError as error:
         return str(error)
     return ""

@@ -385,6 +385,18 @@ class NotAllowed(RequestError):
     code = "NOT_ALLOWED"
 
 
+class BadSignature(NotAllowed):
+    """No signature where one is needed, or not the right one."""
+
+    code = "SIGNATURE"
+
+
+class AgainstPolicy(NotAllowed):
+    """A rule of the target's policy; the fact ``rule`` names it."""
+
+    code = "POLICY"
+
+
 class LoginFirst(RequestError):
     """Nobody has said yet who this is."""
 
@@ -638,6 +650,15 @@ HINTS: dict[str, Hint] = {
         "Speak to it with `bridged` or `nc`; metrics are on a port of their own (7102).",
     ),
     "NOT_ALLOWED": Hint("A right is missing, or policy forbids this.", "The message says which scope, target or rule."),
+    "SIGNATURE": Hint(
+        "The image is not signed, was changed after it was signed, or the key is not one that this gateway trusts.",
+        "Sign the very file that is sent (`minisign -S -m FILE`) and give its signature (`sig=`, `--sig`); trusted keys are in "
+        "`signing.keys`.",
+    ),
+    "POLICY": Hint(
+        "The policy of this target (`targets.NAME.policy`) does not allow this image.",
+        "The message names the rule; sign an image that meets it, or change the policy on the gateway.",
+    ),
     "LOGIN_FIRST": Hint(
         "Beyond loopback and the Unix socket nothing is answered without a token or a client certificate.",
         "Make a token on the gateway (`bridged token add NAME --scope flash`) and give it to the client: `AUTH TOKEN`, "

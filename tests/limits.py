@@ -79,6 +79,12 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "updates",
         ),
     ),
+    "Signatures": (
+        Row("images.minisign:COMMENT_CHARS", "A trusted comment", "553 `SIGNATURE`"),
+        Row("images.minisign:FILE_BYTES", "A signature or a public key", "553 `SIGNATURE`"),
+        Row("jobs.policy:VERSION_CHARS", "A version in a trusted comment", "550 `POLICY`"),
+        Row("jobs.service:WINDOW_S", "Time after which an open window is noticed", "the job starts"),
+    ),
     "Rights": (
         Row("api.line:STRANGERS_EACH", "Connections of one address without a token", "429 `TOO_MANY`, closed", "connections"),
         Row("api.line:Limits.login_timeout_s", "Silence of a client without a token", "421 `IDLE`, closed"),

@@ -75,6 +75,7 @@ OUTSIDE = {
     "systemd": {"app"},
     "bincopy": {"images.formats"},
     "elftools": {"images.formats"},
+    "cryptography": {"images.minisign"},
 }
 
 STDLIB_ONLY = (

@@ -122,6 +122,7 @@ MIGRATIONS: tuple[str, ...] = (
         target TEXT NOT NULL, job TEXT NOT NULL, result TEXT NOT NULL, detail TEXT NOT NULL
     ) STRICT;
     """,
+    "ALTER TABLE targets ADD COLUMN version TEXT NOT NULL DEFAULT '';",
 )
 VERSION = len(MIGRATIONS)
 AUDIT_LIMIT = 10_000  # Entries of the audit log, and as many of failed logins beside it; some 150 bytes each.
@@ -150,6 +151,7 @@ class TargetRecord:
     ``content``, ``image``, ``image_name``, ``evidence``, ``proven`` (UTC seconds) describe the last proof and are voided when
     an erase begins or another chip answers. What begins with ``good_`` outlives that: the last content that was proven and
     healthy, all that is needed to build it again, and the chip that it was proven in. ``good_content`` is empty for none.
+    ``version``: the highest signed one that was ever proven there; nothing voids it.
     """
 
     name: str
@@ -173,6 +175,7 @@ class TargetRecord:
     good_name: str = ""
     good_pid: int = 0
     good_uid: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

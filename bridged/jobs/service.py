@@ -36,6 +36,7 @@ from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 from bridged.config import Config, parse_range
+from bridged.config import Policy as PolicyConfig
 from bridged.config import Target as TargetConfig
 from bridged.errors import (
     BadRequest,
@@ -78,7 +79,7 @@ from bridged.events import (
 )
 from bridged.images import content
 from bridged.images.model import Image, Span
-from bridged.jobs import rollback
+from bridged.jobs import policy, rollback
 from bridged.jobs.journal import Backup, Change, Journal, OpenSession, TargetRecord, update_of
 from bridged.jobs.model import Job, JobKind, JobState, Submission, Update, advance, note
 from bridged.jobs.results import JOB_LIMIT_BYTES, Results
@@ -106,10 +107,13 @@ RETRY_S = 1.0  # How often a write that failed for want of room is tried again.
 WITH_IMAGE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.VERIFY})
 DESTRUCTIVE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.ERASE})
 PROVING = WITH_IMAGE | {JobKind.ERASE}
+WRITING = frozenset({JobKind.FLASH, JobKind.ENSURE})  # What a policy is asked about.
 REFUSALS = (ImageError, WrongChip, EntryWouldBeLost, LayoutUnknown, OutsideUnreadable, NotAllowed, BadRequest)
 PARKED = "stopped"
 ABSENT = "target_absent"
 LOCKED = "lock"
+WINDOW = "window"
+WINDOW_S = 20.0  # How often is looked whether the maintenance window of a target has opened.
 RESTART = "restart"
 
 
@@ -203,6 +207,7 @@ class _Live:
     cancel: bool = False
     in_session: bool = False
     image_name: str = ""
+    verdict: policy.Verdict = policy.Verdict()
     uid: str = ""
     backup: Backup = Backup()
     resumed: bool = False
@@ -280,6 +285,7 @@ class Jobs:
         self._config = config
         self._journal = journal
         self._store = store
+        self._policy = policy.Policy(config.signing)
         self._clock = clock or Clock()
         self._free_bytes = free_bytes or _free_bytes
         self._retry_s = retry_s
@@ -546,17 +552,19 @@ class Jobs:
             asked = content.wanted(sub.image, sub.params)
             sub = replace(sub, image=asked.image, params=asked.params(sub.params))
             try:
-                staged = await asyncio.to_thread(lambda: [str(self._store.get(part.ref).sha256) for part in asked.parts])
+                files = await asyncio.to_thread(lambda: [self._store.get(part.ref) for part in asked.parts])
             except UnknownImage:
                 # A repeated request for an image that has gone since still finds its job.
                 known = self._journal.submitted(sub.id, _canonical(sub)) if sub.id else ""
                 if not known:
                     raise
                 return self.get(known)
-            sub = replace(sub, image=asked.resolved(staged).image)
+            sub = replace(sub, image=asked.resolved([str(file.sha256) for file in files]).image)
         request = _canonical(sub)
         if sub.id and (known := self._journal.submitted(sub.id, request)):
             return self.get(known)
+        if sub.kind in WRITING:
+            await asyncio.to_thread(self._check_policy, sub.target, sub.image, sub.params)
         if lane.waiting + lane.admitting >= self._config.jobs.queue_limit:
             raise QueueFull(
                 f"{lane.waiting} jobs wait for target {lane.name}", target=lane.name, limit=self._config.jobs.queue_limit
@@ -679,6 +687,9 @@ class Jobs:
             return
         untried = lane.debt is not None and not lane.debt.tried
         absent = lane.port.state == "absent"
+        if not untried and not absent and self._shut(lane, live):
+            await self._wait_window(lane, live)
+            return
         if self._held(live) or (live is None and not untried and not (lane.debt and absent)):
             await lane.wake.wait()
             return
@@ -692,7 +703,7 @@ class Jobs:
         async with lane.group.lock:
             problem = await self._settle(lane)
             live = lane.head()
-            if live is None or self._stopping.is_set() or self._held(live):
+            if live is None or self._stopping.is_set() or self._held(live) or self._shut(lane, live):
                 return
             if lane.port.state == "absent" or (lane.debt is not None and problem is None):
                 return  # Gone, or gone for a moment while it was released: once more.
@@ -714,6 +725,22 @@ class Jobs:
     def _held(self, live: _Live | None) -> bool:
         """While draining only jobs that have begun go on."""
         return self._draining and (live is None or live.job.state is not JobState.INTERRUPTED)
+
+    def _shut(self, lane: _Lane, live: _Live | None) -> bool:
+        """Whether a job must wait for the maintenance window. One that has begun goes on: its target is stopped already."""
+        if live is None or live.job.state is JobState.INTERRUPTED or live.cancel:
+            return False
+        return not policy.is_open(self._settings(lane.name).policy, self._clock.utc())
+
+    async def _wait_window(self, lane: _Lane, live: _Live | None) -> None:
+        if live is not None:
+            await self._hold(live, WINDOW)
+        pause, woken = asyncio.ensure_future(self._clock.sleep(WINDOW_S)), asyncio.ensure_future(lane.wake.wait())
+        try:
+            await asyncio.wait({pause, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pause.cancel()
+            woken.cancel()
 
     async def _hold(self, live: _Live, reason: str) -> None:
         """Say why a job waits. One that was interrupted stays so."""
@@ -857,6 +884,8 @@ class Jobs:
         spans: tuple[Span, ...] = ()
         if job.image:
             wanted = restore.wanted() if restore else content.wanted(job.image, job.params)
+            if job.kind in WRITING and restore is None and not job.touched:
+                live.verdict = await asyncio.to_thread(self._check_policy, lane.name, job.image, job.params)
             loaded = await asyncio.to_thread(content.build, wanted, self._store)
             image, live.image_name, spans = loaded.image, loaded.name, loaded.spans
             if restore is None:
@@ -920,6 +949,9 @@ class Jobs:
                 expected=live.backup.uid,
                 found=live.uid,
             )
+        if not live.job.touched and live.restore is None:
+            answered = self._records.get(lane.name, TargetRecord(lane.name)).pid
+            policy.check_chip(policy.Target(lane.name, answered), live.verdict)
         backup = Backup(live.uid or live.backup.uid, kept or live.backup.kept)
         before, record = live.job, self._records.get(lane.name)
         live.job = replace(live.job, touched=True)  # At once: whoever saves this job meanwhile must not say otherwise.
@@ -1025,6 +1057,7 @@ class Jobs:
                 image_name=live.image_name,
                 evidence=str(result["evidence"]),
                 proven=self._clock.utc(),
+                version=record.version if restore else policy.newest(record.version, live.verdict.version),
                 **good,
             )
             lane.dirty = True
@@ -1157,6 +1190,17 @@ class Jobs:
             raise
         self._trouble = ""
         return answer
+
+    def _check_policy(self, name: str, image: str, params: Mapping[str, Any]) -> policy.Verdict:
+        """Blocking. Raises ``BadSignature``, ``AgainstPolicy``, ``UnknownImage``."""
+        settings, record = self._settings(name), self._records.get(name, TargetRecord(name))
+        sig = str(params.get("sig") or "")
+        if not sig and settings.policy == PolicyConfig():
+            return policy.Verdict()
+        wanted = content.wanted(image, params)
+        files = [(str(found.sha256), Path(found.path)) for found in (self._store.get(part.ref) for part in wanted.parts)]
+        target = policy.Target(name, record.pid, record.version)
+        return self._policy.check(settings.policy, target, wanted, files, sig)
 
     # --- small things ---------------------------------------------------------------------------------------------
 

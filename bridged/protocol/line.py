@@ -262,7 +262,8 @@ _FORCE = Param(
 _VERIFY = Param("verify", "choice", "full, always: everything is read back", ("full",))
 _FULL = Param("mode", "choice", "full: every sector of the image is erased and written", ("full",))
 _TRACE = Param("trace", "flag", "1: keep the recording of the dialogue also when the job succeeds", ("0", "1"))
-_WRITING = (_ADDR, _TYPE, _PATCH, _VERIFY, _OUTSIDE, _ENTRY, _FORCE, _TRACE, _ID, _WAIT)
+_SIG = Param("sig", "signatures", "base64 of the image's .minisig file; of several images each, by comma")
+_WRITING = (_ADDR, _TYPE, _PATCH, _SIG, _VERIFY, _OUTSIDE, _ENTRY, _FORCE, _TRACE, _ID, _WAIT)
 _SUBMITTED = "250 job=ID state=queued (wait=1: 150 lines, then 250 done, 251 nothing to do, 400 and others failed)"
 
 _TABLE = (
@@ -602,6 +603,7 @@ _CONVERT: dict[str, Callable[[str], Any]] = {
     "target": _pattern(r"[A-Za-z0-9_.-]{1,64}", "the name of a target: letters, digits, _ . -"),
     "targets": _pattern(r"[A-Za-z0-9_.-]{1,64}(,[A-Za-z0-9_.-]{1,64}){0,15}", "up to 16 names of targets by comma"),
     "secret": _secret,
+    "signatures": _pattern(r"[A-Za-z0-9+/]{100,900}={0,2}(,[A-Za-z0-9+/]{100,900}={0,2}){0,7}", "base64 of a .minisig file"),
     "sha256": lambda text: _SHA256(text.lower().removeprefix("sha256:")),
     "size": _size,
     "number": _number,
@@ -622,6 +624,7 @@ _KIND_TEXT = {
     "name": "TEXT",
     "target": "TARGET",
     "targets": "TARGET,...",
+    "signatures": "BASE64,...",
     "patches": "ADDR:HEX,...",
 }
 
@@ -695,6 +698,7 @@ CODE_TEXT: dict[int, str] = {
     535: "wrong token",
     550: "refused: policy, or the image does not suit the target",
     552: "too big",
+    553: "no signature, or not a right one",
     554: "the bytes differ from what they must be",
 }
 
@@ -765,6 +769,8 @@ REPLY_CODES: dict[str, int] = {
     "UNKNOWN_VERB": 500,
     "FOREIGN_PROTOCOL": 500,
     "NOT_ALLOWED": 550,
+    "SIGNATURE": 553,
+    "POLICY": 550,
     "LOGIN_FIRST": 530,
     "BAD_TOKEN": 535,
     "UNKNOWN_CREDENTIAL": 404,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bridged.config import Application, Config, Talk, Target
+from bridged.config import Application, Config, Policy, Signing, Talk, Target
 from bridged.config import Jobs as JobsConfig
 from bridged.errors import BridgedError, Canceled, PortGone, Stopped, Unhealthy, UnknownImage
 from bridged.events import (
@@ -291,12 +291,14 @@ class ScriptedTarget:
 class Staged:
     sha256: str
     name: str
+    path: Path
 
 
 class MemoryStore:
     """Two staged images; knows them by digest and by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.images = {FIRMWARE_FILE: FIRMWARE, OTHER_FILE: OTHER}
         self.names = {"firmware.elf": FIRMWARE_FILE, "other.elf": OTHER_FILE}
         self.traces: dict[str, str] = {}
@@ -306,7 +308,11 @@ class MemoryStore:
         sha256 = self.names.get(ref, ref)
         if sha256 not in self.images:
             raise UnknownImage(f"no image {ref}")
-        return Staged(sha256, next(name for name, sha in self.names.items() if sha == sha256))
+        name = next(name for name, sha in self.names.items() if sha == sha256)
+        path = self.root / name
+        if not path.exists():  # Its own name: what the digests are of.
+            path.write_text(name)
+        return Staged(sha256, name, path)
 
     def load(self, staged: Any, base_address: int | None = None, type_hint: str = "auto") -> Image:
         assert base_address in (None, 0x08000000, 0x08004000)
@@ -334,6 +340,8 @@ class Bench:
         free_bytes: int = 1 << 30,
         journal: Journal | None = None,
         health: str = "",
+        rules: Policy | None = None,
+        keys: list[str] | None = None,
         **limits: int,
     ) -> None:
         self.root = root
@@ -345,16 +353,20 @@ class Bench:
         self.targets = {n: ScriptedTarget(n, together if n in joined else Wires(self.time)) for n in names}
         self.config = Config(
             jobs=JobsConfig(**limits),
+            signing=Signing(keys or []),
             targets={
                 name: Target(
-                    port=f"/dev/{name}", shares=shares.get(name, []), application=Application(health=Talk(expect=health))
+                    port=f"/dev/{name}",
+                    shares=shares.get(name, []),
+                    application=Application(health=Talk(expect=health)),
+                    policy=rules or Policy(),
                 )
                 for name in names
             },
         )
         for target in self.targets.values():
             target.health = "passed" if health else ""
-        self.store = MemoryStore()
+        self.store = MemoryStore(root)
         self.journal = journal or Journal.open(root / "state.db")
         self.free_bytes = free_bytes
         self.jobs = Jobs(
