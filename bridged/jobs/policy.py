@@ -166,9 +166,9 @@ def version_key(text: str) -> tuple[int, ...] | None:
 def newest(first: str, second: str) -> str:
     """The newer of two versions, as it was written; what is none is older than all."""
 
-    def rank(text: str) -> tuple[int, ...]:
+    def rank(text: str) -> tuple[bool, tuple[int, ...]]:
         key = version_key(text)
-        return (-1,) if key is None else key
+        return key is not None, key or ()
 
     return second if rank(second) > rank(first) else first
 
