@@ -206,6 +206,35 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Console:
+    """The target's serial port for people and programs, while no job has it. Speed and parity are those of `application`."""
+
+    listen: str = _f("", "TCP port of the console, HOST:PORT; loopback only; empty: none.", kind="listen")
+    socket: str = _f("", "Unix socket of the console; empty: none.", kind="socket")
+    protocol: str = _f(
+        "raw", "raw: bytes and nothing else; rfc2217: telnet with control of the port.", choices=("raw", "rfc2217")
+    )
+    notices: str = _f(
+        "inline",
+        "How clients are told that a job has the port: a line among the bytes, or not; RFC 2217 has its own way always.",
+        choices=("inline", "off"),
+    )
+    signals: str = _f(
+        "unwired",
+        "DTR and RTS that RFC 2217 clients may move: those that drive no line of the target, or all, or none.",
+        choices=("unwired", "all", "none"),
+    )
+    clients: int = _f(32, "Most clients at once.", low=1, high=1000)
+    buffer_kib: int = _f(256, "What one client may leave unread; beyond it bytes are dropped for it alone.", low=16, high=16384)
+    writer_idle_s: float = _f(60.0, "A writer that sends nothing for so long makes way for another.", low=0.1, high=86400)
+    history_kib: int = _f(64, "How much of what the target said is remembered.", low=0, high=16384)
+    replay_kib: int = _f(16, "How much of it a new client is sent first; 0: nothing.", low=0, high=16384)
+    log: str = _f("", "File for what the target said, each line with its time; empty: none.", kind="path")
+    log_limit_mib: int = _f(10, "Size at which the file is rotated.", low=1, high=4096)
+    log_files: int = _f(5, "How many rotated files are kept.", low=0, high=100)
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     port: str = _f(
         "",
@@ -232,6 +261,7 @@ class Target:
     lines: Lines = _f(Lines, "Control lines.")
     application: Application = _f(Application, "The application's side of the UART.")
     policy: Policy = _f(Policy, "What this target accepts.")
+    console: Console = _f(Console, "The console.")
 
 
 @dataclass(frozen=True, slots=True)

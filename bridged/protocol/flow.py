@@ -103,6 +103,16 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Overheard:
+    """What the application said while a flow held the port: it belongs to those who look on at the console, in this order.
+
+    Answered with ``None`` at once. Bytes of the loader's dialogue are never told.
+    """
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Between two commands: the one place where a flow may be ended from outside (``Canceled``, ``Stopped``)."""
 
@@ -132,6 +142,8 @@ class Now:
     """Answered with the driver's monotonic time in seconds (float)."""
 
 
-Step = Send | Receive | Drain | Pause | SetLines | SetFormat | Report | Progress | Checkpoint | Barrier | Hazard | Now
+Step = (
+    Send | Receive | Drain | Pause | SetLines | SetFormat | Report | Progress | Overheard | Checkpoint | Barrier | Hazard | Now
+)
 
 Flow = Generator[Step, Any, T]

@@ -27,6 +27,7 @@ from bridged.protocol.flow import (
     Flow,
     Hazard,
     Now,
+    Overheard,
     Pause,
     Progress,
     Receive,
@@ -91,6 +92,7 @@ class Account:
     events: list[tuple[int, Event]] = field(default_factory=list)
     checkpoints: int = 0
     phase: Phase | None = None
+    overheard: list[bytes] = field(default_factory=list)
 
     def both(self) -> tuple[Counts, Counts]:
         counts = self.phases.get(self.phase)
@@ -315,6 +317,7 @@ class _Driver:
             SetFormat: lambda s: uart.set_format(Format(s.baud, s.parity, s.stop_bits)),
             Report: self.report,
             Progress: self.progress,
+            Overheard: lambda s: self.account.overheard.append(s.data),
             Checkpoint: self.checkpoint,
             Barrier: self.barrier,
             Hazard: self.hazard,

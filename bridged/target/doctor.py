@@ -31,7 +31,7 @@ from bridged.findings import MACHINE, Finding, Level, found
 from bridged.images.vectors import VECTORS_BYTES, flash_range, looks_like_a_table
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Timing
-from bridged.protocol.flow import Checkpoint, Drain, Flow, Pause, Receive, Send, SetFormat, SetLines
+from bridged.protocol.flow import Checkpoint, Drain, Flow, Overheard, Pause, Receive, Send, SetFormat, SetLines
 from bridged.target.dialogue import Dialogue
 from bridged.target.entry import STARTUP_LEAST_S, STARTUP_MARGIN, Connected, enter, phase_started
 from bridged.target.expect import printable
@@ -84,17 +84,19 @@ def _say(code: str, text: str, remedy: str = "", **facts: str | int | bool) -> F
 def _listen(request: Request, chip: Chip | None, here: list[Finding]) -> Flow[Manners]:
     """Does the application speak, and does NRST silence it? Where nothing speaks: is it the loader that starts?"""
     yield SetFormat(request.application_baud, request.application_parity)
-    yield Drain(0.02, 0.1)
+    earlier: bytes = yield Drain(0.02, 0.1)
     before: bytes = yield Receive(4096, LISTEN_S)
+    yield Overheard(earlier + before)
     if not request.wiring.has_reset:
         here.append(_say("DOCTOR_NRST_NOT_WIRED", "no line drives NRST, so nothing can be tried a second time"))
         return Manners(before)
     yield SetLines(reset=True, boot0=False)
-    yield Drain(0.02, 0.1)  # What was on its way.
+    under_way: bytes = yield Drain(0.02, 0.1)
     held: bytes = yield Receive(4096, HELD_S)
     yield SetLines(reset=False)
     listen_s = max(LISTEN_S, request.listen_s)
     after: bytes = yield Receive(4096, listen_s)
+    yield Overheard(under_way + held + after)
     loader = False
     if held:
         text = f"while NRST was held low it went on speaking: {printable(held)[:80]!r}"

@@ -47,14 +47,14 @@ from bridged.protocol.flow import (
     Drain,
     Flow,
     Now,
+    Overheard,
     Pause,
     Receive,
     Report,
-    Send,
     SetFormat,
     SetLines,
 )
-from bridged.target.expect import printable, talk
+from bridged.target.expect import Conversation, printable, talk
 from bridged.target.request import Request, Result
 
 LOWER_BAUDS = (57600, 38400, 19200, 9600)  # AN2606 advises 56000/57600 where the autobaud misses; below only for long wires.
@@ -150,17 +150,28 @@ def _try_all(
         if request.enter_by and not again:
             # Entry by the application: it is asked in its own format, and needs a moment to jump.
             yield SetFormat(request.application_baud, request.application_parity)
-            yield Send(request.enter_by)
-            yield Pause(JUMP_S + len(request.enter_by) * 11 / request.application_baud)
-        yield SetFormat(baud, chip.parity if chip else "E")
+            yield from talk(
+                Conversation(request.enter_by, within_s=JUMP_S + len(request.enter_by) * 11 / request.application_baud)
+            )
+        # Up to the reset the application speaks, in its own format: what it says is for the console, and tells nothing about
+        # the loader. The format changes while it is silent, before the release.
+        application = number == 1 and not again
         if request.wiring.has_reset or request.wiring.has_boot0 or request.wiring.has_power:
+            formed = False
             for step in request.wiring.enter:
                 if isinstance(step, SetLines) and (step.reset is False or step.power):
-                    yield Drain(STALE_QUIET_S, 0.05)  # What the application said before the reset tells nothing about it.
+                    yield from _stale(application=application)
+                    yield SetFormat(baud, chip.parity if chip else "E")
+                    formed, application = True, False
                 yield step
+            if not formed:
+                yield SetFormat(baud, chip.parity if chip else "E")
             said: bytes = yield Receive(4096, wait_s)
         else:
+            yield SetFormat(baud, chip.parity if chip else "E")
             said = yield Drain(0.02, 0.2)
+            if application and an3155.looks_like_text(said):
+                yield Overheard(said)
         if not again:
             yield from phase_started(Phase.SYNC)
         try:
@@ -198,12 +209,20 @@ def _try_all(
     raise _explained(told, chip, request, len(attempts)) from told
 
 
+def _stale(*, application: bool) -> Flow[None]:
+    """Take what came before a reset, so that it does not pass for what comes after. ``application``: it said so."""
+    before: bytes = yield Drain(STALE_QUIET_S, 0.05)
+    if application and before:
+        yield Overheard(before)
+
+
 def _synchronise(timing: Timing, baud: int, number: int, wait_s: float, said: bytes, request: Request) -> Flow[Connected]:
     begun: float = yield Now()
     try:
         sync = yield from an3155.synchronise(timing)
     except NoSync as error:
         if an3155.looks_like_text(said):
+            yield Overheard(said)
             text = said[:200].decode("ascii", "replace").strip()
             raise ApplicationRunning(f"after the reset the application spoke: {text!r}", received=text) from error
         raise
@@ -243,8 +262,11 @@ def _explained(error: LoaderError, chip: Chip | None, request: Request, attempts
     return type(error)(f"{error.message}; {'; '.join(extra)}", **{**error.facts, "attempts": attempts})
 
 
-def leave(request: Request) -> Flow[None]:
-    """Back to the application: its own format first, so that nothing it says at its start is lost, then BOOT0, then NRST."""
+def leave(request: Request, *, running: bool = False) -> Flow[None]:
+    """Back to the application: its own format first, so that nothing it says at its start is lost, then BOOT0, then NRST.
+
+    ``running``: it is the application that is reset, and not the loader.
+    """
     trouble: LinkError | None = None
     try:
         yield SetFormat(request.application_baud, request.application_parity)
@@ -253,7 +275,7 @@ def leave(request: Request) -> Flow[None]:
     for step in request.wiring.leave:
         try:
             if isinstance(step, SetLines) and (step.reset is False or step.power):
-                yield Drain(STALE_QUIET_S, 0.05)  # What was said before the reset must not pass for the start after it.
+                yield from _stale(application=running)
             yield step
         except LinkError as error:  # Nor one line another.
             trouble = trouble or error
@@ -287,8 +309,11 @@ def _start_by_go(request: Request, chip: Chip, timing: Timing, result: Result) -
     yield SetFormat(request.application_baud, request.application_parity)
 
 
-def boot(request: Request, result: Result, chip: Chip | None = None, timing: Timing | None = None) -> Flow[None]:
-    """Start the application and listen to the first thing that it says. ``chip`` and ``timing``: of the loader, if entered."""
+def boot(
+    request: Request, result: Result, chip: Chip | None = None, timing: Timing | None = None, *, running: bool = False
+) -> Flow[None]:
+    """Start the application and listen to the first thing that it says. ``chip`` and ``timing``: of the loader, if entered.
+    ``running``: see ``leave``."""
     yield from phase_started(Phase.BOOT)
     wiring = request.wiring
     # Parts that check for an empty flash remember the answer from power-on: after the first flash a plain reset enters the
@@ -302,7 +327,7 @@ def boot(request: Request, result: Result, chip: Chip | None = None, timing: Tim
     elif chip and timing and result.changed and (stuck or not wiring.can_restart):
         yield from _start_by_go(request, chip, timing, result)
     else:
-        yield from leave(request)
+        yield from leave(request, running=running)
         if timing and not wiring.can_restart:
             text = "neither NRST nor power is wired: the target stays in its loader until somebody resets it"
             yield Report(Warned("NOT_STARTED", text))
@@ -324,6 +349,8 @@ def _first_words(request: Request, wait_s: float) -> Flow[bytes]:
     first: bytes = yield Receive(1, wait_s)
     if first and not request.health:
         first += yield Receive(BANNER_BYTES - 1, 0.2)
+    if first:
+        yield Overheard(first)
     return first
 
 

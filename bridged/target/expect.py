@@ -1,7 +1,8 @@
 """Talking with the application on its own UART: say something, wait for an answer. One mechanism for everything that needs it.
 
 The interlock before the first reset ("safe to stop"), the entry into the loader through the application, and the health probe
-after a start are all a ``Conversation``. Flows without I/O; the format of the port is the caller's business.
+after a start are all a ``Conversation``. What comes back is told to the console, too. Flows without I/O; the format of the port
+is the caller's business.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from bridged.protocol.flow import Flow, Now, Receive, Send
+from bridged.protocol.flow import Flow, Now, Overheard, Receive, Send
 
 SLICE_S = 0.1
 RESEND_S = 1.0
@@ -64,7 +65,10 @@ def talk(what: Conversation, before: bytes = b"") -> Flow[Heard]:
             matches = 1 if what.send else len(found)
         if now >= deadline:
             break
-        said += yield Receive(256, min(SLICE_S, deadline - now))
+        heard: bytes = yield Receive(256, min(SLICE_S, deadline - now))
+        if heard:
+            yield Overheard(heard)
+            said += heard
         del said[: max(0, len(said) - KEPT_BYTES)]
         now = yield Now()
     return Heard(matches, printable(bytes(said)))

@@ -5,6 +5,9 @@ descriptors, and watches it: it answers its barriers, ends it at its deadline, a
 hazard (P9) and brings the target back to its application itself (P4). It knows nothing of clients, queues and journals: events,
 progress and barriers go to the callables of the caller.
 
+While no session has the port the console has it: what the target says goes to ``listener``, and so does what it said to a
+session (``Overheard``), in the order in which it was said. The ``leases`` say who may write, and whose jobs wait.
+
 States: ``absent`` (no device, or somebody else has it; tried again by itself), ``idle``, ``busy``, ``broken`` (lines could not
 be brought back to idle; only ``clear`` or a restart gets out of it). Opening moves the lines to idle and resets nothing.
 
@@ -24,7 +27,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import bridged
 from bridged import chips, config
@@ -47,7 +50,9 @@ from bridged.protocol.flow import Pause, SetLines
 from bridged.target import lines as wires
 from bridged.target.board import Board
 from bridged.target.expect import Conversation
+from bridged.target.lease import Leases
 from bridged.target.lines_open import open_lines
+from bridged.target.port import Port
 from bridged.target.request import Request, Wiring
 from bridged.target.uart import Counters, Uart
 
@@ -59,12 +64,22 @@ Barrier = Callable[[str, float, bytes], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """Who holds the target. ``kind``: job, lock or console."""
+class Frame:
+    """How the application speaks: what a console may set. ``flow``: "", ``rts`` or ``xon``."""
 
-    holder: str
-    kind: str
-    since: float
+    baud: int
+    parity: str = "N"
+    data_bits: int = 8
+    stop_bits: int = 1
+    flow: str = ""
+
+
+class Listener(Protocol):
+    """The console's side of a target. All of it is called in the event loop's thread and must not wait."""
+
+    def heard(self, data: bytes) -> None: ...
+    def room(self) -> None: ...
+    def changed(self) -> None: ...
 
 
 # The standard library and this package are all that a session needs: without the rest of the environment (-I, -S) it is up
@@ -81,14 +96,18 @@ class Target:
         self.config = settings
         self.state = "absent"
         self.reason = "not opened yet"
-        self.lease: Lease | None = None
+        self.leases = Leases(time.monotonic, time.time, settings.console.writer_idle_s)
+        self.listener: Listener | None = None
+        self.frame = Frame(settings.application.baud, settings.application.parity)
         self.last_trace = ""
         self.unreleased = False  # The port went with the lines on it: when it is back ``release_after`` is owed.
         self._on_change = on_change
+        self._port: Port | None = None
         self._uart: Uart | None = None
         self._lines: wires.Lines | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
+        self._look = asyncio.Event()  # The keeper looks at once: the device said that it is gone.
         self._not_before = 0.0
         self._session: _Session | None = None
         self._asked = ""
@@ -112,13 +131,14 @@ class Target:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
             self._keeper = None
-        await asyncio.to_thread(self._let_go)
+        await self._drop()
         await self._set("absent", "closed")
 
     def clear(self) -> None:
         """A person has looked at a broken target: try it again."""
         if self.state == "broken":
             self.state, self.reason = "absent", "cleared, opening again"
+            self._detach()
             self._let_go()
             self._on_change()
 
@@ -138,12 +158,43 @@ class Target:
                     await self._set("absent", f"{type(error).__name__}: {error}")
                 else:
                     if self._shared:
-                        await asyncio.to_thread(self._let_go)
+                        await self._drop()
+                    else:
+                        await self._attach()
                     await self._set("idle", "")
             elif self.state == "idle" and self._vanished():
-                await asyncio.to_thread(self._let_go)
-                await self._set("absent", f"{self.config.port} vanished")
-            await asyncio.sleep(RETRY_S)
+                await self._gone()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S):
+                    await self._look.wait()
+            self._look.clear()
+
+    async def _gone(self) -> None:
+        await self._drop()
+        await self._set("absent", f"{self.config.port} vanished")
+
+    async def _attach(self) -> None:
+        """Let the console have the open port."""
+        if self._uart is not None and self._port is None:
+            self._port = await Port.attach(self._uart, self._heard, self._look.set, self._room)
+            self._apply_frame()
+
+    def _detach(self) -> None:
+        if self._port is not None:
+            self._port.close()
+            self._port = None
+
+    async def _drop(self) -> None:
+        self._detach()
+        await asyncio.to_thread(self._let_go)
+
+    def _heard(self, data: bytes) -> None:
+        if self.listener is not None:
+            self.listener.heard(data)
+
+    def _room(self) -> None:
+        if self.listener is not None:
+            self.listener.room()
 
     def _take(self) -> None:
         """Open port and lines, both idle. Blocking. Nothing stays open on failure."""
@@ -164,22 +215,28 @@ class Target:
         self._lines = self._uart = None
 
     def _vanished(self) -> bool:
-        """Whether the open port no longer is what its name means. What an idle target says is dropped: there is no console."""
+        """Whether the open port no longer is what its name means."""
         if self._uart is None:
             return not os.path.exists(self.config.port)
         try:
             if os.stat(self.config.port).st_rdev != os.fstat(self._uart.fd).st_rdev:
                 return True
-            self._uart.read(4096)
+            # A device that hung up is readable, and its bytes are not ours to take.
+            self._uart.wait_readable(0)
         except (OSError, LinkError):
             return True
-        return False
+        return self._port is not None and not self._port.alive
 
     async def _set(self, state: str, reason: str) -> None:
         async with self._changed:
             self.state, self.reason = state, reason
             self._changed.notify_all()
+        self._tell()
+
+    def _tell(self) -> None:
         self._on_change()
+        if self.listener is not None:
+            self.listener.changed()
 
     async def wait_present(self) -> None:
         """Until the device is there (or the target broken)."""
@@ -210,8 +267,7 @@ class Target:
             self.unreleased = False
         except LinkError as error:
             if self._vanished():
-                await asyncio.to_thread(self._let_go)
-                await self._set("absent", f"{self.config.port} vanished")
+                await self._gone()
                 raise PortGone(f"{self.config.port} vanished while the target was released: {error.message}") from error
             await self._set("broken", f"after an interrupted session: {error.message}")
             raise
@@ -224,7 +280,7 @@ class Target:
 
     async def _close_shared(self) -> None:
         if self._shared:
-            await asyncio.to_thread(self._let_go)
+            await self._drop()
 
     async def _back_to_application(self) -> None:
         assert self._lines is not None
@@ -245,7 +301,111 @@ class Target:
 
     def _move(self, step: SetLines) -> None:
         assert self._lines is not None
+        assert self._uart is not None
+        if step.reset is False or step.power:
+            # What is there yet was said to a dead session, by the loader: the console is to begin with the application.
+            with contextlib.suppress(LinkError):
+                self._uart.flush_input()
         self._lines.set(reset=step.reset, boot0=step.boot0, power=step.power)
+
+    # --- the console's side ---------------------------------------------------------------------------------------
+
+    @property
+    def talkable(self) -> bool:
+        """Whether the console has the port now."""
+        return self._port is not None and self.state == "idle"
+
+    @property
+    def congested(self) -> bool:
+        return self._port is not None and self._port.full
+
+    def write(self, data: bytes) -> bool:
+        """What a console writer says; whether it was taken."""
+        return self._port is not None and self.state == "idle" and self._port.write(data)
+
+    def purge_output(self) -> None:
+        """Throw away what was written and is not on the wire yet."""
+        if self.talkable and self._port is not None:
+            with contextlib.suppress(LinkError):
+                self._port.discard_output()
+
+    def set_frame(self, frame: Frame | None) -> None:
+        """How the console speaks from now on; None: as configured. Without a port it is remembered until there is one.
+
+        Raises ``BaudUnavailable``, ``ParityUnavailable`` or another ``LinkError``; the frame stays as it was then.
+        """
+        before = self.frame
+        self.frame = frame or Frame(self.config.application.baud, self.config.application.parity)
+        try:
+            if self.talkable and self.frame != before:
+                self._set_uart(self.frame)
+        except LinkError:
+            self.frame = before
+            with contextlib.suppress(LinkError):
+                self._set_uart(before)
+            raise
+
+    def _set_uart(self, frame: Frame) -> None:
+        assert self._uart is not None
+        self._uart.set_format(frame.baud, frame.parity, frame.stop_bits, frame.data_bits, frame.flow)
+
+    def _apply_frame(self) -> None:
+        """Sessions leave the port as the application is configured; a console that set something else goes on with that."""
+        if self.frame != Frame(self.config.application.baud, self.config.application.parity):
+            with contextlib.suppress(LinkError):
+                self._set_uart(self.frame)
+
+    def _give_back(self) -> None:
+        """After a session: the console has the port again."""
+        if self._port is not None:
+            self._apply_frame()
+            self._port.resume()
+
+    def wired_signals(self) -> frozenset[str]:
+        """Which of dtr and rts drive NRST, BOOT0 or the power."""
+        lines = self.config.lines
+        if lines.kind != "modem":
+            return frozenset()
+        return frozenset(getattr(lines, line.pin).removeprefix("!") for line in wires.wired(lines))
+
+    def set_signal(self, name: str, asserted: bool) -> None:
+        """Move DTR or RTS for a console writer; who may is the caller's business. Never while a session has the port."""
+        if self.talkable and self._uart is not None:
+            with contextlib.suppress(LinkError):  # A port without modem lines, as most on-chip UARTs.
+                self._uart.set_modem(dtr=asserted if name == "dtr" else None, rts=asserted if name == "rts" else None)
+
+    def set_break(self, active: bool) -> None:
+        if self.talkable and self._uart is not None:
+            with contextlib.suppress(LinkError):
+                self._uart.set_break(active)
+
+    def modem(self) -> frozenset[str]:
+        """Which of cts, dsr, ri and cd are asserted, as far as the console can know."""
+        if self.talkable and self._uart is not None:
+            with contextlib.suppress(LinkError):
+                return self._uart.modem()
+        return frozenset()
+
+    def counters(self) -> Counters | None:
+        """The kernel's counters of the port; None where there is no port, or none is counted."""
+        if self._uart is not None:
+            with contextlib.suppress(LinkError):
+                return self._uart.counters()
+        return None
+
+    async def wait_free(self, principal: str) -> None:
+        """Until no lock of another keeps jobs of ``principal`` away."""
+        while (lock := self.leases.lock) is not None and self.leases.keeps_from(principal):
+            async with self._changed:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.01, lock.until - time.monotonic())):
+                        await self._changed.wait()
+
+    async def lease_changed(self) -> None:
+        """Somebody locked or unlocked it: whoever waits looks again."""
+        async with self._changed:
+            self._changed.notify_all()
+        self._tell()
 
     # --- sessions -------------------------------------------------------------------------------------------------
 
@@ -260,7 +420,7 @@ class Target:
     def _ask(self, what: str) -> None:
         if self._session is not None:
             self._session.ask(what)
-        elif self.lease is not None:
+        elif self.leases.job is not None:
             self._asked = what  # It is being started; it hears this as the first thing.
 
     @property
@@ -332,12 +492,12 @@ class Target:
         """
         if self.state == "broken":
             raise TargetBroken(f"target {self.name} is marked broken: {self.reason}", target=self.name)
-        if self.lease is not None or self.state == "busy":
-            holder = self.lease.holder if self.lease else "another session"
+        if self.leases.job is not None or self.state == "busy":
+            holder = self.leases.job.holder if self.leases.job else "another session"
             raise TargetBusy(f"target {self.name} is held by {holder}", target=self.name, holder=holder)
         if self.state == "absent":
             raise PortGone(f"target {self.name}: {self.reason}", target=self.name, port=self.config.port)
-        self.lease = Lease(job_id, "job", time.time())
+        self.leases.begin_job(job_id)
         try:
             await self._set("busy", f"job {job_id}")
             on_event(PhaseStarted(Phase.LOCK))
@@ -347,13 +507,13 @@ class Target:
         finally:
             self._session = None
             self._asked = ""
-            self.lease = None
+            self.leases.end_job()
             await self._close_shared()
             if self.state == "busy":
                 if self._vanished():
-                    await asyncio.to_thread(self._let_go)
-                    await self._set("absent", f"{self.config.port} vanished")
+                    await self._gone()
                 else:
+                    self._give_back()
                     await self._set("idle", "")
 
     async def _run(
@@ -367,9 +527,12 @@ class Target:
     ) -> dict[str, Any]:
         assert self._uart is not None
         assert self._lines is not None
+        if self._port is not None:
+            self._port.pause()
+        self._uart.set_break(False)
         self._uart.discard_output()
         before = self._uart.counters()
-        session = _Session(self._uart, self._lines, request, on_event, on_progress, on_barrier)
+        session = _Session(self._uart, self._lines, request, on_event, on_progress, on_barrier, self._heard)
         self._session = session
         if self._asked:
             session.ask(self._asked)
@@ -433,6 +596,7 @@ class _Session:
         on_event: Callable[[Event], None],
         on_progress: Callable[[int], None],
         on_barrier: Barrier | None,
+        on_heard: Callable[[bytes], None],
     ) -> None:
         self.board = Board.create()
         self.out = os.memfd_create("bridged-out", os.MFD_CLOEXEC)
@@ -442,6 +606,7 @@ class _Session:
         self.limit_s = ENTER_LIMIT_S
         self._uart, self._lines, self._request = uart, lines, request
         self._on_event, self._on_progress, self._on_barrier = on_event, on_progress, on_barrier
+        self._on_heard = on_heard
         self._mine, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._mine.setblocking(False)
         self._deadline = time.monotonic() + self.limit_s
@@ -551,6 +716,9 @@ class _Session:
             task = asyncio.ensure_future(self._barrier(message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            return
+        if "heard" in message:
+            self._on_heard(str(message["heard"]).encode("latin-1"))
             return
         event = decode(message)
         if isinstance(event, Planned):

@@ -114,7 +114,7 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result) ->
     if request.kind == "reset" and not request.stay_in_loader:
         if not request.wiring.can_restart:
             raise LineUnavailable("a reset was asked for, and neither NRST nor power is wired", line="nrst")
-        yield from boot(request, result)
+        yield from boot(request, result, running=True)
         return
     if request.kind == "doctor":
         result.findings = [finding.as_dict() for finding in (yield from examine(request, result))]

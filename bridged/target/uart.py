@@ -55,16 +55,27 @@ _TERMIOS2 = struct.Struct("=4IB19s2I")
 _TIOCGICOUNT = 0x545D
 _ICOUNT_FORMAT = "=20i"  # cts dsr rng dcd rx tx frame overrun parity brk buf_overrun, 9 reserved
 _ICOUNT_FIRST = 4
+_TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428
 _SERIAL_STRUCT_BYTES = 128  # struct serial_struct is 72 bytes where `long` has 64 bits, 60 where it has 32.
 _SERIAL_FLAGS_OFFSET = 16
 _ASYNC_LOW_LATENCY = 1 << 13
 
-_FRAME_FLAGS = termios.CSIZE | termios.CSTOPB | termios.PARENB | termios.PARODD
-_PARITY_FLAGS = {"N": 0, "E": termios.PARENB, "O": termios.PARENB | termios.PARODD}
+_CMSPAR = 0o10000000000  # asm-generic/termbits.h; `termios` lacks it before Python 3.14
+_FRAME_FLAGS = termios.CSIZE | termios.CSTOPB | termios.PARENB | termios.PARODD | _CMSPAR
+_PARITY_FLAGS = {
+    "N": 0,
+    "E": termios.PARENB,
+    "O": termios.PARENB | termios.PARODD,
+    "M": termios.PARENB | _CMSPAR | termios.PARODD,
+    "S": termios.PARENB | _CMSPAR,
+}
 _STOP_FLAGS = {1: 0, 2: termios.CSTOPB}
+_SIZE_FLAGS = {5: termios.CS5, 6: termios.CS6, 7: termios.CS7, 8: termios.CS8}
 _STANDARD_RATES: dict[int, int] = {
     int(name[1:]): value for name, value in vars(termios).items() if name[0] == "B" and name[1:].isdigit() and name != "B0"
 }
+
+_MODEM_INPUTS = {"cts": termios.TIOCM_CTS, "dsr": termios.TIOCM_DSR, "ri": termios.TIOCM_RI, "cd": termios.TIOCM_CD}
 
 _GONE = frozenset({errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.EIO, errno.ENOTCONN, errno.ESHUTDOWN})
 _PTY_MAJORS = range(128, 144)  # 128..135 Unix98 masters, 136..143 slaves (Documentation/admin-guide/devices.txt)
@@ -254,20 +265,23 @@ class Uart:
 
     # --- format --------------------------------------------------------------------------------------------------
 
-    def set_format(self, baud: int, parity: str, stop_bits: int = 1) -> None:
-        """8 data bits at ``baud`` with parity ``"N"``, ``"E"`` or ``"O"``; raw; at once, without touching any buffer.
+    def set_format(self, baud: int, parity: str, stop_bits: int = 1, data_bits: int = 8, flow: str = "") -> None:
+        """``baud`` with parity ``"N"``, ``"E"`` or ``"O"`` (``"M"``, ``"S"``: mark, space); raw; at once, without touching any
+        buffer. ``flow``: who may hold the bytes back: nobody, ``rts`` (RTS/CTS) or ``xon`` (XON/XOFF).
 
         Everything is set again, since a console may have changed it. Then it is read back: ``BaudUnavailable`` where the
         driver made another rate (more than 2.5 % off), ``ParityUnavailable`` where it made another frame.
         """
-        frame = termios.CS8 | _PARITY_FLAGS[parity] | _STOP_FLAGS[stop_bits]
-        asked = f"{baud} baud 8{parity}{stop_bits}"
+        frame = _SIZE_FLAGS[data_bits] | _PARITY_FLAGS[parity] | _STOP_FLAGS[stop_bits]
+        asked = f"{baud} baud {data_bits}{parity}{stop_bits}"
         # A standard rate by its constant: drivers that never heard of BOTHER know it, and so does `stty`.
         speed = _STANDARD_RATES.get(baud, _BOTHER)
         try:
             raw = _raw(self._get())
             cflag = (raw.cflag & ~(_FRAME_FLAGS | _CBAUD | _CIBAUD)) | frame | speed
-            self._put(replace(raw, cflag=cflag, ispeed=baud, ospeed=baud))
+            cflag |= termios.CRTSCTS if flow == "rts" else 0
+            iflag = termios.IXON | termios.IXOFF if flow == "xon" else 0
+            self._put(replace(raw, iflag=iflag, cflag=cflag, ispeed=baud, ospeed=baud))
             got = self._get()
         except OSError as error:
             if error.errno == errno.EINVAL:
@@ -286,13 +300,14 @@ class Uart:
                 got=got.ospeed,
                 driver=self.driver,
             )
-        compared = _FRAME_FLAGS & ~(termios.PARENB | termios.PARODD) if self.is_pty else _FRAME_FLAGS
+        # A pty has neither parity nor size of a character.
+        compared = termios.CSTOPB if self.is_pty else _FRAME_FLAGS
         if (got.cflag ^ frame) & compared:
             raise ParityUnavailable(
                 f"Setting {self.path} to {asked}: the driver ({self.driver or 'unknown'}) accepted it and then reads back "
                 f"{_frame_name(got.cflag)}",
                 path=self.path,
-                asked=f"8{parity}{stop_bits}",
+                asked=f"{data_bits}{parity}{stop_bits}",
                 got=_frame_name(got.cflag),
                 driver=self.driver,
             )
@@ -437,6 +452,34 @@ class Uart:
                     ) from error
                 self._fail("Setting DTR/RTS", error)
 
+    def modem(self) -> frozenset[str]:
+        """Which of cts, dsr, ri and cd the other side asserts; none where the driver has no modem lines (a pty)."""
+        bits = array("i", [0])
+        try:
+            _ioctl(self.fd, termios.TIOCMGET, bits)
+        except OSError as error:
+            if error.errno in (errno.ENOTTY, errno.EINVAL):
+                return frozenset()
+            self._fail("Reading the modem lines", error)
+        return frozenset(name for name, bit in _MODEM_INPUTS.items() if bits[0] & bit)
+
+    def set_break(self, active: bool) -> None:
+        """Hold TX low (True) or end that. A driver that cannot do it says nothing; a pty cannot."""
+        try:
+            _ioctl(self.fd, _TIOCSBRK if active else _TIOCCBRK, 0)
+        except OSError as error:
+            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                self._fail("Sending a break", error)
+
+    def write(self, data: bytes) -> int:
+        """As much of ``data`` as the kernel takes at once; 0 when it is full."""
+        try:
+            return os.write(self.fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._fail(f"Writing {len(data)} bytes", error)
+
     def _fail(self, attempted: str, error: OSError) -> NoReturn:
         cls = PortGone if error.errno in _GONE else LinkError
         raise cls(f"{attempted} on {self.path}: {_reason(error)}", path=self.path, errno=error.errno or 0) from error
@@ -456,7 +499,8 @@ def _raw(settings: _Settings) -> _Settings:
 def _frame_name(cflag: int) -> str:
     """Such as ``8E1``."""
     bits = {termios.CS5: 5, termios.CS6: 6, termios.CS7: 7, termios.CS8: 8}[cflag & termios.CSIZE]
-    parity = ("O" if cflag & termios.PARODD else "E") if cflag & termios.PARENB else "N"
+    odd, marked = bool(cflag & termios.PARODD), bool(cflag & _CMSPAR)
+    parity = ("SM" if marked else "EO")[odd] if cflag & termios.PARENB else "N"
     return f"{bits}{parity}{2 if cflag & termios.CSTOPB else 1}"
 
 

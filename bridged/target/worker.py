@@ -40,6 +40,7 @@ from bridged.protocol.flow import (
     Flow,
     Hazard,
     Now,
+    Overheard,
     Pause,
     Progress,
     Receive,
@@ -204,6 +205,7 @@ class Driver:
             SetFormat: self._set_format,
             Report: self._report,
             Progress: self._progress,
+            Overheard: self._overheard,
             Checkpoint: lambda _step: self._control.checkpoint(),
             Barrier: self._barrier,
             Hazard: self._hazard,
@@ -295,6 +297,9 @@ class Driver:
 
     def _progress(self, step: Progress) -> None:
         self._done = step.done
+
+    def _overheard(self, step: Overheard) -> None:
+        self._control.tell({"heard": step.data.decode("latin-1")})
 
     def note(self, text: str) -> None:
         """Put what is no exchange on the recorder, in the words of ``protocol.recording``."""

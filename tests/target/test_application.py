@@ -9,7 +9,7 @@ import pytest
 
 from bridged import errors
 from bridged.events import Phase, SectorProven
-from bridged.protocol.flow import Flow, Now, Receive, Send
+from bridged.protocol.flow import Flow, Now, Overheard, Receive, Send
 from bridged.sim.application import Behaviour
 from bridged.sim.device import Mode
 from bridged.target.expect import Conversation, Heard, talk
@@ -117,7 +117,7 @@ def test_entry_through_the_application_needs_consent_and_then_works() -> None:
 
 def heard(flow: Flow[Heard], said: list[tuple[float, bytes]]) -> tuple[Heard, list[bytes]]:
     """Play an application that says things at times."""
-    now, sent = 0.0, []
+    now, sent, overheard = 0.0, [], []
     pending = list(said)
     answer: Any = None
     try:
@@ -137,9 +137,15 @@ def heard(flow: Flow[Heard], said: list[tuple[float, bytes]]) -> tuple[Heard, li
                         now = max(now, when)
                     else:
                         now = until
+                case Overheard(data):
+                    assert data
+                    overheard.append(data)
+                    answer = None
                 case _:
                     raise AssertionError(step)
     except StopIteration as end:
+        if said:
+            assert b"".join(overheard) == b"".join(data for when, data in said if when <= now), "the console misses nothing"
         return end.value, sent
 
 

@@ -87,7 +87,7 @@ def play(tmp_path: Path, act: Callable[[Rig], Awaitable[None]], chip: str = "L47
                 async with asyncio.timeout(60):
                     await act(rig)
                 assert rig.target.session_pid is None
-                assert rig.target.lease is None
+                assert rig.target.leases.job is None
             finally:
                 await rig.target.close()
 
