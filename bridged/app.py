@@ -30,12 +30,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bridged import __version__, config
 from bridged.errors import BridgedError, ConfigError, from_dict
 
 if TYPE_CHECKING:
+    from bridged.console.room import Console
+    from bridged.console.server import Listeners
     from bridged.images.store import Store
     from bridged.jobs.journal import Journal, OpenSession
     from bridged.jobs.model import Job, Update
@@ -291,6 +293,8 @@ class Daemon:
         self.where = where
         self.notifier = notifier
         self.targets: dict[str, Target] = {}
+        self.consoles: dict[str, Console] = {}
+        self._listeners: list[Listeners] = []
         self.listening: list[str] = []
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
@@ -360,6 +364,7 @@ class Daemon:
         parts.push_async_callback(asyncio.to_thread, self.journal.close)
         self.store = await asyncio.to_thread(_open_store, self.where.state, settings.store)
         self.targets |= {name: self._target(name, target) for name, target in settings.targets.items()}
+        self.consoles |= {name: self._console(target) for name, target in self.targets.items()}
         self.metrics = Metrics(self.targets)
         self.jobs = Jobs(settings, self.journal, self.store, self.targets)
         self.jobs.on_update.append(self._tell_job)
@@ -379,10 +384,12 @@ class Daemon:
             self.metrics.uploaded,
             authority=self.authority,
             tls=self.tls,
+            consoles=self.consoles,
         )
         # Jobs first: they know which hazards a target must wait out before anybody touches its port or lines.
         await self.jobs.start()
         parts.push_async_callback(self._close_targets)
+        parts.push_async_callback(self._close_consoles)
         for target in self.targets.values():
             await target.open()
         parts.push_async_callback(self.line.stop)
@@ -394,6 +401,39 @@ class Daemon:
 
         return Target(name, settings, on_change=self._changed.set)
 
+    def _console(self, target: Target) -> Console:
+        from bridged.console.room import Console
+
+        console = Console(target, target.config.console)
+        target.listener = console
+        return console
+
+    async def _close_consoles(self) -> None:
+        await asyncio.gather(*(console.close() for console in self.consoles.values()), return_exceptions=True)
+
+    async def _listen_console(self, name: str, settings: config.Console) -> None:
+        from bridged.api.auth import Peer
+        from bridged.api.line import bind_unix
+        from bridged.console.server import Admission, Listeners
+        from bridged.protocol.line import Scope
+
+        def admit(info: Callable[[str], Any], target: str) -> Admission:
+            who = self.authority.known(Peer.of(info))
+            return Admission(who.name, who.may(Scope.READ, target), who.may(Scope.CONSOLE, target))
+
+        listeners = Listeners(self.consoles[name], admit)
+        self._listeners.append(listeners)
+        if settings.listen:
+            host = settings.listen.rpartition(":")[0]
+            self.listening.append(f"{host}:{await listeners.listen_tcp(settings.listen)} (console of {name})")
+        if settings.socket:
+            await listeners.listen_unix(Path(settings.socket), bind_unix)
+            self.listening.append(f"{settings.socket} (console of {name})")
+
+    async def _close_listeners(self) -> None:
+        for listeners in self._listeners:
+            await listeners.close()
+
     async def _close_targets(self) -> None:
         await asyncio.gather(*(target.close() for target in self.targets.values()), return_exceptions=True)
 
@@ -401,6 +441,9 @@ class Daemon:
         """A socket that was passed in takes the place of the address in the configuration."""
         from bridged.api.metrics import MetricsServer
 
+        parts.push_async_callback(self._close_listeners)
+        for name, target in self.config.targets.items():
+            await self._listen_console(name, target.console)
         api, passed = self.config.api, passed_sockets()
         schemes = {"line": "", "line-unix": "", "line-tls": "tls", "line-plaintext": "plaintext"}
         line = [(sock, scheme) for name, scheme in schemes.items() for sock in passed.pop(name, [])]
@@ -477,6 +520,8 @@ class Daemon:
 
     async def _refresh(self) -> None:
         self.metrics.refresh(self.jobs.targets())
+        for name, console in self.consoles.items():
+            self.metrics.refresh_console(name, console.figures())
         self.metrics.connections.set(self.line.connections)
         self.metrics.staging.set(await asyncio.to_thread(lambda: self.store.usage_bytes))
         self.metrics.staging_limit.set(self.store.limit_bytes)

@@ -65,6 +65,9 @@ def _f(
     return field(default=default, metadata=meta)
 
 
+BAUD_LOW, BAUD_HIGH = 300, 4_000_000  # Of an application; 4 Mbaud is what PL011 and FTDI adapters reach.
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
     name: str = _f("", "Name of this gateway in greetings and metrics; empty: the host name.", high=64)
@@ -167,7 +170,7 @@ class Talk:
 class Application:
     """What the application does on the same UART after it was started."""
 
-    baud: int = _f(115200, "Baud rate of the application.", low=300, high=4000000)
+    baud: int = _f(115200, "Baud rate of the application.", low=BAUD_LOW, high=BAUD_HIGH)
     parity: str = _f("N", "Parity of the application.", choices=("N", "E", "O"))
     listen_s: float = _f(1.0, "How long the start of the application is listened to after a job.", low=0, high=60)
     enter: str = _f("", "What makes the application jump into the loader, where no line does.", high=256, kind="bytes")
@@ -209,7 +212,7 @@ class Policy:
 class Console:
     """The target's serial port for people and programs, while no job has it. Speed and parity are those of `application`."""
 
-    listen: str = _f("", "TCP port of the console, HOST:PORT; loopback only; empty: none.", kind="listen")
+    listen: str = _f("", "TCP port of the console, HOST:PORT; loopback only; empty: none.", kind="loopback")
     socket: str = _f("", "Unix socket of the console; empty: none.", kind="socket")
     protocol: str = _f(
         "raw", "raw: bytes and nothing else; rfc2217: telnet with control of the port.", choices=("raw", "rfc2217")
@@ -362,6 +365,11 @@ def warnings(config: Config) -> list[str]:
             found.append(
                 f"targets.{name}.port: {target.port} is numbered in the order of plugging in; take its name under"
                 " /dev/serial/by-id"
+            )
+        if target.shares and (target.console.listen or target.console.socket):
+            found.append(
+                f"targets.{name}.console: a target that shares its wires has its port open for jobs only, so its console stays"
+                " silent"
             )
         for use, talk in (("interlock", target.application.interlock), ("health", target.application.health)):
             if talk.send and not talk.expect:
@@ -604,6 +612,7 @@ class _Loader:
                 for key in ("signature", "no_downgrade", "board"):
                     if getattr(target.policy, key):
                         self.note((*path, "policy", key), "needs signing.keys: by whom may an image be signed?")
+            self._console(name, target, config)
             if check_chip is not None and not {(*path, "chip"), (*path, "layout")} & self.wrong:
                 for key, text in check_chip(target.chip, target.layout):
                     self.note((*path, key), text)
@@ -648,6 +657,24 @@ class _Loader:
                 name = item.partition("=")[0].strip()
                 if name in _LINE_NAMES and getattr(lines, name) in ("", BY_HAND):
                     self.note((*path, key, str(index)), f"drives {name}, but {name} is not wired")
+
+    def _console(self, name: str, target: Target, config: Config) -> None:
+        """No two listeners at one place; port 0 is another one each time."""
+        path, console = ("targets", name, "console"), target.console
+        taken = {word: "api.listen" for word in config.api.listen.split()}
+        taken |= {config.api.metrics: "api.metrics", config.api.socket: "api.socket"}
+        for other, found in config.targets.items():
+            if other == name:
+                break
+            taken |= {found.console.listen: f"targets.{other}.console.listen"}
+            taken |= {found.console.socket: f"targets.{other}.console.socket"}
+            taken |= {found.console.log: f"targets.{other}.console.log"}
+        for key in ("listen", "socket", "log"):
+            value = getattr(console, key)
+            if value and value in taken and not value.endswith(":0"):
+                self.note((*path, key), f"{value} is taken by {taken[value]} already")
+        if console.replay_kib > console.history_kib and (*path, "replay_kib") not in self.wrong:
+            self.note((*path, "replay_kib"), f"exceeds history_kib, which is {console.history_kib}")
 
     def _sharing(self, targets: Mapping[str, Target]) -> None:
         for name, target in targets.items():
@@ -778,7 +805,8 @@ def _wrong_listeners(value: str) -> str:
     return "" if value == " ".join(value.split()) else "separate several addresses by one space"
 
 
-def _wrong_loopback(value: str) -> str:
+def wrong_loopback(value: str) -> str:
+    """Why nobody may listen there who asks nobody for a token (P7), or why it is no address; empty: it is allowed."""
     text = _wrong_listen(value)
     if text or not value or _listen(value).loopback:
         return text
@@ -828,7 +856,7 @@ _STRINGS: dict[str, Callable[[str], str]] = {
     "path": _wrong_path,
     "socket": _wrong_socket,
     "listen": _wrong_listeners,
-    "loopback": _wrong_loopback,
+    "loopback": wrong_loopback,
     "secret": _wrong_secret,
     "bytes": _wrong_bytes,
     "regex": _wrong_regex,

@@ -26,12 +26,13 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bridged import __version__
+from bridged.api import consoles
 from bridged.api.auth import Authority, Peer, Principal
 from bridged.api.guarded import Guarded
 from bridged.api.ports import JobsApi, StagedFile, StoreApi, Upload
@@ -52,6 +53,7 @@ from bridged.api.requests import KINDS, submission
 from bridged.api.tls import HANDSHAKE_S, Tls, transport
 from bridged.api.transfers import Transfer, Transfers, in_thread
 from bridged.config import Listen
+from bridged.console.room import Console
 from bridged.errors import (
     BadRequest,
     BridgedError,
@@ -130,6 +132,7 @@ class LineServer:
         transfers: Transfers | None = None,
         authority: Authority | None = None,
         tls: Tls | None = None,
+        consoles: Mapping[str, Console] | None = None,
     ) -> None:
         self.jobs, self.store, self.limits = jobs, store, limits or Limits()
         self.authority, self.tls = authority or Authority(), tls
@@ -140,6 +143,7 @@ class LineServer:
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._refusing = 0
         self.transfers = transfers or Transfers(self.limits.takeover_s)
+        self.consoles: Mapping[str, Console] = consoles or {}
         self._socket_path: Path | None = None
 
     @property
@@ -166,7 +170,7 @@ class LineServer:
 
     async def listen_unix(self, path: Path, mode: int = 0o660) -> None:
         """Takes the place of a socket that a dead daemon left, never of one that answers. Raises ``ConfigError``."""
-        sock = await asyncio.to_thread(_bind_unix, path, mode)
+        sock = await asyncio.to_thread(bind_unix, path, mode)
         self._servers.append(await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG))
         self._socket_path = path
 
@@ -239,7 +243,7 @@ def _keep_alive(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
-def _bind_unix(path: Path, mode: int) -> socket.socket:
+def bind_unix(path: Path, mode: int) -> socket.socket:
     """Bound under a temporary name, given its mode, then renamed: it never answers to the wrong people, and never not."""
     if path.exists():
         with socket.socket(socket.AF_UNIX) as probe:
@@ -346,6 +350,9 @@ class _Connection:
             "CANCEL": self._cancel,
             "LOG": self._log,
             "TRACE": self._trace,
+            "LOCK": self._lock,
+            "UNLOCK": self._unlock,
+            "CONSOLE": self._console,
         }
 
     def _is(self, who: Principal) -> None:
@@ -869,8 +876,52 @@ class _Connection:
     async def _info(self, values: dict[str, Any]) -> None:
         info = self.jobs.info(values["target"])
         rows = [(key, value) for key, value in target_data(info).items() if key != "target" and value not in (None, "")]
+        if values["target"] in self.server.consoles:
+            held = consoles.holder(self.server.consoles[values["target"]])
+            rows += [(key, value) for key, value in held.items() if value not in (None, "")]
         await self._send_many([Reply(250, "", {key: value}, more=True) for key, value in rows])
         await self._send(Reply(250, "", {"target": values["target"]}))
+
+    # --- consoles and locks ---------------------------------------------------------------------------------------
+
+    def _console_of(self, target: str, scope: Scope, doing: str) -> Console:
+        """Raises ``NotAllowed``, ``LoginFirst`` or ``UnknownTarget``."""
+        self.who.require(scope, target, doing)
+        return consoles.find(self.server.consoles, target)
+
+    @property
+    def _administers(self) -> bool:
+        """Whether this client may take over what others hold."""
+        return self.who.may(Scope.ADMIN)
+
+    async def _lock(self, values: dict[str, Any]) -> None:
+        console = self._console_of(values["target"], Scope.CONSOLE, "LOCK")
+        right = bool(values.get("force")) and self._administers
+        reply = await consoles.lock(console, self.who.name, values, right=right)
+        self.server.authority.note(self.who, "lock", target=console.name, detail=values.get("note", ""))
+        await self._send(reply)
+
+    async def _unlock(self, values: dict[str, Any]) -> None:
+        console = self._console_of(values["target"], Scope.CONSOLE, "UNLOCK")
+        right = bool(values.get("force")) and self._administers
+        reply = await consoles.unlock(console, self.who.name, right=right)
+        self.server.authority.note(self.who, "unlock", target=console.name)
+        await self._send(reply)
+
+    async def _console(self, values: dict[str, Any]) -> None:
+        """101, then raw bytes to the end of the connection: nothing after that is a command."""
+        writing = values.get("mode", "rw") == "rw"
+        doing = "CONSOLE rw" if writing else "CONSOLE ro"
+        console = self._console_of(values["target"], Scope.CONSOLE if writing else Scope.READ, doing)
+        dialog = consoles.Dialog(console, self.writer, lambda: self.server.authority.valid(self.who))
+        self.interruptible = True
+        try:
+            await dialog.run(
+                self.who.source, self.who.name, values, self.incoming.raw, self._send, writing=writing, right=self._administers
+            )
+        finally:
+            self.interruptible = False
+        raise _Bye
 
     async def _plan(self, values: dict[str, Any]) -> None:
         plan = await self.jobs.plan(values.pop("target"), values.pop("image"), values)

@@ -28,6 +28,7 @@ from prometheus_client.exposition import choose_encoder
 
 from bridged import __version__
 from bridged.api.auth import check_loopback
+from bridged.console.room import NOTHING_COUNTED, Figures
 from bridged.errors import BridgedError, ConfigError, TargetError
 from bridged.events import Event, SectorErased, StepDone
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Update
@@ -71,6 +72,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._jobs: dict[str, _Running] = {}
         self._ended: deque[str] = deque(maxlen=256)
+        self._consoles: dict[str, Figures] = {}
         self._lags: deque[float] = deque(maxlen=LAG_WINDOW)
         self._define()
         self.build_info.labels(version, revision, platform.python_version()).set(1)
@@ -108,7 +110,15 @@ class Metrics:
             "rom_ack_seconds", "From the last byte of a command to its acknowledgement.", ACK_BUCKETS, "step"
         )
         self.uart_errors = counter("uart_errors_total", "Errors that the kernel counted on the UART.", "target", "type")
-        self.uart_bytes = counter("uart_bytes_total", "Bytes of the ROM dialogue.", "target", "direction")
+        self.uart_bytes = counter(
+            "uart_bytes_total", "Bytes on the UART: those of ended jobs, and of the console.", "target", "direction"
+        )
+        self.console_clients = gauge("console_clients", "Clients at the console.", "target", "role")
+        self.console_dropped = counter(
+            "console_dropped_bytes_total",
+            "Bytes that a console did not pass on: slow readers, and writers without the lease.",
+            "target",
+        )
         self.last_success = gauge("last_success_timestamp_seconds", "When a job last succeeded; 0: never.", "target")
         self.upload_bytes = counter("upload_bytes_total", "Bytes of images that clients sent.")
         self.uploads_resumed = counter("uploads_resumed_total", "Uploads that went on where an earlier one had broken off.")
@@ -137,6 +147,9 @@ class Metrics:
             self.uart_errors.labels(target, type_)
         for direction in DIRECTIONS:
             self.uart_bytes.labels(target, direction)
+        for role in ("reader", "writer"):
+            self.console_clients.labels(target, role)
+        self.console_dropped.labels(target)
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
@@ -221,6 +234,24 @@ class Metrics:
             chip_id = f"0x{pid:03x}" if isinstance(pid, int) else str(pid)
             firmware = str(entry.get("image_name") or entry.get("firmware") or "")
             self.target_info.labels(name, chip_id, str(entry.get("family") or entry.get("chip") or ""), firmware).set(1)
+
+    def refresh_console(self, target: str, now: Figures) -> None:
+        """What a console has counted since it was made; added to the counters is what is new."""
+        before = self._consoles.get(target, NOTHING_COUNTED)
+        self._consoles[target] = now
+        self.console_clients.labels(target, "reader").set(now.readers)
+        self.console_clients.labels(target, "writer").set(now.writers)
+        self.console_dropped.labels(target).inc(now.dropped_bytes - before.dropped_bytes)
+        self.uart_bytes.labels(target, "in").inc(now.bytes_in - before.bytes_in)
+        self.uart_bytes.labels(target, "out").inc(now.bytes_out - before.bytes_out)
+        new = now.errors - before.errors
+        for type_, count in (
+            ("parity", new.parity),
+            ("frame", new.frame),
+            ("overrun", new.overrun + new.buf_overrun),
+            ("brk", new.brk),
+        ):
+            self.uart_errors.labels(target, type_).inc(count)
 
     async def measure_lag(self) -> None:
         """Runs as a task for as long as the daemon lives."""

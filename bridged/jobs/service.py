@@ -122,7 +122,8 @@ class TargetPort(Protocol):
 
     ``state``: idle, busy, absent or broken. ``hold_off`` keeps everybody from port and lines, and comes before the target is
     opened. ``run`` has released the target when it returns or raises, or the target is ``broken``, or ``unreleased``: its
-    port vanished with its lines, and ``release_after`` is to be called when it is back.
+    port vanished with its lines, and ``release_after`` is to be called when it is back. ``keeps_from``: a person has locked
+    it, so that new jobs of another principal wait, until ``wait_free`` returns.
     """
 
     @property
@@ -157,6 +158,8 @@ class TargetPort(Protocol):
     async def release_after(self, hazard_s: float) -> None: ...
     async def wait_idle_hardware(self, timeout_s: float) -> bool: ...
     async def wait_present(self) -> None: ...
+    def keeps_from(self, principal: str) -> bool: ...
+    async def wait_free(self, principal: str) -> None: ...
 
 
 class StorePort(Protocol):
@@ -698,12 +701,18 @@ class Jobs:
                 await self._hold(live, ABSENT)
             await self._wait_present(lane)
             return
+        if live is not None and self._locked(lane, live) and (live := self._let_by(lane, live)) and self._locked(lane, live):
+            await self._hold(live, LOCKED)
+            await self._wait_for(lane, lane.port.wait_free(live.job.principal))
+            return
         if live is not None and lane.group.lock.locked():
             await self._hold(live, LOCKED)
         async with lane.group.lock:
             problem = await self._settle(lane)
             live = lane.head()
-            if live is None or self._stopping.is_set() or self._held(live) or self._shut(lane, live):
+            if live is None or self._stopping.is_set() or self._held(live):
+                return
+            if self._shut(lane, live) or self._locked(lane, live):
                 return
             if lane.port.state == "absent" or (lane.debt is not None and problem is None):
                 return  # Gone, or gone for a moment while it was released: once more.
@@ -742,6 +751,20 @@ class Jobs:
             pause.cancel()
             woken.cancel()
 
+    def _locked(self, lane: _Lane, live: _Live | None) -> bool:
+        """A job that was interrupted goes on whoever has locked its target: that would stay half written."""
+        fresh = live is not None and live.job.state in (JobState.QUEUED, JobState.WAITING)
+        return live is not None and fresh and lane.debt is None and lane.port.keeps_from(live.job.principal)
+
+    def _let_by(self, lane: _Lane, live: _Live) -> _Live:
+        """The head of the queue is locked out: the first job of somebody who is not comes before it."""
+        for other in lane.queue:
+            if not other.job.terminal and not self._locked(lane, other):
+                lane.queue.remove(other)
+                lane.queue.appendleft(other)
+                return other
+        return live
+
     async def _hold(self, live: _Live, reason: str) -> None:
         """Say why a job waits. One that was interrupted stays so."""
         async with live.lock:
@@ -752,15 +775,19 @@ class Jobs:
 
     async def _wait_present(self, lane: _Lane) -> None:
         lane.free.set()
-        waits = [asyncio.ensure_future(lane.port.wait_present()), asyncio.ensure_future(lane.wake.wait())]
+        await self._wait_for(lane, lane.port.wait_present())
+        if lane.port.state != "absent" and lane.debt is not None:
+            lane.debt.tried = False
+
+    async def _wait_for(self, lane: _Lane, what: Coroutine[Any, Any, None]) -> None:
+        """Until ``what`` has happened, or something else in this lane."""
+        waits = [asyncio.ensure_future(what), asyncio.ensure_future(lane.wake.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for waiting in waits:
                 waiting.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
-        if lane.port.state != "absent" and lane.debt is not None:
-            lane.debt.tried = False
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -461,9 +461,38 @@ _TABLE = (
         (Param("limit", "number", "at most so many (default 50)"),),
         scope=Scope.ADMIN,
     ),
-    Verb("LOCK", "Reserves a target for a person.", "502 not in this version", available=False, scope=Scope.CONSOLE),
-    Verb("UNLOCK", "Gives a reserved target back.", "502 not in this version", available=False, scope=Scope.CONSOLE),
-    Verb("CONSOLE", "Connects to the target's serial port.", "502 not in this version", available=False, scope=Scope.CONSOLE),
+    Verb(
+        "LOCK",
+        "Reserves a target: new jobs of others wait, and only you write on its console. It runs out by itself.",
+        "250 owner=YOU ttl=SECONDS, or 423 with the owner",
+        (_TARGET,),
+        (
+            Param("ttl", "seconds", "for so long (default 3600, at most 86400)"),
+            Param("note", "note", "why, for those who meet the lock"),
+            Param("force", "flag", "1: take it over from another one, if you may", ("0", "1")),
+        ),
+        scope=Scope.CONSOLE,
+    ),
+    Verb(
+        "UNLOCK",
+        "Gives a reserved target back.",
+        "250, 251 it was not locked, or 423 with the owner",
+        (_TARGET,),
+        (Param("force", "flag", "1: also the lock of another one, if you may", ("0", "1")),),
+        scope=Scope.CONSOLE,
+    ),
+    Verb(
+        "CONSOLE",
+        "Connects to the target's serial port: from 101 on the connection is its bytes, to the end.",
+        "101 target=.. mode=ro|rw, then raw bytes; 423 somebody else writes",
+        (_TARGET, Param("mode", "choice", "ro: only look on, rw: write, too (the default)", ("ro", "rw"))),
+        (
+            Param("replay", "number", "so many bytes of what was said before come first (default: as configured)"),
+            Param("force", "flag", "1: take over from who writes, if you may", ("0", "1")),
+        ),
+        required=1,
+        scope=Scope.READ,
+    ),
 )
 
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _TABLE}
@@ -599,6 +628,7 @@ _CONVERT: dict[str, Callable[[str], Any]] = {
     "name": _pattern(
         r"(?!.*@0[xX][0-9A-Fa-f]+$)[ -+\--~]{1,128}", "1 to 128 printable characters without a comma or an @0x... at the end"
     ),
+    "note": _pattern(r"[ -~]{1,80}", "1 to 80 printable characters"),
     "token": _pattern(r"[A-Za-z0-9_.:@+-]{1,64}", "1 to 64 letters, digits or _.:@+-"),
     "target": _pattern(r"[A-Za-z0-9_.-]{1,64}", "the name of a target: letters, digits, _ . -"),
     "targets": _pattern(r"[A-Za-z0-9_.-]{1,64}(,[A-Za-z0-9_.-]{1,64}){0,15}", "up to 16 names of targets by comma"),
@@ -620,6 +650,7 @@ _KIND_TEXT = {
     "length": "BYTES",
     "number": "N",
     "seconds": "SECONDS",
+    "note": "TEXT",
     "token": "TEXT",
     "name": "TEXT",
     "target": "TARGET",
@@ -673,6 +704,7 @@ def reference() -> str:
 # --- reply codes --------------------------------------------------------------------------------------------------
 
 CODE_TEXT: dict[int, str] = {
+    101: "from here on raw bytes of the console",
     150: "progress, more follows",
     214: "help",
     220: "greeting",

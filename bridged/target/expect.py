@@ -14,6 +14,7 @@ from bridged.protocol.flow import Flow, Now, Overheard, Receive, Send
 
 SLICE_S = 0.1
 RESEND_S = 1.0
+TICK_S = 1e-6  # Shorter waits are none: a clock in nanoseconds may never reach a deadline in binary fractions.
 KEPT_BYTES = 8192  # Of what the application says; an expression is looked for in these.
 
 
@@ -63,7 +64,7 @@ def talk(what: Conversation, before: bytes = b"") -> Flow[Heard]:
             if not matches:
                 deadline = now + (0.0 if what.send else what.quiet_s)
             matches = 1 if what.send else len(found)
-        if now >= deadline:
+        if deadline - now < TICK_S:
             break
         heard: bytes = yield Receive(256, min(SLICE_S, deadline - now))
         if heard:

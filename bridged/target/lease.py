@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 from bridged.errors import TargetBusy
 
-LOCK_TTL_S = 3600.0  # Where a person names no time: an afternoon's work begins with a lock and often ends without an UNLOCK.
 LOCK_LIMIT_S = 86400.0  # A lock that outlives the day belongs to somebody who has gone home.
 
 
@@ -85,7 +84,7 @@ class Leases:
 
     # --- locks ----------------------------------------------------------------------------------------------------
 
-    def take_lock(self, principal: str, ttl_s: float = LOCK_TTL_S, note: str = "", *, right: bool = False) -> Lease:
+    def take_lock(self, principal: str, ttl_s: float, note: str = "", *, right: bool = False) -> Lease:
         """Lock, or lock anew. ``right``: also what another one has locked. Raises ``TargetBusy``."""
         lock = self.lock
         if lock is not None and lock.principal != principal and not right:

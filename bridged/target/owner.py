@@ -374,6 +374,15 @@ class Target:
             with contextlib.suppress(LinkError):  # A port without modem lines, as most on-chip UARTs.
                 self._uart.set_modem(dtr=asserted if name == "dtr" else None, rts=asserted if name == "rts" else None)
 
+    def restore_signals(self) -> None:
+        """DTR and RTS as they were before a console writer moved them: lines of the target idle, the others asserted."""
+        if self.talkable and self._uart is not None and self._lines is not None:
+            wired = self.wired_signals()
+            with contextlib.suppress(LinkError):
+                if wired:
+                    self._lines.idle()
+                self._uart.set_modem(dtr=None if "dtr" in wired else True, rts=None if "rts" in wired else True)
+
     def set_break(self, active: bool) -> None:
         if self.talkable and self._uart is not None:
             with contextlib.suppress(LinkError):
@@ -392,6 +401,10 @@ class Target:
             with contextlib.suppress(LinkError):
                 return self._uart.counters()
         return None
+
+    def keeps_from(self, principal: str) -> bool:
+        """Whether a lock keeps new jobs of ``principal`` waiting."""
+        return self.leases.keeps_from(principal)
 
     async def wait_free(self, principal: str) -> None:
         """Until no lock of another keeps jobs of ``principal`` away."""

@@ -140,6 +140,8 @@ class ScriptedTarget:
         self._asked = ""
         self._asked_event = asyncio.Event()
         self.running = False
+        self.locked_by = ""
+        self.unlocked = asyncio.Event()
         self.health = ""  # what a session says of an image that it asked
         self.sick: tuple[Image, ...] = ()  # images that do not live
 
@@ -150,6 +152,19 @@ class ScriptedTarget:
         self.state, self.reason = state, reason
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def keeps_from(self, principal: str) -> bool:
+        return bool(self.locked_by) and principal != self.locked_by
+
+    async def wait_free(self, principal: str) -> None:
+        while self.keeps_from(principal):
+            self.unlocked.clear()
+            await self.unlocked.wait()
+
+    def lock(self, principal: str) -> None:
+        """Empty: unlock."""
+        self.locked_by = principal
+        self.unlocked.set()
 
     async def wait_present(self) -> None:
         while self.state == "absent":

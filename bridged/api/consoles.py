@@ -1,0 +1,168 @@
+"""CONSOLE, LOCK and UNLOCK of the line protocol: the consoles of ``console.room``, as one of its clients sees them.
+
+``Dialog`` is the wire of a client that said CONSOLE: from 101 on its connection is raw bytes in both directions, to its end.
+The rules (one writer, bounded readers, jobs first) are the room's; here are only the replies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from bridged.console.room import READ_ONLY, READ_WRITE, Console
+from bridged.errors import UnknownTarget
+from bridged.protocol.line import Reply
+
+CHUNK_BYTES = 4096  # Of what a client types or pipes at once: what the port holds before writers are held.
+DEFAULT_TTL_S = 3600.0  # A person at a bench forgets to unlock; nobody should have to wait for that until tomorrow.
+EOF_LINGER_S = 2.0  # After the client closed its sending side (nc -N): time for the target's answer.
+
+Consoles = Mapping[str, Console]
+
+
+def find(consoles: Consoles, target: str) -> Console:
+    """Raises ``UnknownTarget``."""
+    if target not in consoles:
+        raise UnknownTarget(f"there is no target {target}", target=target)
+    return consoles[target]
+
+
+async def lock(console: Console, principal: str, values: Mapping[str, Any], *, right: bool) -> Reply:
+    """Raises ``TargetBusy``."""
+    lease = await console.lock(principal, values.get("ttl", DEFAULT_TTL_S), values.get("note", ""), right=right)
+    return Reply(250, "", {"target": console.name, "owner": lease.principal, "ttl": round(lease.until - console.monotonic())})
+
+
+async def unlock(console: Console, principal: str, *, right: bool) -> Reply:
+    """Raises ``TargetBusy``. Unlocking what is not locked changes nothing, and says so."""
+    dropped = await console.unlock(principal, right=right)
+    return Reply(250 if dropped else 251, "", {"target": console.name})
+
+
+def holder(console: Console) -> dict[str, Any]:
+    """Who holds the target, for INFO: the fields are absent where nobody does."""
+    lease = console.holder
+    if lease is None:
+        return {}
+    return {"owner": lease.holder, "owner_kind": lease.kind, "owner_since": round(lease.since, 3), "owner_note": lease.note}
+
+
+class Writer(Protocol):
+    """What is used of an ``asyncio.StreamWriter``."""
+
+    @property
+    def transport(self) -> asyncio.WriteTransport: ...
+    def write(self, data: bytes) -> None: ...
+
+
+class Dialog:
+    """One CONSOLE connection (``room.Sink``)."""
+
+    def __init__(self, console: Console, writer: Writer, valid: Callable[[], bool] = lambda: True) -> None:
+        """``valid``: whether the client's rights still count; a revoked token ends its console, too."""
+        self._console, self._writer, self._valid = console, writer, valid
+        self._free = asyncio.Event()
+        self._free.set()
+        self.dropped = asyncio.Event()
+
+    async def run(
+        self,
+        who: str,
+        principal: str,
+        values: Mapping[str, Any],
+        read: Callable[[int], Awaitable[bytes]],
+        say: Callable[[Reply], Awaitable[None]],
+        *,
+        writing: bool,
+        right: bool,
+    ) -> None:
+        """Until the client ends it, or is thrown out. ``read``: bytes as they come, none at the end. Raises ``TargetBusy``."""
+        mode = READ_WRITE if writing else READ_ONLY
+        console = self._console
+        seat = console.sit(_Silent(), who, principal, mode, replay=0)
+        try:
+            if mode == READ_WRITE:
+                # Who asks to write hears at once when somebody else does, and can come back to read only.
+                seat.claim(take=bool(values.get("force")), right=right)
+            await say(Reply(101, "CONSOLE", {"target": console.name, "mode": mode, "state": console.target.state}))
+            seat.sink = self
+            replay = values.get("replay", console.settings.replay_kib * 1024)
+            if tail := console.history.tail(replay):
+                self.write(tail)
+            if not console.target.talkable:
+                self.notice(console.why_silent())
+            gone: asyncio.Task[Any] = asyncio.create_task(self.dropped.wait())
+            try:
+                await self._pump(seat.say, read, gone)
+            finally:
+                gone.cancel()
+        finally:
+            seat.leave()
+
+    async def _pump(
+        self, say: Callable[[bytes], bool], read: Callable[[int], Awaitable[bytes]], gone: asyncio.Task[Any]
+    ) -> None:
+        while not gone.done():
+            await self._free.wait()
+            reading: asyncio.Task[Any] = asyncio.create_task(_read(read))
+            try:
+                await asyncio.wait({reading, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    return
+                data = reading.result()
+            finally:
+                reading.cancel()
+            if not data:
+                await asyncio.wait({gone}, timeout=EOF_LINGER_S)
+                return
+            say(data)
+
+    # --- room.Sink ---------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    def unread(self) -> int:
+        return self._writer.transport.get_write_buffer_size()
+
+    def hold(self, held: bool) -> None:
+        if held:
+            self._free.clear()
+        else:
+            self._free.set()
+
+    def notice(self, text: str) -> None:
+        if self._console.settings.notices == "inline":
+            self.write(f"\r\n[bridged: {text}]\r\n".encode("ascii", "replace"))
+
+    def suspend(self, suspended: bool) -> None:
+        """Nothing but bytes goes over this wire."""
+
+    def look(self, modem: object, errors: object) -> None:  # noqa: ARG002
+        """No lines either. Called several times a second, so here rights are looked at."""
+        if not self._valid():
+            self.drop("the credential of this connection does not count any more")
+
+    def drop(self, reason: str) -> None:
+        self.notice(reason)
+        self.dropped.set()
+        self._free.set()
+
+
+async def _read(read: Callable[[int], Awaitable[bytes]]) -> bytes:
+    return await read(CHUNK_BYTES)
+
+
+class _Silent:
+    """The wire of a client that has not been told yet that it is at the console."""
+
+    def write(self, data: bytes) -> None: ...
+    def unread(self) -> int:
+        return 0
+
+    def hold(self, held: bool) -> None: ...
+    def notice(self, text: str) -> None: ...
+    def suspend(self, suspended: bool) -> None: ...
+    def look(self, modem: object, errors: object) -> None: ...
+    def drop(self, reason: str) -> None: ...
