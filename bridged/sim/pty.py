@@ -41,10 +41,50 @@ _CONNECTION_LIMIT = 8
 _SELECT_LIMIT = 1024  # select() takes no descriptor beyond
 
 
+class PtyPort:
+    """A pty: ``fd`` is our end, ``path`` names the host's. Another transport may take its place (a pair of real ttys)."""
+
+    def __init__(self) -> None:
+        self.fd, self._slave = os.openpty()
+        # The slave stays open here: without any, the master would read EIO between two hosts.
+        tty.setraw(self._slave)
+        os.set_blocking(self.fd, False)
+        self.path = os.ttyname(self._slave)
+
+    def host_format(self) -> Format:
+        """What the host is set to; a pty has no parity, so that counts as right."""
+        return Format(_host_baud(self.fd), "?")
+
+    def receiver(self) -> Format | None:
+        """The host's format where we have to work out what it hears of ours; None where the transport does that."""
+        return self.host_format()
+
+    def send(self, burst: Burst) -> int:
+        """What the host hears of ``burst``; how many bytes it did not fetch in time."""
+        form = self.host_format()
+        data = burst.data
+        if not burst.format.agrees(form):
+            data = bytes(h.value for h in hear(burst, Format(form.baud, burst.format.parity)))
+        return len(data) - self._write(data)
+
+    def _write(self, data: bytes) -> int:
+        try:
+            return os.write(self.fd, data) if data else 0
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EIO):
+                raise
+            return 0
+
+    def close(self) -> None:
+        for fd in (self.fd, self._slave):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
 class PtyDevice:
     """Runs ``device`` behind a pty. ``path`` is the port for the host; ``lines_path`` the line box, when asked for.
 
-    ``paced`` False: bytes take no time (erases, programming and start-up still do). ``boot_loader``: it starts in its loader
+    ``port``: another transport than a pty of our own. ``paced`` False: bytes take no time (erases, programming and start-up still do). ``boot_loader``: it starts in its loader
     whatever the pins say, until the next reset. Use it as a context manager, or ``start``
     and ``stop``. Look into ``device`` from another thread only under ``lock``.
     """
@@ -58,6 +98,7 @@ class PtyDevice:
         flash_file: Path | None = None,
         paced: bool = True,
         boot_loader: bool = False,
+        port: PtyPort | None = None,
     ) -> None:
         self.device = device
         self.lock = threading.Lock()
@@ -67,11 +108,8 @@ class PtyDevice:
         self.lost_to_host = 0  # bytes that the host did not fetch in time
         self._paced = paced
         self._boot_loader = boot_loader
-        self._master, self._slave = os.openpty()
-        # The slave stays open here: without any, the master would read EIO between two hosts.
-        tty.setraw(self._slave)
-        os.set_blocking(self._master, False)
-        self.path = os.ttyname(self._slave)
+        self._port = port or PtyPort()
+        self.path = self._port.path
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._server: socket.socket | None = None
         self._connections: dict[int, tuple[socket.socket, bytearray]] = {}
@@ -96,7 +134,7 @@ class PtyDevice:
         except (OSError, ValueError) as error:
             self._close()
             raise LinkError(f"Starting a simulated device at {self.path}: {error}") from error
-        self._watched = [self._master, self._stop_read]
+        self._watched = [self._port.fd, self._stop_read]
         if self._server is not None:
             self._watched.append(self._server.fileno())
         if max(self._watched) >= _SELECT_LIMIT:
@@ -135,7 +173,8 @@ class PtyDevice:
             self._server = None
         if self.link is not None and self.link.is_symlink() and os.readlink(self.link) == self.path:
             self.link.unlink()
-        for fd in (self._master, self._slave, self._stop_read, self._stop_write):
+        self._port.close()
+        for fd in (self._stop_read, self._stop_write):
             with contextlib.suppress(OSError):
                 os.close(fd)
 
@@ -173,7 +212,7 @@ class PtyDevice:
                 if fd == self._stop_read:
                     return
                 with self.lock:
-                    if fd == self._master:
+                    if fd == self._port.fd:
                         self._from_host()
                     elif self._server is not None and fd == self._server.fileno():
                         self._accept()
@@ -185,9 +224,8 @@ class PtyDevice:
         while True:
             now = self._now()
             self._feed_due(now)
-            form = self._host_format()
-            for burst in self.device.collect(max(now, self.device.now_ns), form):
-                self._to_host(burst, form)
+            for burst in self.device.collect(max(now, self.device.now_ns), self._port.receiver()):
+                self.lost_to_host += self._port.send(burst)
             self._save()
             times = [self._pending[0].end_ns] if self._pending else []
             end = self.device.output_end_ns()
@@ -222,33 +260,18 @@ class PtyDevice:
                 return
             self._pending.popleft()
 
-    def _host_format(self) -> Format:
-        return Format(_host_baud(self._master), "?")
-
     def _from_host(self) -> None:
         try:
-            data = os.read(self._master, _READ_BYTES)
+            data = os.read(self._port.fd, _READ_BYTES)
         except BlockingIOError:
             return
-        form = self._host_format()
+        form = self._port.host_format()
         start = max(self._now(), self._rx_free_ns)
         burst = Burst(start, form.byte_ns, data, form)
         self._pending.append(burst)
         self._rx_free_ns = burst.end_ns
         if not self._paced:
             self._skip(burst.end_ns - self._now())
-
-    def _to_host(self, burst: Burst, form: Format) -> None:
-        data = burst.data
-        if not burst.format.agrees(form):
-            data = bytes(h.value for h in hear(burst, Format(form.baud, burst.format.parity)))
-        try:
-            sent = os.write(self._master, data) if data else 0
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EIO):
-                raise
-            sent = 0
-        self.lost_to_host += len(data) - sent
 
     # --- the line box ---------------------------------------------------------------------------------------------
 
