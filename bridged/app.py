@@ -32,8 +32,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridged import __version__, config
+from bridged import __version__, config, logs
 from bridged.errors import BridgedError, ConfigError, from_dict
+from bridged.logs import Notice, error_text, note
 
 if TYPE_CHECKING:
     from bridged.console.room import Console
@@ -131,48 +132,14 @@ def passed_sockets(environment: Mapping[str, str] = os.environ, first_fd: int = 
     return found
 
 
-class _Format(logging.Formatter):
-    """For a person: time, level where it is more than a note, text. For the journal: its priority prefix on each line."""
-
-    _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
-
-    def __init__(self, journal: bool) -> None:
-        super().__init__("%(message)s" if journal else "%(asctime)s %(message)s", "%H:%M:%S")
-        self._journal = journal
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if self._journal:
-            priority = next(number for level, number in self._PRIORITIES if record.levelno >= level)
-            return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
-        if record.levelno > logging.INFO:
-            at, _, message = text.partition(" ")
-            return f"{at} {record.levelname.lower()}: {message}"
-        return text
-
-
-def set_up_logging(environment: Mapping[str, str] = os.environ) -> None:
-    """To stderr; with priorities where $JOURNAL_STREAM says that stderr is the journal."""
-    try:
-        stat = os.fstat(sys.stderr.fileno())
-        journal = environment.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
-    except (OSError, ValueError):
-        journal = False
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Format(journal))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-
-
-def log_error(error: BridgedError, doing: str = "") -> None:
+def log_error(error: BridgedError, doing: str = "", notice: Notice | None = None, **fields: object) -> None:
     """One record for one error: what happened, the likely cause, the remedy."""
     where = f"{doing}: " if doing else ""
     if isinstance(error, config.InvalidConfig):
         for line in _lines_of(error):
-            log.error("%s%s", where, line)
+            log.error("%s%s", where, line, extra=note(Notice.CONFIG_REJECTED, code=error.code, **fields))
         return
-    log.error("%s%s [%s]\n  %s\n  %s", where, error.message, error.code, error.hint.cause, error.hint.remedy)
+    log.error("%s", error_text(error, doing), extra=note(notice, code=error.code, **fields))
 
 
 def allow_descriptors(connections: int, targets: int) -> int:
@@ -215,7 +182,8 @@ async def watch_over(notifier: Notifier, beats: Mapping[str, Beat]) -> None:
         if missing != silent:
             silent = missing
             if missing:
-                log.critical("no progress for %.0f s: %s; the watchdog is not fed", period_s, missing)
+                text = "no progress for %.0f s: %s; the watchdog is not fed"
+                log.critical(text, period_s, missing, extra=note(Notice.STARVED))
             else:
                 log.warning("progress again; the watchdog is fed")
         await asyncio.sleep(period_s)
@@ -304,7 +272,8 @@ class Daemon:
     def stop(self) -> None:
         """Park the running jobs and end. A second call changes nothing: the hazard of an erase does not end by asking twice."""
         if not self._stop.is_set():
-            log.info("stopping: running jobs are parked and go on at the next start")
+            text = "stopping: running jobs are parked and go on at the next start"
+            log.info(text, extra=note(Notice.STOPPING))
             self._stop.set()
 
     def reload(self) -> None:
@@ -329,7 +298,8 @@ class Daemon:
             gc.freeze()
             count = len(self.targets)
             where = ", ".join(self.listening) or "nothing"
-            log.info("bridged %s: %d target%s; listening on %s", __version__, count, "" if count == 1 else "s", where)
+            text = "bridged %s: %d target%s; listening on %s"
+            log.info(text, __version__, count, "" if count == 1 else "s", where, extra=note(Notice.STARTED))
             self.notifier.send("READY=1", f"STATUS={self.status()}")
             async with asyncio.TaskGroup() as group:
                 watchdog = group.create_task(watch_over(self.notifier, self._beats()), name="watchdog")
@@ -486,9 +456,10 @@ class Daemon:
                 now = (target.state, target.reason)
                 before = states.get(name, ("absent", ""))
                 if now != before and now[0] in ("broken", "absent"):
-                    log.warning("target %s is %s: %s", name, *now)
+                    notice = Notice.TARGET_BROKEN if now[0] == "broken" else Notice.TARGET_ABSENT
+                    log.warning("target %s is %s: %s", name, *now, extra=note(notice, target=name))
                 elif now[0] == "idle" and before[0] != "busy" and now[0] != before[0]:
-                    log.info("target %s is there", name)
+                    log.info("target %s is there", name, extra=note(Notice.TARGET_THERE, target=name))
                 states[name] = now
             if (status := self.status()) != said:
                 said = status
@@ -500,10 +471,11 @@ class Daemon:
         if not job.terminal:
             return
         text = f"job {job.id}: {job.kind} of {job.target}: {job.state}"
+        fields = {"job": job.id, "target": job.target, "kind": job.kind, "state": str(job.state)}
         if job.error is None:
-            log.info("%s", text)
+            log.info("%s", text, extra=note(Notice.JOB_ENDED, **fields))
         else:
-            log_error(from_dict(job.error), text)
+            log_error(from_dict(job.error), text, Notice.JOB_FAILED, **fields)
 
     async def _tidy(self) -> None:
         """Keep a part of the image store free, and never at the cost of an image that a job or a last known good one needs."""
@@ -632,11 +604,12 @@ async def _release(loaded: config.Config, journal: Journal, left: OpenSession, h
         await target.release_after(0.0)
         await asyncio.wrap_future(journal.apply(Change(close=left.target)))
     except BridgedError as error:
-        log_error(error, f"releasing target {left.target}")
+        log_error(error, f"releasing target {left.target}", target=left.target, job=left.job)
         return False
     finally:
         await target.close()
-    log.info("target %s is back in its application", left.target)
+    text = "target %s is back in its application"
+    log.info(text, left.target, extra=note(Notice.TARGET_RELEASED, target=left.target, job=left.job))
     return True
 
 
@@ -654,7 +627,7 @@ def serve(argv: Sequence[str]) -> int:
         help="no daemon: bring the targets that a killed one left in a session back to their application, and end",
     )
     options = parser.parse_args(argv)
-    set_up_logging()
+    logs.set_up()
     try:
         loaded = read_config(options.config)
         where = places(options.config, loaded, options.state_dir)
@@ -667,7 +640,7 @@ def serve(argv: Sequence[str]) -> int:
         log_error(error)
         return EXIT_CONFIG if isinstance(error, ConfigError) else 1
     except Exception:  # A defect of ours; parts were taken down in order.
-        log.critical("ended by a defect", exc_info=True)
+        log.critical("ended by a defect", exc_info=True, extra=note(Notice.DEFECT))
         return 1
     return 0
 

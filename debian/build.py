@@ -1,7 +1,7 @@
 """``make deb``: bridged as a Debian package with everything it needs, for amd64 and arm64, without building anything in C.
 
-Why its own environment under /opt/bridged and not Debian's packages: Debian 12 has gpiod 1.6 under the same import name (another
-API; 2.2 is needed), aiohttp 3.8 (3.9 is needed), and neither pyserial-asyncio 0.6 nor bincopy 20. What is in there is what
+Why its own environment under /opt/bridged and not Debian's packages: Debian 12 has gpiod 1.6 under the same import name
+(another API; 2.2 is needed), aiohttp 3.8 (3.9 is needed), and no bincopy 20. What is in there is what
 ``requirements.lock`` names, hashes checked, wheels only. Only Python itself comes from Debian, and the package depends on
 exactly the version whose wheels are inside.
 
@@ -97,7 +97,13 @@ def _environment(opt: Path, arch: str, python: str, interpreter: str) -> None:
     with tempfile.TemporaryDirectory() as wheels:
         _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, ROOT)
         (wheel,) = Path(wheels).glob("*.whl")
-        _run(*(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"), "--no-deps", "--target", site, wheel)
+        _run(
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"),
+            "--no-deps",
+            "--target",
+            site,
+            wheel,
+        )
     _keep_what_is_needed(site, python)
     _check_machine(site, arch)
     _run(interpreter, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(opt), "-p", f"/{OPT}", site)
@@ -180,9 +186,13 @@ def _files(root: Path, version: str) -> None:
 def _run(*command: str | Path) -> None:
     # The same time for every file, so that a package depends on its content only.
     environment = {**os.environ, "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", "1735689600")}
-    ran = subprocess.run([str(part) for part in command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [str(part) for part in command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if ran.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))[:300]}\nended with {ran.returncode}:\n{ran.stdout[-2000:]}{ran.stderr[-4000:]}")
+        raise SystemExit(
+            f"{' '.join(map(str, command))[:300]}\nended with {ran.returncode}:\n{ran.stdout[-2000:]}{ran.stderr[-4000:]}"
+        )
 
 
 def version_of_the_project() -> str:

@@ -1,6 +1,7 @@
 """Writes the parts of the documentation that the code knows better: ``python -m tests.build_docs [--check]``.
 
-``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes, ``docs/limits.md`` by ``tests.limits``.
+``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes, ``docs/limits.md`` by ``tests.limits``, and
+``systemd/bridged.catalog`` from ``logs.Notice``.
 ``docs/line-protocol.md`` is written by hand down to ``MARK`` and is the reference from ``protocol.line`` after it. A test runs
 the check, so none can drift.
 """
@@ -12,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from bridged import doctor
+from bridged import doctor, logs
 from bridged.errors import BY_CODE, HINTS, BridgedError
 from bridged.protocol import line
 from tests import limits
@@ -80,6 +81,7 @@ def pages() -> dict[str, str]:
         "errors.md": errors_page(),
         "limits.md": limits.page(),
         "line-protocol.md": protocol_page(),
+        "../systemd/bridged.catalog": logs.catalog(),
     }
 
 

@@ -449,15 +449,6 @@ def test_a_part_that_fails_does_not_beat() -> None:
     assert asyncio.run(app._missing({"a": fine, "b": shut_down}, 5)) == "b"
 
 
-def test_log_lines_for_the_journal_and_for_people() -> None:
-    record = logging.LogRecord("bridged", logging.ERROR, "x", 1, "first\n  second", (), None)
-    assert app._Format(journal=True).format(record) == "<3>first\n<3>  second"
-    assert re.fullmatch(r"\d\d:\d\d:\d\d error: first\n  second", app._Format(journal=False).format(record))
-    note = logging.LogRecord("bridged", logging.INFO, "x", 1, "hello", (), None)
-    assert app._Format(journal=True).format(note) == "<6>hello"
-    assert re.fullmatch(r"\d\d:\d\d:\d\d hello", app._Format(journal=False).format(note))
-
-
 def test_an_error_is_logged_with_its_cause_and_remedy(caplog: pytest.LogCaptureFixture) -> None:
     app.log_error(TooMany("64 connections are open"), "line protocol")
     assert "line protocol: 64 connections are open [TOO_MANY]" in caplog.text

@@ -34,12 +34,14 @@ ALL = {
     "doctor",
     "demo",
     "app",
+    "logs",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),  # bridged/__init__.py: the session process starts from it
     "errors": set(),
     "events": set(),
     "findings": set(),
+    "logs": {"errors"},
     "config": {"errors"},
     "protocol": EVERYBODY,
     "chips": EVERYBODY,
@@ -72,7 +74,6 @@ OUTSIDE = {
     "aiohttp": {"api"},
     "prometheus_client": {"api.metrics"},
     "nats": {"fleet"},
-    "systemd": {"app"},
     "bincopy": {"images.formats"},
     "elftools": {"images.formats"},
     "cryptography": {"images.minisign"},

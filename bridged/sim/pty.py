@@ -84,9 +84,9 @@ class PtyPort:
 class PtyDevice:
     """Runs ``device`` behind a pty. ``path`` is the port for the host; ``lines_path`` the line box, when asked for.
 
-    ``port``: another transport than a pty of our own. ``paced`` False: bytes take no time (erases, programming and start-up still do). ``boot_loader``: it starts in its loader
-    whatever the pins say, until the next reset. Use it as a context manager, or ``start``
-    and ``stop``. Look into ``device`` from another thread only under ``lock``.
+    ``port``: another transport than a pty of our own. ``paced`` False: bytes take no time (erases, programming and start-up
+    still do). ``boot_loader``: it starts in its loader whatever the pins say, until the next reset. Use it as a context
+    manager, or ``start`` and ``stop``. Look into ``device`` from another thread only under ``lock``.
     """
 
     def __init__(

@@ -43,10 +43,21 @@ PACKAGES = (
     # What a gateway has anyway, and what the tests do not need is masked below.
 )
 MASKED = (
-    "getty.target console-getty.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer "
-    "e2scrub_reap.service fstrim.timer systemd-update-utmp.service systemd-firstboot.service systemd-binfmt.service "
-    "proc-sys-fs-binfmt_misc.automount systemd-pstore.service modprobe@drm.service"
-).split()
+    "getty.target",
+    "console-getty.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "systemd-update-utmp.service",
+    "systemd-firstboot.service",
+    "systemd-binfmt.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "systemd-pstore.service",
+    "modprobe@drm.service",
+)
 ROOT_MODULES = ("configfs", "ipv6", "sch_netem", "virtio_console", "autofs4")
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")
 DISK_MIB = 1024
@@ -150,7 +161,11 @@ def build() -> Guest:
 
 def _headers() -> str:
     """Release of the newest kernel whose headers are here, as 6.1.0-56-amd64."""
-    found = [name.removeprefix("linux-headers-") for name in os.listdir("/usr/src") if re.fullmatch(r"linux-headers-6\.1\..*-amd64", name)]
+    found = [
+        name.removeprefix("linux-headers-")
+        for name in os.listdir("/usr/src")
+        if re.fullmatch(r"linux-headers-6\.1\..*-amd64", name)
+    ]
     return max(found, key=lambda name: [int(part) for part in re.findall(r"\d+", name)], default="")
 
 
@@ -161,11 +176,11 @@ def _key(kernel: str) -> str:
 
 
 def _run(*command: str | Path, cwd: Path | None = None, stdin: str = "") -> str:
-    ran = subprocess.run(
-        [str(part) for part in command], cwd=cwd, input=stdin, capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run([str(part) for part in command], cwd=cwd, input=stdin, capture_output=True, text=True, check=False)
     if ran.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))} ended with {ran.returncode}:\n{ran.stdout[-2000:]}{ran.stderr[-4000:]}")
+        raise RuntimeError(
+            f"{' '.join(map(str, command))} ended with {ran.returncode}:\n{ran.stdout[-2000:]}{ran.stderr[-4000:]}"
+        )
     return ran.stdout
 
 
@@ -193,7 +208,9 @@ def _build(out: Path, kernel: str) -> None:
     _run("depmod", "-b", root, kernel)
     _initrd(out, image, kernel)
     shutil.copy(image / "boot" / f"vmlinuz-{kernel}", out / "vmlinuz")
-    _run("mke2fs", "-q", "-t", "ext4", "-J", "size=16", "-E", "lazy_itable_init=1", "-d", root, out / "disk.img", f"{DISK_MIB}M")
+    _run(
+        "mke2fs", "-q", "-t", "ext4", "-J", "size=16", "-E", "lazy_itable_init=1", "-d", root, out / "disk.img", f"{DISK_MIB}M"
+    )
     for name in ("kernel", "gpio-sim", "uartpair", "initrd"):
         shutil.rmtree(out / name)
 
@@ -202,7 +219,7 @@ def _root(root: Path) -> None:
     excluded = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
     _run(
         *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}"),
-        *("--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\""),
+        *('--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"'),
         *(f"--dpkgopt=path-exclude={path}" for path in excluded),
         *("bookworm", root),
     )
@@ -264,7 +281,9 @@ def _initrd(out: Path, image: Path, kernel: str) -> None:
     (folder / "init").write_text(INIT)
     (folder / "init").chmod(0o755)
     names = "\n".join(str(path.relative_to(folder)) for path in sorted(folder.rglob("*")))
-    archive = subprocess.run(["cpio", "-o", "-H", "newc", "--quiet"], cwd=folder, input=names.encode(), capture_output=True, check=True)
+    archive = subprocess.run(
+        ["cpio", "-o", "-H", "newc", "--quiet"], cwd=folder, input=names.encode(), capture_output=True, check=True
+    )
     (out / "initrd.cpio").write_bytes(archive.stdout)
 
 

@@ -125,7 +125,20 @@ class Machine:
             server.settimeout(30)
             log = (self._folder / "qemu.log").open("ab")
             command = [
-                *("nice", qemu, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(self._cpus), "-m", "1024"),
+                *(
+                    "nice",
+                    qemu,
+                    "-M",
+                    "q35",
+                    "-accel",
+                    "tcg,thread=multi",
+                    "-cpu",
+                    "max",
+                    "-smp",
+                    str(self._cpus),
+                    "-m",
+                    "1024",
+                ),
                 *("-nodefaults", "-no-user-config", "-display", "none"),
                 *("-kernel", str(self._guest.kernel), "-initrd", str(self._guest.initrd), "-append", CMDLINE),
                 *("-drive", f"file={self._disk},format=raw,if=none,id=root,cache=writeback"),
@@ -203,7 +216,9 @@ class Machine:
             if answer.status == 0:
                 return answer.out
             if time.monotonic() > deadline:
-                raise AssertionError(f"{what} did not happen within {timeout_s:.0f} s: {answer.out[-2000:]}{answer.err[-2000:]}")
+                raise AssertionError(
+                    f"{what} did not happen within {timeout_s:.0f} s: {answer.out[-2000:]}{answer.err[-2000:]}"
+                )
             time.sleep(0.1)
 
 

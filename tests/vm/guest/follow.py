@@ -24,9 +24,11 @@ from pathlib import Path
 
 TRACING = Path("/sys/kernel/tracing")
 CONFIGFS = Path("/sys/kernel/config/gpio-sim")
-LOOK_S = 0.05
+LOOK_S = 0.2
 
-EVENT = re.compile(r"\s(?P<at>\d+\.\d+): gpio_(?P<what>value|direction): (?P<number>\d+) +(?P<word>set|get|in|out) \(?(?P<value>-?\d+)")
+EVENT = re.compile(
+    r"\s(?P<at>\d+\.\d+): gpio_(?P<what>value|direction): (?P<number>\d+) +(?P<word>set|get|in|out) \(?(?P<value>-?\d+)"
+)
 
 
 @dataclass
@@ -41,11 +43,12 @@ class Level:
         if what == "direction":
             self.drives = word == "out"
         elif word == "set":
-            self.value = value
+            # Only of lines that are driven, whether or not their direction was seen. Open-drain is emulated by the kernel: a
+            # released line is told as "set 1", and "in" within a fraction of a millisecond.
+            self.drives, self.value = True, value
 
     @property
     def high(self) -> int:
-        # Open-drain is emulated by the kernel: low is "out", let go is "in"; a value is told for push-pull lines only.
         return self.value if self.drives else self.pull
 
 
@@ -60,7 +63,9 @@ class Event:
 
 def parse(text: str) -> list[Event]:
     return [
-        Event(float(m["at"]), int(m["number"]), m["what"], m["word"], int(m["value"])) for m in map(EVENT.search, text.splitlines()) if m
+        Event(float(m["at"]), int(m["number"]), m["what"], m["word"], int(m["value"]))
+        for m in map(EVENT.search, text.splitlines())
+        if m
     ]
 
 
@@ -88,24 +93,23 @@ class Box:
 
     def __init__(self, path: str) -> None:
         if path.startswith("/dev/"):
-            self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
-            self._read, self._write = self._file.read, self._file.write
+            self._fd = os.open(path, os.O_RDWR)
         else:
-            self._sock = socket.socket(socket.AF_UNIX)
-            self._sock.connect(path)
-            self._read, self._write = self._sock.recv, self._sock.send
+            box = socket.socket(socket.AF_UNIX)
+            box.connect(path)
+            self._fd = box.detach()
 
     def set(self, name: str, high: int) -> None:
-        self._write(f"{name} {high}\n".encode())
+        os.write(self._fd, f"{name} {high}\n".encode())
         answer = b""
         while not answer.endswith(b"\n"):
-            answer += self._read(100)
+            answer += os.read(self._fd, 100)
         if answer != b"ok\n":
             raise RuntimeError(f"{name} {high}: {answer!r}")
 
 
 def follow(chip: str, offsets: dict[str, int], box: Box) -> None:
-    folder = instance(f"follow-{chip}")
+    folder = instance(f"follow-{chip}-{min(offsets.values())}")
     pipe = os.open(folder / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
     while True:
         with contextlib.suppress(OSError, StopIteration):

@@ -22,6 +22,7 @@ import sys
 import threading
 import tty
 from pathlib import Path
+from typing import Any
 
 from bridged.chips import find
 from bridged.sim.device import Device
@@ -78,14 +79,26 @@ def main(chip: str, box: str, flash: str, *faults: str) -> int:
     runner = PtyDevice(device, lines_path=Path(box), flash_file=Path(flash), port=PairPort())
     with runner:
         print("ready", flush=True)
-        while not stop.wait(0.2):
+        told = ""
+        while not stop.wait(0.3):
             # For the tests: what happened so far.
             stats = device.stats
-            seen = {"mode": device.mode.value, "resets": stats.resets, "hazard_resets": len(stats.hazard_resets)}
-            seen |= {"syncs": stats.syncs, "parity_errors": stats.parity_errors, "overruns": stats.overruns, "lines": device.lines}
-            part = Path(f"{flash}.state.part")
-            part.write_text(json.dumps(seen))
-            part.replace(f"{flash}.state")
+            seen: dict[str, Any] = {
+                "mode": device.mode.value,
+                "resets": stats.resets,
+                "hazard_resets": len(stats.hazard_resets),
+            }
+            seen |= {
+                "syncs": stats.syncs,
+                "parity_errors": stats.parity_errors,
+                "overruns": stats.overruns,
+                "lines": device.lines,
+            }
+            if (text := json.dumps(seen)) != told:
+                told = text
+                part = Path(f"{flash}.state.part")
+                part.write_text(text)
+                part.replace(f"{flash}.state")
     return 1 if device.stats.hazard_resets else 0
 
 

@@ -1,0 +1,314 @@
+"""The whole rig of the VM tests: the gateway in a virtual machine, one target in it and one outside.
+
+- ``pair``: an F103 simulated in the guest, at ``/dev/ttyNM1`` of uartpair: real parity, framing and rates. It loses its power
+  with the gateway.
+- ``out``: an F407 simulated in this process. Its UART is the guest's second 16550, whose other end is our pty; its NRST and
+  BOOT0 are the guest's GPIO lines, told over a virtio port. It goes on living when the gateway's power is cut, as a board of
+  its own supply does, and tests can look into its flash.
+
+NRST and BOOT0 of both hang on one gpio-sim chip, ``board``, line 2 to 5. ``moves`` tells what the kernel saw on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bridged import chips
+from bridged.images.model import Image
+from bridged.sim.device import Device
+from bridged.sim.pty import PtyDevice
+from tests.e2e.gateway import pairs
+from tests.target.bench import make_image
+from tests.vm.build import Guest
+from tests.vm.guest.follow import Level, parse
+from tests.vm.machine import Machine, quote
+
+HERE = Path(__file__).parent
+LIB = "/usr/local/lib/bridged-vm"
+CHIPS = {"pair": "0x410", "out": "F407"}
+OFFSETS = {"pair": {"nrst": 2, "boot0": 3}, "out": {"nrst": 4, "boot0": 5}}
+PORTS = {"pair": "/dev/ttyNM0", "out": "/dev/ttyS1"}
+
+CONFIG = """[gateway]
+name = "vm"
+{extra}
+[targets.pair]
+port = "/dev/ttyNM0"
+chip = "0x410"
+[targets.pair.lines]
+kind = "gpio"
+nrst = "NRST"
+boot0 = "BOOT0"
+{pair_lines}
+
+[targets.out]
+port = "/dev/ttyS1"
+chip = "F407"
+baud = 115200
+[targets.out.lines]
+kind = "gpio"
+nrst = "board:4"
+boot0 = "BOOT0_OUT"
+"""
+
+UNITS = {
+    "vm-hardware.service": f"""[Unit]
+Description=GPIO chip and serial ports
+Before=bridged.service bridged.socket
+After=systemd-modules-load.service sys-kernel-config.mount sys-kernel-debug.mount sys-kernel-tracing.mount
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={LIB}/hardware.sh all
+[Install]
+WantedBy=multi-user.target
+""",
+    "vm-follow-out.service": f"""[Unit]
+Description=NRST and BOOT0 of the target outside
+Requires=vm-hardware.service
+After=vm-hardware.service
+Before=bridged.service
+[Service]
+ExecStart=/usr/bin/python3 {LIB}/follow.py board 4 5 /dev/virtio-ports/lines
+[Install]
+WantedBy=multi-user.target
+""",
+    "vm-target.service": f"""[Unit]
+Description=The target in the guest
+Requires=vm-hardware.service
+After=vm-hardware.service
+[Service]
+Type=exec
+Environment=TARGET_OPTIONS=
+ExecStart=/opt/bridged/bin/python3 {LIB}/target.py 0x410 /run/target.box /var/lib/target.flash $TARGET_OPTIONS
+ExecStartPost=/bin/sh -c 'until test -S /run/target.box; do sleep 0.05; done'
+SuccessExitStatus=0
+[Install]
+WantedBy=multi-user.target
+""",
+    "vm-follow-pair.service": f"""[Unit]
+Description=NRST and BOOT0 of the target in the guest
+Requires=vm-target.service
+After=vm-target.service
+PartOf=vm-target.service
+[Service]
+ExecStart=/usr/bin/python3 {LIB}/follow.py board 2 3 /run/target.box
+[Install]
+WantedBy=multi-user.target
+""",
+}
+
+
+@dataclass(frozen=True)
+class Move:
+    """One change of a pin: ``nrst`` or ``boot0``, and its level from then on."""
+
+    at_s: float
+    pin: str
+    high: int
+
+
+class Bench:
+    """``with Bench(guest, package, folder) as bench``: booted, installed, both targets there."""
+
+    def __init__(self, guest: Guest, package: Path, folder: Path) -> None:
+        self._package, self._folder = package, folder
+        self._stack = ExitStack()
+        self.out = PtyDevice(Device(chips.find(CHIPS["out"]), powered=False, seed=7), lines_path=folder / "out.lines")
+        devices = (
+            *("-chardev", f"serial,id=out,path={self.out.path}", "-serial", "chardev:out"),
+            *("-chardev", f"socket,id=lines,path={folder / 'out.lines'}"),
+            *("-device", "virtserialport,chardev=lines,name=lines"),
+        )
+        self.vm = Machine(guest, folder, devices)
+
+    def __enter__(self) -> Bench:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(self.out)
+        self._stack.enter_context(self.vm)
+        try:
+            self.vm.boot()
+            self._install()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def _install(self) -> None:
+        for name in ("hardware.sh", "follow.py", "target.py"):
+            self.vm.write(f"{LIB}/{name}", (HERE / "guest" / name).read_bytes(), 0o755)
+        for name, text in UNITS.items():
+            self.vm.write(f"/etc/systemd/system/{name}", text)
+        self.vm.run("systemctl daemon-reload && systemctl enable --now vm-hardware vm-follow-out")
+        self.vm.write("/root/bridged.deb", self._package.read_bytes())
+        # Without its own syncs: what is tested is not dpkg's patience with a disk.
+        self.vm.run("dpkg --force-unsafe-io -i /root/bridged.deb", timeout_s=240)
+        self.vm.run("systemctl enable --now vm-target vm-follow-pair")
+        self.configure()
+
+    def configure(self, *, pair_lines: str = "", extra: str = "") -> None:
+        """Write the configuration anew and restart the daemon."""
+        self.vm.write("/etc/bridged/bridged.toml", CONFIG.format(pair_lines=pair_lines, extra=extra))
+        self.vm.run("systemctl restart bridged")
+        self.wait_idle()
+
+    # --- the daemon -------------------------------------------------------------------------------------------------
+
+    def say(self, *requests: str, payload: bytes = b"", timeout_s: float = 120.0) -> str:
+        """Lines of the protocol, with what may follow the first one, through ``nc``; all that came back."""
+        text = "\n".join(requests).split("\n", 1)
+        data = text[0].encode() + b"\n" + payload + ("\n".join(text[1:]) + "\nQUIT\n").encode()
+        return self.vm.run("nc -N 127.0.0.1 7100", stdin=data, timeout_s=timeout_s)
+
+    def put(self, image: Image, name: str) -> str:
+        data = raw(image)
+        answer = self.say(f"PUT {len(data)} {hashlib.sha256(data).hexdigest()} name={name}", payload=data)
+        assert re.search(r"^250 ", answer, re.MULTILINE), answer
+        return name
+
+    def flash(self, target: str, name: str, *options: str) -> str:
+        """Start a flash; its job."""
+        answer = self.say(quote("FLASH", target, name, *options))
+        found = re.search(r"^250 .*\bjob=(\S+)", answer, re.MULTILINE)
+        assert found, answer
+        return found[1]
+
+    def job(self, job: str) -> dict[str, str]:
+        return pairs(" ".join(line[4:] for line in self.say(f"STATUS {job}").splitlines()[1:]))
+
+    def wait_state(self, job: str, *states: str, timeout_s: float = 120.0) -> dict[str, str]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = self.job(job)
+            if found.get("state") in states:
+                return found
+            assert time.monotonic() < deadline, f"{job} is {found}, and not {states} after {timeout_s:.0f} s"
+            time.sleep(0.2)
+
+    def wait_phase(self, job: str, phase: str, timeout_s: float = 120.0) -> dict[str, str]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = self.job(job)
+            if found.get("phase") == phase:
+                return found
+            assert found.get("state") in ("queued", "waiting", "running", "interrupted"), found
+            assert time.monotonic() < deadline, f"{job} is {found}, and not in {phase} after {timeout_s:.0f} s"
+            time.sleep(0.1)
+
+    def wait_idle(self, *targets: str, timeout_s: float = 90.0) -> None:
+        """Until the daemon has its targets and nothing runs."""
+        names = targets or tuple(CHIPS)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answer = self.vm.try_("printf 'TARGETS\\nQUIT\\n' | nc -N 127.0.0.1 7100")
+            if all(re.search(rf"\btarget={name}\b.*\bstate=idle\b", answer.out) for name in names):
+                return
+            assert time.monotonic() < deadline, f"not idle after {timeout_s:.0f} s: {answer}\n{self.journal()}"
+            time.sleep(0.2)
+
+    def journal(self, *options: str) -> str:
+        return self.vm.run(
+            quote("journalctl", "--no-pager", "-b", "-u", "bridged", "-o", "short-monotonic", "-n", "60", *options)
+        )
+
+    # --- the lines --------------------------------------------------------------------------------------------------
+
+    def forget_moves(self) -> None:
+        self.vm.run("echo > /sys/kernel/tracing/instances/judge/trace")
+
+    def moves(self, target: str) -> list[Move]:
+        """Changes of the pins of ``target`` since ``forget_moves``, as the kernel saw them. Idle before the first one."""
+        base = "sed -n 's/^gpiochip.*: GPIOs \\([0-9]*\\)-.*board.*/BASE \\1/p' /sys/kernel/debug/gpio"
+        text = self.vm.run(f"cat /sys/kernel/tracing/instances/judge/trace; {base}")
+        found = re.search(r"^BASE (\d+)$", text, re.MULTILINE)
+        assert found, text[-500:]
+        first = int(found[1])
+        levels = {first + offset: (pin, Level(pull=int(pin == "nrst"))) for pin, offset in OFFSETS[target].items()}
+        moves: list[Move] = []
+        for event in parse(text):
+            if event.number not in levels:
+                continue
+            pin, level = levels[event.number]
+            before = level.high
+            level.take(event.what, event.word, event.value)
+            if level.high != before:
+                moves.append(Move(event.at_s, pin, level.high))
+        return moves
+
+    def levels(self, target: str) -> dict[str, int]:
+        """The pins now, as gpio-sim has them."""
+        answer = self.vm.run(
+            "cd /sys/devices/platform/$(cat /sys/kernel/config/gpio-sim/board/dev_name)/"
+            "$(cat /sys/kernel/config/gpio-sim/board/bank/chip_name)/ && "
+            + "; ".join(f"cat sim_gpio{offset}/value" for offset in OFFSETS[target].values())
+        )
+        return dict(zip(OFFSETS[target], map(int, answer.split()), strict=True))
+
+    # --- the targets ------------------------------------------------------------------------------------------------
+
+    def pair_state(self) -> dict[str, Any]:
+        """What the target in the guest says about itself."""
+        found: dict[str, Any] = json.loads(self.vm.read("/var/lib/target.flash.state"))
+        return found
+
+    def pair_target(self, *faults: str) -> None:
+        """Start the target in the guest anew, its flash kept, with these faults."""
+        self.vm.write(
+            "/etc/systemd/system/vm-target.service.d/faults.conf",
+            f'[Service]\nEnvironment="TARGET_OPTIONS={" ".join(faults)}"\n',
+        )
+        self.vm.run("systemctl daemon-reload && systemctl restart vm-target && systemctl restart vm-follow-pair")
+
+    def pair_holds(self, image: Image) -> bool:
+        """Whether its flash holds ``image``; asked of the file that it keeps, a moment after it was left alone."""
+        deadline = time.monotonic() + 20
+        while True:
+            data = self.vm.read("/var/lib/target.flash")
+            if all(data[s.address - 0x08000000 :][: len(s.data)] == s.data for s in image.segments):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.5)
+
+    def out_holds(self, image: Image) -> bool:
+        with self.out.lock:
+            memory = self.out.device.memory
+            return all(memory.read(s.address, len(s.data)) == s.data for s in image.segments)
+
+
+def raw(image: Image) -> bytes:
+    (segment,) = image.segments
+    return bytes(segment.data)
+
+
+def image_for(target: str, size_bytes: int, seed: int = 1) -> Image:
+    return make_image(chips.find(CHIPS[target]), size_bytes, seed=seed)
+
+
+def hold_ms(moves: Sequence[Move], pin: str, level: int) -> list[float]:
+    """How long ``pin`` was at ``level`` each time, as far as both ends were seen."""
+    found, since = [], None
+    for move in moves:
+        if move.pin != pin:
+            continue
+        if move.high == level:
+            since = move.at_s
+        elif since is not None:
+            found.append((move.at_s - since) * 1000)
+            since = None
+    return found
+
+
+__all__ = ["Bench", "Move", "hold_ms", "image_for", "raw"]
