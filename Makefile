@@ -17,7 +17,7 @@ LOCK      := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-v
              --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check stub stub-check run sim install clean distclean
+.PHONY: vm-test deb reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check stub stub-check run sim install clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -27,6 +27,9 @@ demo: $(RUN_STAMP) ## flash three simulated boards through nc, and prove it (abo
 
 test: $(DEV_STAMP) ## run every test; what is missing on this machine is listed with its remedy
 	@$(BIN)/python -m pytest
+
+vm-test: $(DEV_STAMP) ## a real gateway in a virtual machine: systemd, GPIO chip, serial ports, power cuts (as root, Debian 12)
+	@$(BIN)/python -m pytest tests/vm $(ARGS)
 
 check: $(DEV_STAMP) ## format, lint, types, import direction
 	$(BIN)/ruff format --check .
@@ -61,6 +64,9 @@ soak: $(DEV_STAMP) ## what takes hours: make soak SOAK_MINUTES=480
 
 bench: $(DEV_STAMP) ## beside stm32flash and others on one compiled device; writes docs/benchmarks.md: make bench ARGS=--quick
 	@$(BIN)/python -m tests.bench.run $(ARGS)
+
+deb: $(DEV_STAMP) ## the Debian package, into dist/: make deb ARGS="--arch arm64"
+	@$(BIN)/python debian/build.py $(ARGS)
 
 firmware: $(DEV_STAMP) ## build the firmware of the demo from its C source
 	$(BIN)/python -m tests.build_firmware
