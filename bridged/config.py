@@ -250,6 +250,21 @@ class Target:
     baud: int = _f(
         0, "First baud rate tried with the loader; 0: 57600 on an F7, else 115200.", low=1200, high=1000000, zero=True
     )
+    bauds: list[int] = _f(
+        list,
+        "Faster rates to try with the loader, which need NRST: the highest that this target carries is used, and remembered."
+        " For example [921600, 460800, 230400]. Beyond 115200 it is outside of what ST promises. Empty: `baud` alone.",
+        low=1200,
+        high=1000000,
+    )
+    supply_v: float = _f(
+        0.0,
+        "Lowest supply of the target in volts: from 2.7 V on the loader of an F2, F4 or F7 is told to erase and program 32 bits"
+        " at a time, which is faster; 0: not known.",
+        low=1.6,
+        high=3.6,
+        zero=True,
+    )
     flash_kib: int = _f(0, "Flash size where the chip does not tell; 0: ask the chip.", low=0, high=16384)
     layout: str = _f("", "Sector layout where option bits decide or the table is unsure; empty: ask the chip.")
     startup_s: float = _f(0.0, "From reset to the listening loader; 0: the table's value.", low=0, high=60)
@@ -560,14 +575,19 @@ class _Loader:
                 values[name] = self.table(kind, value, path)
             else:
                 values[name] = self._targets(value, path)
-        elif kind == list[str]:
+        elif kind in (list[str], list[int]):
             if not isinstance(value, list):
-                self.note(path, f"must be a list of strings, not {_shown(value)}")
+                what = "strings" if kind == list[str] else "integers"
+                self.note(path, f"must be a list of {what}, not {_shown(value)}")
                 return
             if len(value) > MAX_ITEMS:
                 self.note(path, f"has {len(value)} items, at most {MAX_ITEMS} are allowed")
                 return
-            bad = [(index, text) for index, item in enumerate(value) if (text := _wrong_item(item, meta))]
+            bad = [
+                (index, text)
+                for index, item in enumerate(value)
+                if (text := _wrong_item(item, meta) if kind == list[str] else _wrong_value(int, meta, item))
+            ]
             for index, text in bad:
                 self.note((*path, str(index)), text)
             if not bad:

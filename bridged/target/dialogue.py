@@ -34,12 +34,13 @@ from bridged.errors import (
     UnstableLink,
     WrongChip,
 )
-from bridged.events import Retried
+from bridged.events import Retried, Warned
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Loader, Timing
 from bridged.protocol.flow import Checkpoint, Drain, Flow, Hazard, Now, Receive, Report
 from bridged.target.entry import Connected, enter
 from bridged.target.request import Request, Result
+from bridged.target.speed import STEP_DOWN_AFTER, VOLTAGE_ADDRESS, first_baud, lower_baud, voltage_code
 
 T = TypeVar("T")
 
@@ -71,6 +72,8 @@ class Dialogue:
         self.baud = connected.baud
         self.may_reset = request.wiring.has_reset or request.wiring.has_power
         self.recoveries = 0
+        self._reconnected = 0  # At this rate.
+        self._wide = 0
 
     # --- commands -------------------------------------------------------------------------------------------------
 
@@ -149,6 +152,38 @@ class Dialogue:
                 yield from written(len(data))
             elif found.count(blank) != len(found):
                 raise Dirty(address, f"the block at {address:#010x} is neither written nor blank")
+
+    def _enter_again(self, baud: int) -> Flow[Connected]:
+        """Into the loader once more, and the supply told anew, which every reset forgets."""
+        for attempt in range(TRIES):
+            connected = yield from enter(self.request, self.result, baud)
+            if not self._wide:
+                break
+            self.timing = connected.timing
+            try:
+                yield from self._tell_supply(self._wide)
+                break
+            except (NoReply, Garbled) as error:
+                if attempt == TRIES - 1:
+                    raise
+                yield from self._accident("supply", error)
+        return connected
+
+    def use_supply(self) -> Flow[None]:
+        """Have the loader program and erase as wide as the stated supply allows (F2, F4, F7; AN2606); a refusal is noted."""
+        code = voltage_code(self.request, self.chip) if self.chip else 0
+        if code:
+            self._wide = code
+            yield from self._again("supply", lambda: self._tell_supply(code))
+            self.result.supply_range = self._wide
+
+    def _tell_supply(self, code: int) -> Flow[None]:
+        try:
+            # Four bytes, the reserved ones 0xFF: 1 to 4 are allowed, and all else is written by whole words.
+            yield from an3155.write_memory(VOLTAGE_ADDRESS, bytes((code, 0xFF, 0xFF, 0xFF)), self.timing)
+        except Nack as error:
+            self._wide = 0
+            yield Report(Warned("SUPPLY_REFUSED", f"the loader programs 8 bits at a time: {error.message}"))
 
     def _look(self, address: int, count: int) -> Flow[bytes]:
         """Read a block after an accident while it was written: once, for the loader may stumble over it (ECC)."""
@@ -243,7 +278,13 @@ class Dialogue:
     def reconnect(self, *, keep_out: bytes = b"") -> Flow[None]:
         """Bring the loader back to a command boundary. ``keep_out``: content of a Write Memory that may be half received."""
         if self.may_reset:
-            connected = yield from enter(self.request, self.result, self.baud)
+            self._reconnected += 1
+            again_at = self.baud
+            if self._reconnected >= STEP_DOWN_AFTER and self.baud > first_baud(self.request, self.chip):
+                again_at, self._reconnected = lower_baud(self.baud, self.request, self.chip), 0
+                self.result.bad_bauds.append(self.baud)
+                yield from self._told("rate", f"{STEP_DOWN_AFTER} reconnections at {self.baud} baud: on at {again_at}")
+            connected = yield from self._enter_again(again_at)
             if connected.pid != self.pid:
                 raise WrongChip(
                     f"product id {self.pid:#05x} was being worked on, and after a reset {connected.pid:#05x} answered",

@@ -15,6 +15,8 @@ from bridged import chips
 from bridged.chips.model import Chip, Quirk
 from bridged.errors import (
     ApplicationRunning,
+    BaudUnavailable,
+    BridgedError,
     ChipError,
     Garbled,
     LinkError,
@@ -56,6 +58,7 @@ from bridged.protocol.flow import (
 )
 from bridged.target.expect import Conversation, printable, talk
 from bridged.target.request import Request, Result
+from bridged.target.speed import CHECK_BYTES, faster_bauds, first_baud
 
 LOWER_BAUDS = (57600, 38400, 19200, 9600)  # AN2606 advises 56000/57600 where the autobaud misses; below only for long wires.
 UNKNOWN_STARTUP_S = (0.1, 0.6, 2.6)  # AN2606: most parts < 0.1 s, H7A3 0.545 s, L47x without a crystal 2.56 s.
@@ -100,14 +103,15 @@ def _attempts(request: Request, chip: Chip | None, again_at: int | None) -> list
     """(baud, start-up wait) of each attempt: the waits that this chip may need, then lower rates (AN2606, autobaud).
 
     ``again_at``: the rate at which the loader was reached before in this session. The rate is measured anew at each reset, so
-    it gets some tries.
+    it gets some tries. Otherwise the rates that are faster than the safe one come first, each once.
     """
-    first = again_at or request.baud or (chip.first_baud if chip else 115200)
+    first = again_at or first_baud(request, chip)
     if request.startup_s:
         waits = [request.startup_s]
     else:
         waits = [max(STARTUP_LEAST_S, s * STARTUP_MARGIN) for s in (chip.startup_s if chip else UNKNOWN_STARTUP_S)]
-    plan = [(first, wait) for wait in waits]
+    plan = [] if again_at else [(baud, waits[0]) for baud in faster_bauds(request, chip)]
+    plan += [(first, wait) for wait in waits]
     plan += [(first, waits[0])] * (2 if again_at else 1)
     plan += [(baud, waits[0]) for baud in LOWER_BAUDS if baud < first]
     return plan if request.wiring.has_reset or request.wiring.has_power else plan[:1]
@@ -153,32 +157,27 @@ def _try_all(
             yield from talk(
                 Conversation(request.enter_by, within_s=JUMP_S + len(request.enter_by) * 11 / request.application_baud)
             )
-        # Up to the reset the application speaks, in its own format: what it says is for the console, and tells nothing about
-        # the loader. The format changes while it is silent, before the release.
-        application = number == 1 and not again
-        if request.wiring.has_reset or request.wiring.has_boot0 or request.wiring.has_power:
-            formed = False
-            for step in request.wiring.enter:
-                if isinstance(step, SetLines) and (step.reset is False or step.power):
-                    yield from _stale(application=application)
-                    yield SetFormat(baud, chip.parity if chip else "E")
-                    formed, application = True, False
-                yield step
-            if not formed:
-                yield SetFormat(baud, chip.parity if chip else "E")
-            said: bytes = yield Receive(4096, wait_s)
-        else:
-            yield SetFormat(baud, chip.parity if chip else "E")
-            said = yield Drain(0.02, 0.2)
-            if application and an3155.looks_like_text(said):
-                yield Overheard(said)
+        faster = baud > first_baud(request, chip) and not again
+        try:
+            said = yield from _into_loader(request, chip, baud, wait_s, application=number == 1 and not again)
+        except BaudUnavailable as error:
+            if not faster:
+                raise
+            yield from _too_fast(baud, error, result)
+            continue
         if not again:
             yield from phase_started(Phase.SYNC)
         try:
             connected = yield from _synchronise(timing, baud, number, wait_s, said, request)
+            if faster:
+                yield from _believe(connected)
         except ApplicationRunning as error:
             raise _explained(error, chip, request, number) from error
         except LoaderError as error:
+            if faster:
+                yield from _too_fast(baud, error, result)
+                yield Drain(0.02, 0.2)
+                continue
             if isinstance(error, Loopback) and isinstance(last, Loopback):
                 raise _explained(error, chip, request, number) from error  # Twice is no noise.
             last = error
@@ -216,6 +215,32 @@ def _stale(*, application: bool) -> Flow[None]:
         yield Overheard(before)
 
 
+def _into_loader(request: Request, chip: Chip | None, baud: int, wait_s: float, *, application: bool) -> Flow[bytes]:
+    """The configured sequence, and what is heard until the loader should listen.
+
+    Up to the reset the application speaks, in its own format: what it says is for the console, and tells nothing about the
+    loader. The format changes while it is silent, before the release. ``application``: it may be running still.
+    """
+    parity = chip.parity if chip else "E"
+    if not (request.wiring.has_reset or request.wiring.has_boot0 or request.wiring.has_power):
+        yield SetFormat(baud, parity)
+        heard: bytes = yield Drain(0.02, 0.2)
+        if application and an3155.looks_like_text(heard):
+            yield Overheard(heard)
+        return heard
+    formed = False
+    for step in request.wiring.enter:
+        if isinstance(step, SetLines) and (step.reset is False or step.power):
+            yield from _stale(application=application)
+            yield SetFormat(baud, parity)
+            formed, application = True, False
+        yield step
+    if not formed:
+        yield SetFormat(baud, parity)
+    said: bytes = yield Receive(4096, wait_s)
+    return said
+
+
 def _synchronise(timing: Timing, baud: int, number: int, wait_s: float, said: bytes, request: Request) -> Flow[Connected]:
     begun: float = yield Now()
     try:
@@ -246,6 +271,30 @@ def _synchronise(timing: Timing, baud: int, number: int, wait_s: float, said: by
     except UnknownChip:
         chip = None
     return Connected(loader, pid, chip, timing, baud, number, wait_s, sync.already, said + sync.junk)
+
+
+def _too_fast(baud: int, error: BridgedError, result: Result) -> Flow[None]:
+    result.bad_bauds.append(baud)
+    yield Report(Retried("rate", f"{error.code} at {baud} baud, a lower rate is next: {error.message}"))
+
+
+def _believe(connected: Connected) -> Flow[None]:
+    """A high rate is used when it carried bytes of either parity (Get, Get ID) and the same flash twice.
+
+    A protected part refuses to be read: an orderly NACK says that it understood.
+    """
+    if connected.chip is None:
+        return
+    address, timing = connected.chip.flash_base, connected.timing
+    try:
+        first = yield from an3155.read_memory(address, CHECK_BYTES, timing)
+        second = yield from an3155.read_memory(address, CHECK_BYTES, timing)
+    except Nack as error:
+        if error.facts.get("stage") == "opcode":
+            return
+        raise
+    if first != second:
+        raise Garbled(f"two readings of {CHECK_BYTES} bytes at {address:#010x} differ", address=address)
 
 
 def _explained(error: LoaderError, chip: Chip | None, request: Request, attempts: int) -> LoaderError:

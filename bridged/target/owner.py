@@ -53,7 +53,7 @@ from bridged.target.expect import Conversation
 from bridged.target.lease import Leases
 from bridged.target.lines_open import open_lines
 from bridged.target.port import Port
-from bridged.target.request import Request, Wiring
+from bridged.target.request import NO_PAST, Past, Request, Wiring
 from bridged.target.uart import Counters, Uart
 
 RETRY_S = 1.0  # How often an absent device is looked for, and a present one is looked after.
@@ -454,7 +454,9 @@ class Target:
             leave=leave,
         )
 
-    def _request(self, kind: str, params: dict[str, Any], proven: tuple[SectorProven, ...], spans: tuple[Span, ...]) -> Request:
+    def _request(
+        self, kind: str, params: dict[str, Any], proven: tuple[SectorProven, ...], spans: tuple[Span, ...], past: Past
+    ) -> Request:
         settings = self.config
         if settings.chip:
             chips.find(settings.chip)  # A wrong name fails here, before anything moves.
@@ -463,6 +465,8 @@ class Target:
             wiring=self._wiring(),
             chip=settings.chip,
             baud=settings.baud,
+            bauds=tuple(settings.bauds),
+            supply_v=settings.supply_v,
             flash_bytes=settings.flash_kib * 1024,
             layout=settings.layout,
             startup_s=settings.startup_s,
@@ -481,6 +485,7 @@ class Target:
             proven=proven,
             spans=spans,
             protect=tuple(Range(*config.parse_range(text)) for text in settings.protect),
+            past=past,
         )
 
     async def run(
@@ -493,6 +498,7 @@ class Target:
         kept: bytes = b"",
         proven: tuple[SectorProven, ...] = (),
         spans: tuple[Span, ...] = (),
+        past: Past = NO_PAST,
         on_event: Callable[[Event], None] = lambda _event: None,
         on_progress: Callable[[int], None] = lambda _done: None,
         on_barrier: Barrier | None = None,
@@ -515,7 +521,7 @@ class Target:
             await self._set("busy", f"job {job_id}")
             on_event(PhaseStarted(Phase.LOCK))
             await self._open_shared()
-            request = self._request(kind, params, proven, spans)
+            request = self._request(kind, params, proven, spans, past)
             return await self._run(request, image, kept, on_event, on_progress, on_barrier)
         finally:
             self._session = None

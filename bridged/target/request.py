@@ -35,11 +35,29 @@ class Wiring:
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What the journal remembers of this target. ``uid``: of the chip that it is about, hex; another chip has no past.
+
+    ``good_bauds`` and ``bad_bauds``: rates that carried a whole session, and rates that failed not long ago. ``sectors``: what
+    was last proven in its flash; never taken for granted, only looked at first.
+    """
+
+    uid: str = ""
+    good_bauds: tuple[int, ...] = ()
+    bad_bauds: tuple[int, ...] = ()
+    sectors: tuple[SectorProven, ...] = ()
+
+
+NO_PAST = Past()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """Everything that a session is told, besides the image. JSON-ready by ``to_dict`` and ``from_dict``.
 
     ``kind``: flash, ensure, verify, read, erase, identify, reset or doctor. ``chip``: as configured, empty for any.
-    ``baud`` 0: what the chip prefers, else 115200. ``address`` and ``length``: for read and erase; erase with length 0 means
+    ``baud`` 0: what the chip prefers, else 115200; ``bauds``: higher ones that may be tried. ``supply_v``: lowest supply of the
+    target in volts, 0 unknown. ``address`` and ``length``: for read and erase; erase with length 0 means
     everything.
     ``enter_by``: what makes the application jump into the loader. ``interlock`` and ``health``: see ``expect``.
     ``force``: names of checks that the job overrides. ``proven``: sectors that an interrupted run of this job proved.
@@ -51,6 +69,8 @@ class Request:
     wiring: Wiring = Wiring()
     chip: str = ""
     baud: int = 0
+    bauds: tuple[int, ...] = ()
+    supply_v: float = 0.0
     flash_bytes: int = 0
     layout: str = ""
     startup_s: float = 0.0
@@ -69,9 +89,10 @@ class Request:
     proven: tuple[SectorProven, ...] = ()
     spans: tuple[Span, ...] = ()
     protect: tuple[Range, ...] = ()
+    past: Past = Past()
 
     def to_dict(self) -> dict[str, Any]:
-        special = ("wiring", "force", "proven", "spans", "protect", "enter_by", "interlock", "health")
+        special = ("wiring", "force", "proven", "spans", "protect", "enter_by", "interlock", "health", "bauds", "past")
         flat = {f: getattr(self, f) for f in self.__slots__ if f not in special}
         flat["enter_by"] = self.enter_by.decode("latin-1")
         flat["interlock"], flat["health"] = _talk_to_list(self.interlock), _talk_to_list(self.health)
@@ -81,7 +102,8 @@ class Request:
         proven = [[p.address, p.size_bytes, p.digest] for p in self.proven]
         spans = [[s.name, s.start, s.end] for s in self.spans]
         protect = [[r.start, r.end] for r in self.protect]
-        return {**flat, "wiring": wiring, "force": sorted(self.force), "proven": proven, "spans": spans, "protect": protect}
+        flat |= {"wiring": wiring, "force": sorted(self.force), "proven": proven, "spans": spans, "protect": protect}
+        return {**flat, "bauds": list(self.bauds), "past": _past_to_list(self.past)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Request:
@@ -95,7 +117,17 @@ class Request:
         flat["proven"] = tuple(SectorProven(*p) for p in flat["proven"])
         flat["spans"] = tuple(Span(*s) for s in flat["spans"])
         flat["protect"] = tuple(Range(*r) for r in flat["protect"])
+        flat["bauds"], flat["past"] = tuple(flat["bauds"]), _past_from_list(flat["past"])
         return cls(wiring=Wiring(**wiring), **flat)
+
+
+def _past_to_list(past: Past) -> list[Any]:
+    sectors = [[s.address, s.size_bytes, s.digest] for s in past.sectors]
+    return [past.uid, list(past.good_bauds), list(past.bad_bauds), sectors]
+
+
+def _past_from_list(data: list[Any]) -> Past:
+    return Past(data[0], tuple(data[1]), tuple(data[2]), tuple(SectorProven(*s) for s in data[3]))
 
 
 def _talk_to_list(talk: Conversation) -> list[Any]:
@@ -129,7 +161,8 @@ class Result:
 
     ``evidence``: ``full`` when every byte of the content was compared in this session. ``was_empty``: the flash held no vectors
     before. ``changed``: something was erased, by an interrupted run of the same job perhaps. ``health``: ``passed`` when the
-    application answered the health probe. ``data``: for kind read.
+    application answered the health probe. ``baud``: the last rate that was used; ``bad_bauds``: those that failed before.
+    ``supply_range``: the voltage range that the loader was told, 0 for none. ``data``: for kind read.
     """
 
     kind: str
@@ -145,6 +178,8 @@ class Result:
     flash_bytes: int = 0
     layout: str = ""
     baud: int = 0
+    bad_bauds: list[int] = field(default_factory=list)
+    supply_range: int = 0
     sectors_erased: int = 0
     bytes_written: int = 0
     bytes_compared: int = 0

@@ -177,6 +177,7 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
         if same:
             result.evidence = "full"
             return
+    yield from known.line.use_supply()
     check_protected(plan.erase, request.protect)  # Not before: an ensure that finds its image touches nothing.
     yield from _check_entry(request, known)
     if request.discard_outside and content is None:
@@ -607,6 +608,7 @@ def _erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
         )
     check_protected(sectors, request.protect, everything=not request.length)
     yield from _check_entry(request, known)
+    yield from known.line.use_supply()
     total = sum(s.size_bytes for s in sectors)
     seconds = sum(s.erase_typ_s for s in sectors) + total * 1.05 * known.line.timing.byte_s
     limit_s = 60 + 4 * seconds + 2 * chip.mass_erase_max_s + sum(_wait_s(b) for b in _batches(sectors, chip, known.loader_id))
