@@ -37,6 +37,7 @@ from bridged.errors import BridgedError, ConfigError, from_dict
 from bridged.logs import Notice, error_text, note
 
 if TYPE_CHECKING:
+    from bridged.api.http import HttpServer
     from bridged.console.room import Console
     from bridged.console.server import Listeners
     from bridged.images.store import Store
@@ -339,9 +340,10 @@ class Daemon:
         self.jobs = Jobs(settings, self.journal, self.store, self.targets)
         self.jobs.on_update.append(self._tell_job)
         self.jobs.on_event.append(lambda job, event: self.metrics.count(job.target, event))
+        line_connections, self._http_connections = self._share_descriptors()
         limits = Limits(
             image_bytes=self.store.image_limit_bytes,
-            connections=allow_descriptors(settings.api.connections, len(settings.targets)),
+            connections=line_connections,
             idle_timeout_s=settings.api.idle_timeout_s,
         )
         self.authority = await asyncio.to_thread(Authority, settings.auth, self.journal)
@@ -356,6 +358,7 @@ class Daemon:
             tls=self.tls,
             consoles=self.consoles,
         )
+        self.http = self._http() if settings.api.http else None
         # Jobs first: they know which hazards a target must wait out before anybody touches its port or lines.
         await self.jobs.start()
         parts.push_async_callback(self._close_targets)
@@ -363,8 +366,36 @@ class Daemon:
         for target in self.targets.values():
             await target.open()
         parts.push_async_callback(self.line.stop)
+        if self.http is not None:
+            parts.push_async_callback(self.http.stop)
         parts.push_async_callback(self.jobs.stop)
         await self._listen(parts)
+
+    def _share_descriptors(self) -> tuple[int, int]:
+        """Connections of the line protocol and over HTTP; fewer of both where there are not enough open files."""
+        api = self.config.api
+        line, http = api.connections, api.http_connections if api.http else 0
+        possible = allow_descriptors(line + http, len(self.config.targets))
+        if possible >= line + http:
+            return line, http
+        return max(8, line * possible // (line + http)), max(8, http * possible // (line + http))
+
+    def _http(self) -> HttpServer:
+        """Loaded here and nowhere else: what is not configured costs no memory."""
+        from bridged.api.http import HttpServer
+        from bridged.api.http_call import Limits, Services
+
+        settings = self.config
+        limits = Limits(
+            image_bytes=self.store.image_limit_bytes,
+            connections=self._http_connections,
+            idle_timeout_s=settings.api.idle_timeout_s,
+        )
+        gateway, transfers = self.line.gateway, self.line.transfers
+        services = Services(self.jobs, self.store, self.authority, transfers, limits, gateway, self.metrics.uploaded)
+        server = HttpServer(services, settings.api.hosts, self.tls)
+        self.jobs.on_update.append(server.events.recent.note)
+        return server
 
     def _target(self, name: str, settings: config.Target) -> Target:
         from bridged.target.owner import Target
@@ -417,8 +448,11 @@ class Daemon:
         api, passed = self.config.api, passed_sockets()
         schemes = {"line": "", "line-unix": "", "line-tls": "tls", "line-plaintext": "plaintext"}
         line = [(sock, scheme) for name, scheme in schemes.items() for sock in passed.pop(name, [])]
+        over_http = {"http": "", "http-tls": "tls", "http-plaintext": "plaintext"} if self.http is not None else {}
+        http = [(sock, scheme) for name, scheme in over_http.items() for sock in passed.pop(name, [])]
         for name in passed:
-            log.warning("a socket called %r was passed in; known are %s, so it is not used", name, ", ".join(schemes))
+            known = ", ".join([*schemes, *over_http])
+            log.warning("a socket called %r was passed in; known are %s, so it is not used", name, known)
         for sock, scheme in line:
             await self.line.listen_socket(sock, scheme)
             self.listening.append(f"{_address(sock)} (passed)")
@@ -429,6 +463,13 @@ class Daemon:
         if self.where.socket is not None and socket.AF_UNIX not in families:
             await self.line.listen_unix(self.where.socket)
             self.listening.append(str(self.where.socket))
+        if self.http is not None:
+            for sock, scheme in http:
+                await self.http.listen_socket(sock, scheme)
+                self.listening.append(f"http {_address(sock)} (passed)")
+            for listen in config.listeners(api.http) if not http else ():
+                bound = replace(listen, port=await self.http.listen_tcp(listen))
+                self.listening.append(f"http{'s' if self.http.secure(listen) else ''}://{bound}")
         if api.metrics:
             host, port = host_and_port(api.metrics)
             server = MetricsServer(self.metrics, self._refresh)
@@ -452,6 +493,8 @@ class Daemon:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            if self.http is not None:
+                self.http.events.recent.targets_changed()
             for name, target in self.targets.items():
                 now = (target.state, target.reason)
                 before = states.get(name, ("absent", ""))

@@ -85,7 +85,19 @@ class Api:
     )
     socket: str = _f("", "Unix socket of the line protocol; empty: $RUNTIME_DIRECTORY/bridged.sock, or none.", kind="socket")
     metrics: str = _f("127.0.0.1:7102", "Prometheus metrics, HOST:PORT; loopback only; empty: off.", kind="loopback")
-    connections: int = _f(1000, "Most connections at once, all listeners together.", low=1, high=65536)
+    http: str = _f(
+        "127.0.0.1:7101",
+        "HTTP and the web page, as `listen`; empty: off, and what it needs is not loaded.",
+        kind="listen",
+    )
+    hosts: list[str] = _f(
+        list,
+        "Names of this gateway in a browser, besides addresses, localhost, its host name and `gateway.name`.",
+        kind="host",
+        example=["bridged.example.org"],
+    )
+    connections: int = _f(1000, "Most connections of the line protocol at once.", low=1, high=65536)
+    http_connections: int = _f(200, "Most connections over HTTP at once.", low=1, high=65536)
     idle_timeout_s: float = _f(300.0, "A client that says nothing for so long is closed.", low=1, high=86400)
 
 
@@ -301,6 +313,7 @@ DEFAULT_STATE = Path("/var/lib/bridged")
 # --- loading --------------------------------------------------------------------------------------------------------
 
 LIMIT_BYTES = 1 << 20  # A thousand targets with every option set are a third of this; more is not a configuration.
+HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63}){0,8}")
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 MAX_TARGETS = 256  # Each has a port, a lane and up to a session process; a gateway with more wires is several gateways.
 MAX_ITEMS = 64  # Of a list: steps of a sequence, targets that share.
@@ -616,10 +629,14 @@ class _Loader:
 
     def cross_check(self, config: Config, check_chip: ChipCheck | None) -> None:
         api, store = config.api, config.store
-        if ("api", "listen") not in self.wrong and ("api", "metrics") not in self.wrong:
-            taken = {(listen.host, listen.port) for listen in listeners(api.listen) if listen.port}
-            if any((listen.host, listen.port) in taken for listen in listeners(api.metrics)):
-                self.note(("api", "metrics"), f"{api.metrics} is taken by api.listen already")
+        taken: dict[tuple[str, int], str] = {}
+        for key in ("listen", "http", "metrics"):
+            if ("api", key) in self.wrong:
+                continue
+            for listen in listeners(getattr(api, key)):
+                first = taken.setdefault((listen.host, listen.port), key) if listen.port else key
+                if first != key:
+                    self.note(("api", key), f"{listen} is taken by api.{first} already")
         self._closed(config)
         if store.image_limit_mib > store.limit_mib:
             self.note(("store", "image_limit_mib"), f"exceeds store.limit_mib, which is {store.limit_mib}")
@@ -922,6 +939,12 @@ def _wrong_item(item: Any, meta: Mapping[str, Any]) -> str:
             ""
             if item.startswith("/") or re.fullmatch(r"RW[A-Za-z0-9+/]{54}", item)
             else f"{_shown(item)} is no public key, nor a path"
+        )
+    if meta["kind"] == "host":
+        return (
+            ""
+            if HOST_NAME.fullmatch(item)
+            else f"{_shown(item)} is no name of a host; without a scheme and a port, as gw.example.org"
         )
     if meta["kind"] == "scope":
         guess = _did_you_mean(item, SCOPES)

@@ -411,6 +411,24 @@ class UnknownCredential(RequestError):
     code = "UNKNOWN_CREDENTIAL"
 
 
+class UnknownPath(RequestError):
+    """There is no such resource over HTTP, or not with this method."""
+
+    code = "UNKNOWN_PATH"
+
+
+class Changed(RequestError):
+    """Something is not any more as the client saw it, and it said that this matters."""
+
+    code = "CHANGED"
+
+
+class ForeignOrigin(RequestError):
+    """A web page of somebody else, or a name that is not ours: a browser was made to ask."""
+
+    code = "FOREIGN_ORIGIN"
+
+
 class TooLarge(RequestError):
     code = "TOO_LARGE"
 
@@ -669,6 +687,17 @@ HINTS: dict[str, Hint] = {
         "`bridged token list` on the gateway shows which there are; each further wrong one makes this address wait longer.",
     ),
     "UNKNOWN_CREDENTIAL": Hint("No token or certificate has this name.", "`bridged token list` shows which there are."),
+    "UNKNOWN_PATH": Hint(
+        "There is nothing at this path, or nothing with this method.", "`/v1/openapi.json` lists what there is."
+    ),
+    "CHANGED": Hint(
+        "Something happened to the target since you looked at it, and the request says that this matters (`If-Match`).",
+        "Look at it again, and send the request with its new ETag if you still want it.",
+    ),
+    "FOREIGN_ORIGIN": Hint(
+        "A web page from elsewhere made a browser ask, or bridged was addressed by a name that it does not know.",
+        "Open the page of bridged itself; where it has a name of its own add that to `api.hosts`.",
+    ),
     "TOO_LARGE": Hint("The request exceeds a limit.", "The message names the limit."),
     "TOO_MANY": Hint("Too many connections or requests at once.", "Wait and try again."),
     "DAEMON_UNREACHABLE": Hint(

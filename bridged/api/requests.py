@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from bridged.errors import BadRequest
 from bridged.jobs.model import JobKind, Submission
+from bridged.protocol import line as codec
+from bridged.protocol.line import Param
 
 KINDS: dict[str, JobKind] = {
     "FLASH": JobKind.FLASH,
@@ -33,3 +37,39 @@ def submission(verb: str, values: dict[str, Any], principal: str) -> Submission:
         # Length 0 is the session's word for everything; the grammar has no other way to say it than "all".
         rest["address"], rest["length"] = rest.pop("range") or (0, 0)
     return Submission(kind, target, image, rest, own_id, principal)
+
+
+def values_of(verb: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """``data``: arguments and options as JSON values; the same checks as ``protocol.line.bind``. Raises ``BadRequest``.
+
+    Flags are true or false, numbers and addresses numbers or their text, lists of words lists; everything else is text.
+    """
+    row = codec.VERBS[verb]
+    params = {param.name: param for param in (*row.args, *row.options)}
+    for name in data:
+        if name not in params:
+            raise BadRequest(f"{verb}: unknown field {name[:40]!r}; it takes {', '.join(params)}", field=name[:40])
+    for param in row.args[: row.needed]:
+        if param.name not in data:
+            raise BadRequest(f"{verb}: {param.name} is missing", field=param.name)
+    return {name: codec.convert(verb, params[name], _text(verb, params[name], value)) for name, value in data.items()}
+
+
+NUMBERS = frozenset({"address", "length", "number", "size"})
+LISTS = frozenset({"list", "images", "patches"})
+
+
+def _text(verb: str, param: Param, value: Any) -> str:
+    """As the line protocol would say it."""
+    match value:
+        case bool() if param.kind == "flag":
+            return "1" if value else "0"
+        case int() if param.kind in NUMBERS and not isinstance(value, bool) and 0 <= value < 1 << 53:
+            return str(value)
+        case list() if param.kind in LISTS and value and all(isinstance(item, str) and "," not in item for item in value):
+            return ",".join(value)
+        case str() if param.kind != "flag" and value:
+            return value
+    raise BadRequest(
+        f"{verb}: {param.name} cannot be {str(value)[:40]!r}; expected {param.values or param.text}", field=param.name
+    )

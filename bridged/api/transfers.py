@@ -83,12 +83,26 @@ class Transfers:
     ) -> Upload:
         """An upload of the same file by the same client that has fallen silent is ended, and its bytes are gone on from."""
         arguments = (principal, size, sha256, offset, name, type_hint)
+        return await self._taking_over(principal, sha256, lambda: store.open_upload(*arguments))
+
+    async def announce(self, store: StoreApi, principal: str, size: int, sha256: str, name: str, type_hint: str) -> bool:
+        """``store.announce``, which begins afresh; as with ``open`` a silent one gives way."""
+        arguments = (principal, size, sha256, name, type_hint)
+        return await self._taking_over(principal, sha256, lambda: store.announce(*arguments))
+
+    async def discard(self, store: StoreApi, principal: str, sha256: str) -> bool:
+        """``store.discard``; bytes that are on their way are not waited for."""
+        if (transfer := self._running.get((principal, sha256))) is not None:
+            await transfer.give_way()
+        return await in_thread(store.discard, principal, sha256)
+
+    async def _taking_over(self, principal: str, sha256: str, call: Callable[[], T]) -> T:
         try:
-            return await in_thread(store.open_upload, *arguments)
+            return await in_thread(call)
         except TooMany as error:
             if stalled := self.stalled(principal, sha256):
                 await stalled.give_way()
-                return await in_thread(store.open_upload, *arguments)
+                return await in_thread(call)
             if "offset" in error.facts:
                 seconds = self.retry_after_s(principal, sha256)
                 text = f"{error.message}; when nothing more comes from it, it gives way in {seconds:.0f} s"

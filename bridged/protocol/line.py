@@ -620,20 +620,28 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
-_CONVERT: dict[str, Callable[[str], Any]] = {
-    "text": _pattern(r"[ -~]{1,200}", "1 to 200 printable characters"),
-    "images": _pattern(r"[ -~]{1,900}", "IMAGE[@ADDR], several by comma, in printable characters"),
-    "patches": _pattern(r"[0-9A-Za-z]+:[0-9A-Za-z]+(,[0-9A-Za-z]+:[0-9A-Za-z]+)*", "ADDR:HEX, several by comma"),
+# Kinds of text: what is allowed, and how that is said.
+PATTERNS: dict[str, tuple[str, str]] = {
+    "text": (r"[ -~]{1,200}", "1 to 200 printable characters"),
+    "images": (r"[ -~]{1,900}", "IMAGE[@ADDR], several by comma, in printable characters"),
+    "patches": (r"[0-9A-Za-z]+:[0-9A-Za-z]+(,[0-9A-Za-z]+:[0-9A-Za-z]+)*", "ADDR:HEX, several by comma"),
     # What FLASH would read as two images, or as an image with an address, must not become the name of one.
-    "name": _pattern(
-        r"(?!.*@0[xX][0-9A-Fa-f]+$)[ -+\--~]{1,128}", "1 to 128 printable characters without a comma or an @0x... at the end"
+    "name": (
+        r"(?!.*@0[xX][0-9A-Fa-f]+$)[ -+\--~]{1,128}",
+        "1 to 128 printable characters without a comma or an @0x... at the end",
     ),
-    "note": _pattern(r"[ -~]{1,80}", "1 to 80 printable characters"),
-    "token": _pattern(r"[A-Za-z0-9_.:@+-]{1,64}", "1 to 64 letters, digits or _.:@+-"),
-    "target": _pattern(r"[A-Za-z0-9_.-]{1,64}", "the name of a target: letters, digits, _ . -"),
-    "targets": _pattern(r"[A-Za-z0-9_.-]{1,64}(,[A-Za-z0-9_.-]{1,64}){0,15}", "up to 16 names of targets by comma"),
+    "note": (r"[ -~]{1,80}", "1 to 80 printable characters"),
+    "token": (r"[A-Za-z0-9_.:@+-]{1,64}", "1 to 64 letters, digits or _.:@+-"),
+    "target": (r"[A-Za-z0-9_.-]{1,64}", "the name of a target: letters, digits, _ . -"),
+    "targets": (r"[A-Za-z0-9_.-]{1,64}(,[A-Za-z0-9_.-]{1,64}){0,15}", "up to 16 names of targets by comma"),
+    "signatures": (
+        r"[A-Za-z0-9+/]{100,900}={0,2}(,[A-Za-z0-9+/]{100,900}={0,2}){0,7}",
+        "base64 of a .minisig file",
+    ),
+}
+_CONVERT: dict[str, Callable[[str], Any]] = {
+    **{kind: _pattern(*said) for kind, said in PATTERNS.items()},
     "secret": _secret,
-    "signatures": _pattern(r"[A-Za-z0-9+/]{100,900}={0,2}(,[A-Za-z0-9+/]{100,900}={0,2}){0,7}", "base64 of a .minisig file"),
     "sha256": lambda text: _SHA256(text.lower().removeprefix("sha256:")),
     "size": _size,
     "number": _number,
@@ -806,6 +814,9 @@ REPLY_CODES: dict[str, int] = {
     "LOGIN_FIRST": 530,
     "BAD_TOKEN": 535,
     "UNKNOWN_CREDENTIAL": 404,
+    "UNKNOWN_PATH": 404,
+    "CHANGED": 409,
+    "FOREIGN_ORIGIN": 550,
     "TOO_LARGE": 552,
     "TOO_MANY": 429,
     "DAEMON_UNREACHABLE": 421,

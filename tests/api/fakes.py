@@ -55,6 +55,8 @@ class FakeJobs:
         self.refuse: BridgedError | None = None
         self.results: dict[str, Path] = {}
         self.surprises: list[str] = []
+        self.states: dict[str, str] = {}
+        self.on_update: list[Callable[[Job, Update], None]] = []
         self._ids: dict[str, tuple[Submission, str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -116,6 +118,8 @@ class FakeJobs:
         job = replace(old, seq=old.seq + (not mere), **changes)
         self.jobs[job_id] = job
         update = self.update_of(job)
+        for hook in self.on_update:
+            hook(job, update)
         if not mere:
             self.updates[job_id].append(update)
         for queue in self.watchers:
@@ -178,7 +182,7 @@ class FakeJobs:
             raise UnknownTarget(f"there is no target {name}", target=name)
         return {
             "name": name,
-            "state": "idle",
+            "state": self.states.get(name, "idle"),
             "reason": None,
             "chip": "F756",
             "uid": "",
