@@ -94,7 +94,6 @@ class Api:
         list,
         "Names of this gateway in a browser, besides addresses, localhost, its host name and `gateway.name`.",
         kind="host",
-        example=["bridged.example.org"],
     )
     connections: int = _f(1000, "Most connections of the line protocol at once.", low=1, high=65536)
     http_connections: int = _f(200, "Most connections over HTTP at once.", low=1, high=65536)

@@ -150,7 +150,7 @@ def free_port() -> int:
         return port
 
 
-def configuration(directory: Path, images: Sequence[DemoImage], line_port: int, metrics_port: int) -> str:
+def configuration(directory: Path, images: Sequence[DemoImage], line_port: int, http_port: int, metrics_port: int) -> str:
     """The daemon's configuration file: what a user would write for these targets."""
     text = f"""\
 [gateway]
@@ -160,6 +160,7 @@ state_dir = "{directory / "state"}"
 [api]
 listen = "127.0.0.1:{line_port}"
 socket = "{directory / "bridged.sock"}"
+http = "127.0.0.1:{http_port}"
 metrics = "127.0.0.1:{metrics_port}"
 """
     for image in images:
@@ -489,9 +490,9 @@ def run(images: Sequence[DemoImage], directory: Path, fast: bool, screen: Screen
     """The demo itself. Raises ``DemoFailed`` with the first deviation."""
     started = time.monotonic()
     names = [image.chip.lower() for image in images]
-    line_port, metrics_port = free_port(), free_port()
+    line_port, http_port, metrics_port = free_port(), free_port(), free_port()
     config = directory / "bridged.toml"
-    config.write_text(configuration(directory, images, line_port, metrics_port))
+    config.write_text(configuration(directory, images, line_port, http_port, metrics_port))
     client = Client(line_port)
     processes: list[Process] = []
     try:

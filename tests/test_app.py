@@ -131,7 +131,7 @@ def run(tmp_path: Path) -> Iterator[Start]:
         process.wait()
 
 
-START = '[api]\nlisten = "127.0.0.1:0"\nmetrics = "127.0.0.1:0"\n'
+START = '[api]\nlisten = "127.0.0.1:0"\nhttp = "127.0.0.1:0"\nmetrics = "127.0.0.1:0"\n'
 ABSENT = '[targets.m1]\nport = "/dev/does-not-exist"\nchip = "F756"\n'
 
 
@@ -167,7 +167,7 @@ def test_a_bad_file_leaves_the_old_configuration_in_force(run: Start, tmp_path: 
     daemon.expect("RELOADING=1")
     daemon.expect("READY=1")
     log = daemon.log.read_text()
-    for mistake in (":4:10: targets.m1.port: is required", ":5:1: targets.m1.baud: must be", ":8:1: targets.m2.chip: "):
+    for mistake in (":5:10: targets.m1.port: is required", ":6:1: targets.m1.baud: must be", ":9:1: targets.m2.chip: "):
         assert log.count(mistake) == 1, log
     assert "stays in force" in log
     assert "m2" not in talk(daemon.port(), "TARGETS\nQUIT\n")
@@ -236,7 +236,7 @@ def test_a_port_that_is_taken_is_told_and_everything_is_taken_down(tmp_path: Pat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         file = tmp_path / "bridged.toml"
-        file.write_text(f'[api]\nlisten = "127.0.0.1:{port}"\nmetrics = ""\n')
+        file.write_text(f'[api]\nlisten = "127.0.0.1:{port}"\nhttp = ""\nmetrics = ""\n')
         ran = subprocess.run(
             [*SERVE, "--config", str(file), "--state-dir", str(tmp_path)],
             capture_output=True,

@@ -6,12 +6,13 @@ must survive a bad link is uploaded in pieces: ``http_tus``. Both put into the s
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from aiohttp import web
 
 from bridged.api.http_call import BROKEN_OFF, CHUNK_BYTES, Answer, Body, Call, Operation, Param, go_on, reply
-from bridged.api.http_jobs import CURSOR, LIMIT, send_file
+from bridged.api.http_jobs import COUNT, CURSOR, send_file
 from bridged.api.http_problem import Refused
 from bridged.api.ports import StagedFile, Upload
 from bridged.api.replies import utc
@@ -53,8 +54,18 @@ def image_resource(staged: StagedFile) -> dict[str, Any]:
     }
 
 
+def find(call: Call, ref: str) -> StagedFile:
+    """An image belongs to no target: who has a right to some of them only finds what he can name by its whole SHA-256."""
+    digits = ref.lower().removeprefix("sha256:")
+    if call.principal.targets is not None and not re.fullmatch(r"[0-9a-f]{64}", digits):
+        raise UnknownImage(f"{call.principal.name} has a right to some targets only, and can name an image by its SHA-256 only")
+    return call.services.store.get(ref)
+
+
 async def list_images(call: Call) -> web.StreamResponse:
     """The last used first. The cursor says where in time the page ended; what is used meanwhile moves to the front."""
+    if call.principal.targets is not None:
+        return reply({"images": [], "next": None})
     limit, cursor = call.query["limit"], call.query.get("cursor", "")
     try:
         at, _, last = cursor.partition("-")
@@ -73,12 +84,14 @@ async def list_images(call: Call) -> web.StreamResponse:
 
 
 async def get_image(call: Call) -> web.StreamResponse:
-    staged = await in_thread(call.services.store.get, call.path["image"])
+    staged = await in_thread(find, call, call.path["image"])
     return reply(await in_thread(image_resource, staged))
 
 
 async def get_bytes(call: Call) -> web.StreamResponse:
-    staged = await in_thread(call.services.store.get, call.path["image"])
+    if call.principal.targets is not None:
+        raise UnknownImage(f"{call.principal.name} has a right to some targets only, and fetches no image back")
+    staged = await in_thread(find, call, call.path["image"])
     gone = UnknownImage(f"image {staged.sha256[:12]} was removed a moment ago", image=staged.sha256)
     return await send_file(call, staged.path, f"{staged.sha256[:12]}.bin", gone, tag=f'"{staged.sha256}"')
 
@@ -151,7 +164,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         *("GET", "/v1/images", "listImages", "Staged images, the last used first", Scope.READ, list_images),
         {200: Answer("a page of images", "Images")},
-        (LIMIT, CURSOR),
+        (COUNT, CURSOR),
         tag="images",
     ),
     Operation(

@@ -20,6 +20,7 @@ from bridged.api.http_call import (
     Answer,
     Body,
     Call,
+    Limits,
     Operation,
     Param,
     encoded,
@@ -50,7 +51,7 @@ KEY = Param(
 CURSOR = Param(
     "cursor", "query", "`next` of the answer before", {"type": "string", "pattern": r"[A-Za-z0-9.-]{1,120}", "minLength": 1}
 )
-LIMIT = Param("limit", "query", "at most so many", {"type": "integer", "minimum": 1, "maximum": PAGE_LIMIT, "default": 50})
+COUNT = Param("limit", "query", "at most so many", {"type": "integer", "minimum": 1, "maximum": PAGE_LIMIT, "default": 50})
 IF_MATCH = Param(
     "If-Match", "header", "ETag of the target: refused with 412 when it has changed since", {"type": "string", "maxLength": 400}
 )
@@ -282,7 +283,7 @@ OPERATIONS: tuple[Operation, ...] = (
         (
             Param("target", "query", "only of this target", dict(TARGET.schema)),
             Param("state", "query", "only in this state", {"type": "string", "enum": [str(state) for state in JobState]}),
-            LIMIT,
+            COUNT,
             CURSOR,
         ),
         tag="jobs",
@@ -296,7 +297,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 "wait",
                 "query",
                 "seconds to wait for its end; it comes as it is then",
-                {"type": "integer", "minimum": 0, "maximum": 60, "default": 0},
+                {"type": "integer", "minimum": 0, "maximum": int(Limits().wait_s), "default": 0},
             ),
         ),
         tag="jobs",

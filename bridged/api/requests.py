@@ -56,7 +56,7 @@ def values_of(verb: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 NUMBERS = frozenset({"address", "length", "number", "size"})
-LISTS = frozenset({"list", "images", "patches"})
+LISTS = frozenset({"list", "images", "patches", "signatures"})
 
 
 def _text(verb: str, param: Param, value: Any) -> str:

@@ -444,6 +444,7 @@ def test_what_json_says_is_what_the_line_says() -> None:
         "length": (4096, "4096"),
         "range": ("0x08000000+4K", "0x08000000+4K"),
         "flag": (True, "1"),
+        "signatures": (["A" * 120], "A" * 120),
     }
     from bridged.protocol.line import Request, bind
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tusclient import client as tus
 from tusclient.exceptions import TusCommunicationError
-from tusclient.uploader import Uploader
+from tusclient.uploader.uploader import Uploader
 
 from bridged.api.http_call import Limits
 from bridged.api.http_tus import CHECKSUMS

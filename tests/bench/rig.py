@@ -110,6 +110,7 @@ name = "bench"
 state_dir = "{work}/state"
 [api]
 listen = ""
+http = ""
 metrics = ""
 socket = "{work}/b.sock"
 connections = 2000

@@ -81,7 +81,7 @@ def pairs(text: str) -> dict[str, str]:
 @dataclass
 class Gateway:
     """``chips_``: name of target to name of part. ``settings``: passed to each simulated ``Device``. ``extra``: more settings,
-    beginning with those of ``[api]``. ``port``: also listen there, on loopback."""
+    beginning with those of ``[api]``. ``port``: also listen there, on loopback. ``http``: where HTTP listens."""
 
     root: Path
     chips_: dict[str, str]
@@ -89,6 +89,7 @@ class Gateway:
     paced: bool = False
     extra: str = ""
     port: int = 0
+    http: str = ""
 
     def __enter__(self) -> Gateway:
         self.stack = ExitStack()
@@ -96,7 +97,10 @@ class Gateway:
         self.daemon: subprocess.Popen[bytes] | None = None
         text = [f'[gateway]\nname = "e2e"\nstate_dir = "{self.root}/state"']
         listen = f"127.0.0.1:{self.port}" if self.port else ""
-        text += [f'[api]\nlisten = "{listen}"\nmetrics = ""\nsocket = "{self.root}/bridged.sock"', self.extra]
+        text += [
+            f'[api]\nlisten = "{listen}"\nhttp = "{self.http}"\nmetrics = ""\nsocket = "{self.root}/bridged.sock"',
+            self.extra,
+        ]
         for name, chip in self.chips_.items():
             settings = {"timing": TIMING, **self.settings}
             device = Device(chips.find(chip), powered=False, **settings)
