@@ -456,7 +456,7 @@ TARGET_GROUPS: dict[str, dict[str, Entry]] = {
         ),
         "DOCTOR_RATE_OR_NOISE": Entry(
             Level.PROBLEM,
-            "Something answers, but not understandably at any rate.",
+            "Something answers, but not understandably at any rate, or not for long.",
             "Another device on these pins, a target TX that is loaded (PA9 is VBUS on boards with USB OTG), a supply or a"
             " watchdog that resets it, or noise; try `baud = 57600`, check ground and pins.",
         ),
@@ -474,6 +474,11 @@ TARGET_GROUPS: dict[str, dict[str, Entry]] = {
             Level.PROBLEM,
             "The driver of the port did not take even parity or the rate: read back, it is something else.",
             "On a Raspberry Pi use a PL011 and not the mini UART; with another adapter choose another `baud`.",
+        ),
+        "DOCTOR_REPEATED": Entry(
+            Level.WARNING,
+            "Commands had to be repeated: bytes are lost or changed on the wire, or the target resets by itself.",
+            "Jobs recover, and are slow: shorten the cable, check ground and supply, or lower `baud`.",
         ),
         "DOCTOR_NOT_RESET": Entry(
             Level.WARNING,
@@ -504,6 +509,11 @@ TARGET_GROUPS: dict[str, dict[str, Entry]] = {
             Level.PROBLEM,
             "Read Memory is refused while Get and Get ID are answered: readout protection is on (H5: product state).",
             "Removing it erases the whole flash; no job does that unless it says so.",
+        ),
+        "DOCTOR_FLASH_REFUSED": Entry(
+            Level.PROBLEM,
+            "The loader refuses to read the first word of flash, though Read Memory itself is allowed.",
+            "Another part than its product id says, or bytes are lost: lower `baud`, compare the marking of the chip.",
         ),
         "DOCTOR_GET_COUNT_ODD": Entry(
             Level.NOTE, "Get announced another number of commands than it listed.", "Known of the H743 loader V9.0; understood."

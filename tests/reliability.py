@@ -1,8 +1,9 @@
 """``make reliability``: what one fault does to a session, tried at position after position, written to docs/reliability.md.
 
 Virtual time, seven kinds of parts, the session that runs in the field. Each run flashes a short image over an older one with
-one fault. *Recovered*: the job succeeded and the flash holds the image. *Failed cleanly*: a typed error, lines idle. A *false
-success* or a *hang* (more virtual time than the stated bound) would be a defect; the command ends with 1 then.
+one fault; a second table tries the other kinds of jobs, a third a supply that fails where it can be switched. *Recovered*: the
+job succeeded, and the device agrees. *Failed cleanly*: a typed error, lines idle. A *false success* or a *hang* (more virtual
+time than the session states, see ``tests.target.kinds.overtime``) would be a defect; the command ends with 1 then.
 
 The rows for stm32flash 0.7 and stm32loader 0.7.1 are measurements on a modelled device with one fault at one position each.
 """
@@ -15,16 +16,30 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bridged.errors import BridgedError
 from bridged.sim.application import Behaviour
 from bridged.sim.loader import Timing
-from tests.target.bench import Bench, make_image
-from tests.target.test_faults import LONGEST_S, PARTS, SIZE, one, traffic
+from bridged.target.request import Result, Wiring
+from tests.target.bench import WIRED, Bench, make_image
+from tests.target.kinds import (
+    KINDS,
+    PARTS,
+    POWER_ONLY,
+    POWERED,
+    SIZE,
+    bench_of,
+    judge,
+    overtime,
+    run_kind,
+    traffic_of,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+traffic = cache(traffic_of)
 NAMES = {"0x410": "F103", "G071": "G071"}
 
 
@@ -49,7 +64,7 @@ class Bytes(Row):
     values: tuple[str, ...] = ("",)
 
     def faults(self, part: str, most: int) -> Iterator[list[str]]:
-        count = traffic(part)[self.side == "tx"]
+        count = traffic(part, "flash", WIRED)[self.side == "tx"]
         step = max(1, count * len(self.values) // most)
         for position in range(0, count, step):
             for value in self.values:
@@ -149,11 +164,74 @@ class Tally:
         else:
             self.recovered += bench.holds(image)
             self.false += not bench.holds(image)
-        self.hangs += bench.account.total_s > LONGEST_S
+        self.hangs += overtime(bench) != ""
+
+    def take(self, bench: Bench, name: str, wiring: Wiring) -> None:
+        """The same for any kind of job."""
+        self.codes = self.codes if self.codes is not None else Counter()
+        self.tried += 1
+        result: Result | None = None
+        error: BridgedError | None = None
+        try:
+            result = run_kind(bench, name, wiring)
+        except BridgedError as caught:
+            error = caught
+            self.codes[error.code] += 1
+        wrong = judge(bench, name, result, error)
+        late = overtime(bench) != ""
+        self.hangs += late
+        self.false += bool(wrong) and not late
+        self.recovered += result is not None and not wrong
 
     def text(self) -> str:
         failed = self.tried - self.recovered - self.false
         return f"{self.recovered}/{self.tried}" + (f" ({failed} failed)" if failed else "")
+
+
+# Every way in which one byte can go wrong, for the jobs that are not a plain flash.
+WAYS = (
+    *(("lose", side, "") for side in ("rx", "tx")),
+    *(("flip", side, value) for side in ("rx", "tx") for value in (":0x01", ":0x80")),
+    *(("insert", side, value) for side in ("rx", "tx") for value in (":0x00", ":0x79", ":0x7f")),
+    ("reset", "rx", ""),
+    ("hang", "rx", ""),
+)
+FEW = ("0x410", "L476", "F756", "H743")
+SUPPLY = (("supply fails, NRST and power wired", POWERED), ("supply fails, power wired and no NRST", POWER_ONLY))
+
+
+def positions(part: str, name: str, wiring: Wiring, side: str, most: int) -> range:
+    """Where in the job; of a reset into the loader not its last byte: what happens after its last answer nobody sees."""
+    count = traffic(part, name, wiring)[side == "tx"] - (name == "reset into the loader" and side == "rx")
+    return range(0, count, max(1, count // most))
+
+
+def other_kinds(most: int) -> Iterator[tuple[str, list[Tally]]]:
+    """A row for each kind of job: all ways together, ``most`` positions for each."""
+    for name in KINDS:
+        if name == "flash":
+            continue
+        tallies = []
+        for part in FEW:
+            tally = Tally(codes=Counter())
+            for way, side, value in WAYS:
+                for position in positions(part, name, WIRED, side, most):
+                    tally.take(bench_of(part, [f"{way}:{side}:{position}{value}"]), name, WIRED)
+            tallies.append(tally)
+        yield name, tallies
+
+
+def supplies(most: int) -> Iterator[tuple[str, list[Tally]]]:
+    """The supply of the target fails at a byte, and stays off until it is switched on again."""
+    for title, wiring in SUPPLY:
+        for name in ("flash", "verify", "erase"):
+            tallies = []
+            for part in FEW:
+                tally = Tally(codes=Counter())
+                for position in positions(part, name, wiring, "rx", most):
+                    tally.take(bench_of(part, [f"power:rx:{position}"]), name, wiring)
+                tallies.append(tally)
+            yield f"{title}: {name}", tallies
 
 
 def situations() -> list[tuple[str, str, str, str]]:
@@ -192,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
         for part in PARTS:
             tally = Tally()
             for faults in row.faults(part, args.most):
-                tally.add(one(part, faults))
+                tally.add(bench_of(part, faults))
             bad += tally.false + tally.hangs
             runs += tally.tried
             total.false += tally.false
@@ -204,7 +282,18 @@ def main(argv: list[str] | None = None) -> int:
             cells.append(codes if row.permanent else tally.text())
         lines.append(f"| {row.title} | " + " | ".join([*cells, *(p or "not tried" for p in row.peers)]) + " |")
         print(f"{time.monotonic() - begun:6.0f} s  {row.title}", file=sys.stderr)
-    text = page(lines, situations(), runs, total, args.most)
+    more: list[str] = []
+    for title, tallies in (*other_kinds(max(1, args.most // 5)), *supplies(args.most)):
+        more.append(f"| {title} | " + " | ".join(tally.text() for tally in tallies) + " |")
+        for tally in tallies:
+            bad += tally.false + tally.hangs
+            runs += tally.tried
+            total.tried += tally.tried
+            total.recovered += tally.recovered
+            total.false += tally.false
+            total.hangs += tally.hangs
+        print(f"{time.monotonic() - begun:6.0f} s  {title}", file=sys.stderr)
+    text = page(lines, more, situations(), runs, total, args.most)
     if args.print:
         print(text)
     else:
@@ -212,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def page(lines: list[str], cases: list[tuple[str, str, str, str]], runs: int, total: Tally, most: int) -> str:
+def page(lines: list[str], more: list[str], cases: list[tuple[str, str, str, str]], runs: int, total: Tally, most: int) -> str:
     parts = [NAMES.get(part, part) for part in PARTS]
     head = "| fault | " + " | ".join([*parts, "stm32flash 0.7", "stm32loader 0.7.1"]) + " |"
     return f"""# Reliability
@@ -224,12 +313,21 @@ up to {most} positions for each fault and part, spread over the whole session fr
 say recovered/tried: recovered means that the job ended as `succeeded` **and** the flash held the image. A fault that stays is
 no accident; those rows name the errors that the jobs ended in.
 
-**{runs} runs: {total.false} false successes, {total.hangs} hangs** (no run took more than {LONGEST_S:.0f} s of virtual time).
+**{runs} runs: {total.false} false successes, {total.hangs} hangs** (a hang would be more virtual time than the session itself
+states: 120 s until its plan, then what the plan says).
 Of {total.tried} runs with a fault that happens once, {total.recovered} were recovered without help.
 
 {head}
 |{"---|" * (len(parts) + 3)}
 {chr(10).join(lines)}
+
+The other kinds of jobs: one byte lost, flipped or added in either direction, a target that resets or hangs, up to
+{max(1, most // 5)} positions for each way. Recovered means that the job did what it should, judged by the simulated part, and
+that the application runs afterwards. The last rows: the supply of the target fails at a byte and stays off until switched on.
+
+| job | {" | ".join(NAMES.get(part, part) for part in FEW)} |
+|{"---|" * (len(FEW) + 1)}
+{chr(10).join(more)}
 
 | situation | bridged | stm32flash 0.7 | stm32loader 0.7.1 |
 |---|---|---|---|

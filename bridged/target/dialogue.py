@@ -47,6 +47,7 @@ T = TypeVar("T")
 TRIES = 4  # Of one command. A single accident needs two; a third and fourth are for a link that is bad altogether.
 NACKS = 3  # The same refusal three times, once after a reset, is the loader's word.
 RECOVERIES = 40  # Of one session: a link that needs more is reported instead of nursed for hours.
+PROOFS = 6
 STALE_QUIET_S = 0.005
 
 
@@ -71,7 +72,8 @@ class Dialogue:
         self.timing: Timing = connected.timing
         self.baud = connected.baud
         self.may_reset = request.wiring.has_reset or request.wiring.has_power
-        self.recoveries = 0
+        self.recoveries = 0  # Accidents so far; a refusal that is meant begins as one.
+        self.mended = 0  # Commands that did in the end what they should.
         self._reconnected = 0  # At this rate.
         self._wide = 0
 
@@ -94,6 +96,14 @@ class Dialogue:
                 return data
             before = data
         raise UnstableLink(f"{TRIES} readings of {count} bytes at {address:#010x} all differ", address=address)
+
+    def prove(self, refusal: Nack) -> Flow[None]:
+        """A refusal is only believed on a link that carries commands. Raises ``UnstableLink`` where it does not."""
+        for _ in range(PROOFS):
+            try:
+                yield from an3155.get_id(self.timing)
+            except LoaderError as error:
+                raise UnstableLink(f"{refusal.message}; and so is Get ID: {error.message}", **refusal.facts) from error
 
     def confirm(self) -> Flow[None]:
         """Get and Get ID until they answer twice the same: they decide what is erased, and their answers have no checksum."""
@@ -251,7 +261,9 @@ class Dialogue:
             try:
                 if attempt == 0 and first is not None:
                     raise first
-                return (yield from make())
+                answer = yield from make()
+                self.mended += attempt > 0
+                return answer
             except (Nack, NoReply, Garbled) as error:
                 refused += isinstance(error, Nack)
                 # At the opcode a stray byte may be the reason, which shifts every command by one until a reset.

@@ -23,6 +23,7 @@ from bridged.errors import (
     NoSync,
     ParityUnavailable,
     SyncNoise,
+    UnstableLink,
     WrongChip,
     WrongParity,
 )
@@ -71,7 +72,14 @@ def examine(request: Request, result: Result) -> Flow[list[Finding]]:
         here.append((yield from _why_no_loader(request, chip, error, manners)))
         _pins(chip, here)
     else:
-        yield from _ask(request, connected, manners, result, here)
+        line = Dialogue(request, result, connected)
+        try:
+            yield from _ask(request, connected, line, manners, result, here)
+        except LoaderError as error:
+            here.append(_say("DOCTOR_RATE_OR_NOISE", f"it was synchronised, and then: {error.message}"))
+        if line.mended:
+            count = f"{line.mended} command{'' if line.mended == 1 else 's'}"
+            here.append(_say("DOCTOR_REPEATED", f"{count} had to be sent again", count=line.mended))
     order = list(Level)
     return sorted(here, key=lambda f: order.index(f.level))
 
@@ -146,7 +154,7 @@ def _why_no_loader(request: Request, chip: Chip | None, error: BridgedError, man
             return _say("DOCTOR_BOOT0_NOT_SEEN", text, f"{ignored}.")
         case WrongParity():
             return (yield from _parity(request, error))
-        case SyncNoise() | Garbled() | NoReply():
+        case SyncNoise() | Garbled() | NoReply() | Nack() | UnstableLink():
             return _say("DOCTOR_RATE_OR_NOISE", f"something answers, but not understandably at any rate: {error.message}")
         case NoSync() if manners.after and not manners.held:
             text = "NRST works and the application speaks after it, but with BOOT0 high nothing answers 0x7F"
@@ -169,7 +177,9 @@ def _parity(request: Request, error: WrongParity) -> Flow[Finding]:
     return _say("DOCTOR_WRONG_PARITY", f"{error.message}{proof}: parity on the wire is not even")
 
 
-def _ask(request: Request, connected: Connected, manners: Manners, result: Result, here: list[Finding]) -> Flow[None]:
+def _ask(
+    request: Request, connected: Connected, line: Dialogue, manners: Manners, result: Result, here: list[Finding]
+) -> Flow[None]:
     """Everything that a loader tells."""
     after_ms = connected.wait_s * 1000
     text = f"the loader answers at {connected.baud} baud, attempt {connected.attempt}, {after_ms:.0f} ms after reset"
@@ -178,7 +188,6 @@ def _ask(request: Request, connected: Connected, manners: Manners, result: Resul
         here.append(_say("DOCTOR_NOT_RESET", "the loader had been synchronised before the reset"))
     if connected.junk.strip(b"\x00"):
         here.append(_say("DOCTOR_JUNK_BEFORE_ACK", f"{connected.junk[:16].hex(' ')} came before the ACK"))
-    line = Dialogue(request, result, connected)
     result.pid, result.loader = line.pid, line.loader.version_text
     chip = connected.chip
     if chip is None:
@@ -188,12 +197,17 @@ def _ask(request: Request, connected: Connected, manners: Manners, result: Resul
         text = f"Get announced {line.loader.announced} commands and listed {len(line.loader.commands)}"
         here.append(_say("DOCTOR_GET_COUNT_ODD", text))
     known = yield from identify(request, line, chip, result)
-    protected = False
+    refused: Nack | None = None
     try:
         yield from line.read(chip.flash_base, 4)
-    except Nack:
-        protected = True
+    except Nack as error:
+        refused = error
+    protected = refused is not None and refused.facts.get("stage") == "opcode"
     _report_identity(known, result, here, protected=protected)
+    if refused is not None and not protected:
+        text = f"flash begins at {chip.flash_base:#010x} on {chip.title}, and reading there is refused: {refused.message}"
+        here.append(_say("DOCTOR_FLASH_REFUSED", text))
+        return
     if protected:
         text = "Read Memory is refused while Get and Get ID are answered: readout protection is on"
         here.append(_say("DOCTOR_READ_PROTECTED", text))

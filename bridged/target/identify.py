@@ -38,9 +38,12 @@ def _register(chip: Chip, address: int, count: int, line: Dialogue) -> Flow[byte
     Some loaders refuse short reads there and give the surrounding block (a report about F4 and L0). A NACK at the opcode
     means that reading is forbidden altogether.
     """
+    before = line.recoveries
     try:
         return (yield from line.read_twice(address, count, nacks=REFUSED))
     except Nack as error:
+        if before:
+            yield from line.prove(error)  # There were accidents before: this may be one more, and decide what is erased.
         if error.facts.get("stage") == "opcode":
             raise ReadProtected(
                 f"{chip.title}: Read Memory is refused, while Get and Get ID were answered", pid=chip.pid

@@ -668,9 +668,12 @@ def _read(address: int, length: int, line: Dialogue) -> Flow[bytes]:
     done = 0
     for at, count in _pieces(address, address + length, most):
         yield Checkpoint()
+        before = line.recoveries
         try:
             parts.append((yield from line.read_twice(at, count)))
         except Nack as error:
+            if before:
+                yield from line.prove(error)
             if error.facts.get("stage") == "opcode":
                 raise ReadProtected(f"Read Memory is refused at its opcode: {error.message}") from error
             raise

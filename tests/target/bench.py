@@ -49,6 +49,7 @@ class Bench:
         self.device = Device(self.chip, **self.settings)
         self.uart = VirtualUart(self.device)
         self.account = Account()
+        self.started_s = 0.0
 
     def run(
         self,
@@ -66,6 +67,7 @@ class Bench:
         wanted = Request(**{"kind": kind, "wiring": WIRED, "chip": self.chip_name, **self.request, **request})
         assert Request.from_dict(wanted.to_dict()) == wanted
         self.account = Account()
+        self.started_s = self.device.now_ns / 1e9
         flow = session.run(wanted, image, kept)
         return virtual.run(
             flow,
@@ -85,8 +87,10 @@ class Bench:
 
     def put(self, image: Image) -> None:
         """Content that was there when the power came on."""
+        align = self.device.memory.align_bytes
         for seg in image.segments:
-            self.device.memory.program(seg.address, seg.data)
+            self.device.memory.program(seg.address, seg.data + bytes([self.chip.erased_value]) * (-len(seg.data) % align))
+        assert self.holds(image)
         self.uart.set_lines(power=False)
         self.uart.pause(1.0)
         self.uart.set_lines(power=True)

@@ -137,6 +137,11 @@ def hide_options(device: Device) -> None:
     device.memory.readable = lambda address: readable(address) and not any(address in r for r in hidden)  # type: ignore[method-assign]
 
 
+def refuse_flash(device: Device) -> None:
+    readable, base = device.memory.readable, device.memory.base
+    device.memory.readable = lambda address: readable(address) and address != base  # type: ignore[method-assign]
+
+
 def unknown(device: Device) -> None:
     device.chip = replace(device.chip, pid=0x7FE)
 
@@ -192,6 +197,16 @@ ROWS = (
     Row("noise before the ACK", "L476", "", ("DOCTOR_JUNK_BEFORE_ACK",), before=lambda d: junk_before_ack(d, 0xE5)),
     Row("half a command in the loader from an earlier session", "L476", "", ("DOCTOR_LOADER_ANSWERS",), before=half_a_command),
     Row("the ACK of 0x7F comes, and then nothing", "L476", "DOCTOR_RATE_OR_NOISE", before=mute_after_sync),
+    Row("reading flash is refused, reading is not", "F407", "DOCTOR_FLASH_REFUSED", before=refuse_flash),
+    Row(
+        "it falls silent at the first command that reads",
+        "F407",
+        "DOCTOR_RATE_OR_NOISE",
+        ("DOCTOR_LOADER_ANSWERS",),
+        {"faults": ["lose:0x11:0:opcode:*"]},
+    ),
+    Row("a byte is lost now and then", "F407", "DOCTOR_REPEATED", device={"faults": ["lose:0x11:0:opcode"]}),
+    Row("it refuses Get ID", "F407", "DOCTOR_RATE_OR_NOISE", device={"faults": ["nack:0x02:0:opcode:*"]}),
     Row("a part that is in no table", "F407", "DOCTOR_UNKNOWN_CHIP", request={"chip": ""}, before=unknown),
     Row(
         "nobody said which chip, and nothing answers",
