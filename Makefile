@@ -17,7 +17,7 @@ LOCK      := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-v
              --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: vm-test deb reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check stub stub-check run sim install clean distclean
+.PHONY: shell vm-test deb reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check stub stub-check run sim install clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -52,6 +52,9 @@ sim: $(RUN_STAMP) ## one simulated target on a pty: make sim ARGS="--chip F756"
 reference: $(RUN_STAMP) ## write config/bridged.toml anew from the code
 	$(BIN)/python -c 'from bridged import config; print(config.reference(), end="")' > config/bridged.toml.new
 	mv config/bridged.toml.new config/bridged.toml
+
+shell: $(DEV_STAMP) ## write completion and the manual page anew from the command line's parser
+	$(BIN)/python -m tests.build_shell
 
 reliability: $(DEV_STAMP) ## one fault at position after position, written to docs/reliability.md
 	$(BIN)/python -m tests.reliability

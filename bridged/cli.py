@@ -1,50 +1,43 @@
-"""The command line: a client of the line protocol like any other, with a plain socket and no event loop.
+"""The command line: arguments, and what people see of the answers. What it asks, it asks ``bridged.client``.
 
 It must answer in a fraction of a second on the smallest gateway, so nothing is imported that the command at hand does not need;
 ``serve``, ``sim``, ``demo``, ``doctor`` and ``check-config`` hand over to their modules by a late import.
 
-What it adds to the protocol:
-
-- Nothing is lost when the link is. An upload goes on where the gateway has synced it; a job is submitted under an id of our
-  own, so that saying it again finds the same job; waiting is simply begun anew. After ``--retry-for`` seconds without a word
-  it gives up with exit code 69 and says how to go on.
 - Ctrl-C ends this program and not the job.
 - Results go to stdout, progress and errors to stderr; ``--json`` prints every reply of the gateway as one JSON object a line.
 - ``exit_code`` is the one place that knows the exit codes.
 
-It knows nothing of images, chips or wires: the gateway checks, plans and explains.
+It knows nothing of images, chips or wires: the gateway checks, plans and explains; nor of sockets: that is ``client``.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import contextlib
-import hashlib
 import os
 import re
 import shutil
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bridged import __version__
-from bridged.errors import BadRequest, BridgedError, DaemonUnreachable, DigestMismatch, EmptyImage
+from bridged.client import (
+    DEFAULT_GATEWAY,
+    RETRY_S,
+    Client,
+    Gateway,
+    LocalFile,
+    Refused,
+    signature_text,
+    split_address,
+)
+from bridged.errors import BadRequest, BridgedError, DaemonUnreachable, DigestMismatch
 from bridged.protocol import line as codec
-from bridged.protocol.line import Reply, format_request
-
-T = TypeVar("T")
-
-CHUNK_BYTES = 64 * 1024
-CONNECT_TIMEOUT_S = 10.0
-SILENCE_S = 60.0  # The gateway says something at least every 15 s while it works for us; four times that is a dead link.
-BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
-DEFAULT_GATEWAY = f"127.0.0.1:{codec.TCP_PORT}"
+from bridged.protocol.line import Reply
 
 
 class Exit(IntEnum):
@@ -113,6 +106,7 @@ _BY_REPLY = {
     501: Exit.USAGE,
     502: Exit.USAGE,
     550: Exit.REJECTED,
+    553: Exit.REJECTED,
 }
 
 
@@ -122,204 +116,6 @@ def exit_code(reply: Reply) -> Exit:
         return Exit.DONE
     state = _BY_STATE.get(str(reply.data.get("state", "")))
     return state or _BY_ERROR.get(reply.text) or _BY_REPLY.get(reply.code) or Exit.FAILED
-
-
-class Refused(Exception):
-    """The gateway answered with an error; it is the result of the command."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.text)
-        self.reply = reply
-
-
-class LinkLost(Exception):
-    """The connection broke, or nobody spoke for too long."""
-
-
-# --- the connection -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where the gateway is: ``HOST:PORT``, ``HOST``, ``[v6]:PORT``, ``unix:PATH`` or an absolute path."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Raises ``BadRequest``."""
-        if text.startswith("unix:") and len(text) > 5:
-            return cls(path=text[5:])
-        if text.startswith("/"):  # What else could it be?
-            return cls(path=text)
-        host, colon, port = text.rpartition(":")
-        if not colon or (text.count(":") > 1 and not text.startswith("[")) or text.endswith("]"):
-            host, port = text, str(codec.TCP_PORT)
-        if (
-            not re.fullmatch(r"[\w.:%\[\]-]{1,253}", host, re.ASCII)
-            or not port.isascii()
-            or not port.isdigit()
-            or not 0 < int(port) < 65536
-        ):
-            raise BadRequest(f"gateway {text!r}: expected HOST:PORT, HOST or unix:PATH")
-        return cls(host=host.strip("[]"), port=int(port))
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}" if self.path else f"{self.host}:{self.port}"
-
-    def connect(self) -> socket.socket:
-        if self.path:
-            sock = socket.socket(socket.AF_UNIX)
-            try:
-                sock.settimeout(CONNECT_TIMEOUT_S)
-                sock.connect(self.path)
-            except OSError:
-                sock.close()
-                raise
-            return sock
-        return socket.create_connection((self.host, self.port), CONNECT_TIMEOUT_S)
-
-
-class Link:
-    """One connection that has said hello. Every failure is ``LinkLost``, except a peer that is not bridged."""
-
-    def __init__(self, address: Address) -> None:
-        self._buffer = bytearray()
-        try:
-            self._sock = address.connect()
-        except OSError as error:
-            raise LinkLost(f"{error.strerror or error}") from error
-        try:
-            self._sock.settimeout(SILENCE_S)
-            greeting = self.reply()
-            if greeting.code != 220:
-                raise Refused(greeting)
-            self.send(b"HELLO proto=1 format=json\n")
-            if (hello := self.reply()).code != 250:
-                raise Refused(hello)
-        except BadRequest as error:
-            self.close()
-            raise DaemonUnreachable(f"{address} answers, but not as bridged does: {error.message}") from error
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        self._sock.close()
-
-    def send(self, data: bytes) -> None:
-        try:
-            self._sock.sendall(data)
-        except OSError as error:
-            raise LinkLost(f"sending failed: {error.strerror or error}") from error
-
-    def _fill(self) -> None:
-        try:
-            chunk = self._sock.recv(CHUNK_BYTES)
-        except OSError as error:
-            raise LinkLost(f"receiving failed: {error.strerror or error}") from error
-        if not chunk:
-            raise LinkLost("the gateway closed the connection")
-        self._buffer += chunk
-
-    def reply(self) -> Reply:
-        """One reply line. A gateway that is closing down counts as a lost link: it, or the next one, will be back."""
-        searched = 0
-        while (at := self._buffer.find(b"\n", searched)) < 0:
-            searched = len(self._buffer)
-            if searched > 1 << 20:
-                raise BadRequest(f"a reply without end: {bytes(self._buffer[:80])!r}")
-            self._fill()
-        found = bytes(self._buffer[: at + 1])
-        del self._buffer[: at + 1]
-        reply = codec.parse_reply(found)
-        if reply.code == 421:
-            raise LinkLost(str(reply.data.get("message") or "the gateway is shutting down"))
-        return reply
-
-    def raw(self, count: int) -> Iterator[bytes]:
-        """Exactly ``count`` raw bytes, in pieces."""
-        while count:
-            if not self._buffer:
-                self._fill()
-            piece = bytes(self._buffer[:count])
-            del self._buffer[: len(piece)]
-            count -= len(piece)
-            yield piece
-
-
-class Session:
-    """The conversation with a gateway across as many connections as it takes.
-
-    ``call`` repeats its action on a new connection after a lost one, so every action must be one that may be said twice.
-    """
-
-    def __init__(self, address: Address, retry_s: float, note: Callable[[str], None] = lambda _text: None) -> None:
-        self.address, self.retry_s, self._note = address, retry_s, note
-        self._link: Link | None = None
-        self._ever = False
-        self._deadline = 0.0
-        self._failures = 0
-
-    def close(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-
-    def alive(self) -> None:
-        """Something went forward: the patience for the next breakdown starts anew."""
-        if self._failures:
-            self._note("connected again")
-        self._failures = 0
-
-    def call(self, action: Callable[[Link], T]) -> T:
-        """Raises ``DaemonUnreachable`` when the gateway was never there, or did not come back in time."""
-        while True:
-            try:
-                if self._link is None:
-                    self._link = Link(self.address)
-                    self._ever = True
-                result = action(self._link)
-            except LinkLost as lost:
-                self.close()
-                self._wait_after(lost)
-            except BaseException:
-                self.close()  # In the middle of a conversation nobody knows what comes next.
-                raise
-            else:
-                self.alive()
-                return result
-
-    def _wait_after(self, lost: LinkLost) -> None:
-        now = time.monotonic()
-        if not self._failures:
-            self._deadline = now + self.retry_s
-        if not self._ever:
-            raise DaemonUnreachable(f"connecting to {self.address} failed: {lost}", gateway=str(self.address)) from lost
-        pause = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
-        if now + pause > self._deadline:
-            text = f"the connection to {self.address} was lost and did not come back within {self.retry_s:g} s: {lost}"
-            raise DaemonUnreachable(text, gateway=str(self.address)) from lost
-        if not self._failures:
-            self._note(f"connection lost ({lost}); trying again")
-        self._failures += 1
-        time.sleep(pause)
-
-    def ask(self, request: bytes, each: Callable[[Reply], None] = lambda _reply: None) -> Reply:
-        """Says one line; ``each`` gets every line of the answer but the last, which is returned."""
-
-        def action(link: Link) -> Reply:
-            link.send(request)
-            while True:
-                reply = link.reply()
-                if not reply.more:
-                    return reply
-                self.alive()
-                each(reply)
-
-        return self.call(action)
 
 
 # --- what a person sees -------------------------------------------------------------------------------------------
@@ -543,158 +339,31 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-# --- images -------------------------------------------------------------------------------------------------------
-
-
-def split_address(text: str) -> tuple[str, str]:
-    """``FILE@0x08000000`` as file and ``@0x08000000``. A file of that very name is taken as it is."""
-    match = re.fullmatch(r"(.+)(@0[xX][0-9A-Fa-f]{1,8})", text)
-    return (match[1], match[2]) if match and not os.path.exists(text) else (text, "")
-
-
-def signature_text(path: Path) -> str:
-    """A ``.minisig`` file as ``sig=`` takes it. The untrusted comment proves nothing, and a request line is short."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise BadRequest(f"reading the signature {path} failed: {error}", path=str(path)) from error
-    return base64.b64encode("\n".join(["untrusted comment:", *lines[1:]]).encode()).decode()
-
-
-@dataclass(frozen=True, slots=True)
-class LocalFile:
-    path: Path
-    size_bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> LocalFile:
-        """Raises ``BadRequest`` (no such file), ``EmptyImage``."""
-        digest, size = hashlib.sha256(), 0
-        try:
-            with path.open("rb", buffering=0) as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-                    size += len(chunk)
-        except OSError as error:
-            raise BadRequest(f"reading {path} failed: {error.strerror or error}", path=str(path)) from error
-        if not size:
-            raise EmptyImage(f"{path} has no bytes", path=str(path))
-        return cls(path, size, digest.hexdigest())
-
-    @property
-    def plain_name(self) -> str:
-        """A name that the protocol can say."""
-        text = "".join(c if " " <= c <= "~" and c != "," else "_" for c in self.path.name)[:128]
-        return re.sub(r"@(0[xX][0-9A-Fa-f]+)$", r"_\1", text)  # which would be an address
-
-
-def upload(session: Session, local: LocalFile, name: str, type_hint: str | None, screen: Screen) -> Reply:
-    """Stages a file, going on where the gateway has it; the last reply. Raises ``Refused``, ``DaemonUnreachable``."""
-    have_request = format_request("HAVE", local.sha256)
-    rounds = 0
-
-    def action(link: Link) -> Reply:
-        nonlocal rounds
-        link.send(have_request)
-        have = link.reply()
-        if have.code not in (250, 404):
-            raise Refused(have)
-        if have.code == 250 and have.data.get("complete"):
-            return have
-        offset = int(have.data.get("offset") or 0) if have.data.get("size") == local.size_bytes else 0
-        link.send(
-            format_request(
-                "PUT", str(local.size_bytes), local.sha256, offset=offset or None, name=name or local.plain_name, type=type_hint
-            )
-        )
-        if (ready := link.reply()).code != 354:
-            raise Refused(ready)
-        _send_file(session, link, local, offset, screen)
-        staged = link.reply()
-        rounds += 1
-        if staged.code == 429 or (staged.code == 501 and "fact.offset" in staged.data):
-            # The gateway still holds the upload of our lost connection, or its end moved: look again.
-            if rounds > 20:
-                raise Refused(staged)
-            raise LinkLost(str(staged.data.get("message") or staged.text))
-        if staged.code >= 400:
-            raise Refused(staged)
-        return staged
-
-    reply = session.call(action)
-    screen.end()
-    return reply
-
-
-def _send_file(session: Session, link: Link, local: LocalFile, offset: int, screen: Screen) -> None:
-    """The bytes from ``offset`` on: exactly as many as were announced, also if the file has changed meanwhile."""
-    started, first = time.monotonic(), offset
-    with local.path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while offset < local.size_bytes:
-            chunk = file.read(min(CHUNK_BYTES, local.size_bytes - offset))
-            # A file that became shorter is filled up; its digest cannot be right then, and the gateway will say so.
-            chunk = chunk or bytes(min(CHUNK_BYTES, local.size_bytes - offset))
-            link.send(chunk)
-            offset += len(chunk)
-            session.alive()
-            seconds = time.monotonic() - started
-            # What the socket buffers swallow in the first moment says nothing about the link.
-            rate = (offset - first) / seconds if seconds > 0.5 else 0.0
-            screen.progress(local.path.name, "upload", offset, local.size_bytes, rate)
-
-
-def fetch(session: Session, ref: str, path: Path) -> int:
-    """GET into a file that appears whole or not at all; the number of bytes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-
-    def action(link: Link) -> int:
-        link.send(format_request("GET", ref))
-        if (head := link.reply()).code != 250:
-            raise Refused(head)
-        digest = hashlib.sha256()
-        with temporary.open("wb") as file:
-            for piece in link.raw(int(head.data["size"])):
-                digest.update(piece)
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if digest.hexdigest() != head.data["sha256"]:
-            raise DigestMismatch(f"{ref} arrived with SHA-256 {digest.hexdigest()}, announced was {head.data['sha256']}")
-        return int(head.data["size"])
-
-    try:
-        size = session.call(action)
-        temporary.replace(path)
-    except OSError as error:
-        raise BadRequest(f"writing {path} failed: {error.strerror or error}", path=str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return size
-
-
 # --- commands -----------------------------------------------------------------------------------------------------
 
 
 class Command:
-    """One run of a command: its arguments, the session and the screen."""
+    """One run of a command: its arguments, the gateway and the screen."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.screen = Screen(args.json)
-        self.session = Session(Address.parse(args.gateway), args.retry_for, self.screen.note)
+        gateway = Gateway.find(
+            args.gateway,
+            token_file=args.token_file,
+            ca=args.ca,
+            certificate=args.client_cert,
+            key=args.client_key,
+            name=args.server_name,
+        )
+        self.client = Client(gateway, retry_s=args.retry_for, note=self.screen.note)
         self.job = ""
         self.problems = 0
 
     # images and jobs
 
     def put(self) -> Exit:
-        local = LocalFile.of(Path(self.args.file))
-        reply = upload(self.session, local, self.args.name or "", self.args.type, self.screen)
-        self.screen.reply(reply)
-        self._print(f"sha256:{local.sha256}")
+        self._print(self._stage(Path(self.args.file), self.args.name or ""))
         return Exit.DONE
 
     def flash(self) -> Exit:
@@ -710,7 +379,7 @@ class Command:
         args = self.args
         options = self._options("addr", "type", "patch", "outside", "force")
         rows: list[Reply] = []
-        last = self._ask(format_request("PLAN", args.target, self._image(), **options), rows.append)
+        last = self._ask("PLAN", args.target, self._image(), each=rows.append, **options)
         self._print(
             plan_text(last.data, [row.data for row in rows if row.text == "part"], [r.data for r in rows if r.text == "range"])
         )
@@ -723,7 +392,7 @@ class Command:
         done = self._run_job("READ", self.args.target, self.args.address, self.args.length)
         if done is not Exit.DONE or self.args.no_wait:
             return done
-        size = fetch(self.session, self.job, path)
+        size = self.client.get(self.job, path)
         self._print(f"{path}: {size_text(size)}")
         return Exit.DONE
 
@@ -752,10 +421,19 @@ class Command:
             if path.startswith("sha256:") and not os.path.exists(path):
                 named.append(path + address)
                 continue
-            local = LocalFile.of(Path(path))
-            self.screen.reply(upload(self.session, local, "", self.args.type, self.screen))
-            named.append(f"sha256:{local.sha256}{address}")
+            named.append(self._stage(Path(path), "") + address)
         return ",".join(named)
+
+    def _stage(self, path: Path, name: str) -> str:
+        """Sends a file, as far as the gateway has not got it; as the protocol names it."""
+
+        def progress(done: int, total: int, rate: float) -> None:
+            self.screen.progress(path.name, "upload", done, total, rate)
+
+        ref, reply = self.client.stage(LocalFile.of(path), name, self.args.type, progress)
+        self.screen.end()
+        self.screen.reply(reply)
+        return ref
 
     def _options(self, *names: str) -> dict[str, Any]:
         args = self.args
@@ -771,10 +449,9 @@ class Command:
         }
         return {name: values[name] for name in names}
 
-    def _run_job(self, verb: str, *words: str, **options: Any) -> Exit:
-        # Our own id makes the submission one that may be said twice: after a lost link we cannot know whether it was heard.
-        own_id = self.args.id or f"cli-{os.urandom(8).hex()}"
-        reply = self._ask(format_request(verb, *words, id=own_id, **self._options("trace"), **options))
+    def _run_job(self, verb: str, target: str, *words: str, **options: Any) -> Exit:
+        reply = self.client.submitted(verb, target, *words, id=self.args.id or "", **self._options("trace"), **options)
+        self.screen.reply(reply)
         self.job = str(reply.data.get("job", ""))
         if reply.code == 251:  # An ensure that was true already; there was nothing to wait for.
             self._print(outcome(reply))
@@ -786,10 +463,8 @@ class Command:
 
     def _follow(self) -> Exit:
         """Waits for ``self.job``."""
-        last = self.session.ask(format_request("WAIT", self.job), self._show_progress)
+        last = self.client.wait(self.job, self._show_progress)
         self.screen.end()
-        if last.code >= 400:
-            raise Refused(last)
         self.screen.reply(last)
         self._print(outcome(last))
         return Exit.DONE
@@ -819,18 +494,19 @@ class Command:
     def status(self) -> Exit:
         if not self.args.what:
             return self.targets()
-        reply = self.session.ask(format_request("STATUS", self.args.what))
-        if reply.text == "UNKNOWN_JOB":
+        try:
+            return self._show_facts(self.client.ask("STATUS", self.args.what), [])
+        except Refused as refused:
+            if refused.reply.text != "UNKNOWN_JOB":
+                raise
             rows: list[Reply] = []
-            info = self.session.ask(format_request("INFO", self.args.what), rows.append)
-            if info.text == "UNKNOWN_TARGET":
-                raise Refused(reply)
+            try:
+                info = self.client.ask("INFO", self.args.what, each=rows.append)
+            except Refused as other:
+                raise refused if other.reply.text == "UNKNOWN_TARGET" else other from None
             return self._show_facts(info, rows)
-        return self._show_facts(reply, [])
 
     def _show_facts(self, last: Reply, rows: list[Reply]) -> Exit:
-        if last.code >= 400:
-            raise Refused(last)
         for reply in (*rows, last):
             self.screen.reply(reply)
         data = dict(last.data)
@@ -841,7 +517,7 @@ class Command:
 
     def targets(self) -> Exit:
         rows: list[Reply] = []
-        self._ask(format_request("TARGETS"), rows.append)
+        self._ask("TARGETS", each=rows.append)
         found = [dict(codec.flatten(row.data)) for row in rows]
         first = ["target", "state", "chip", "family", "image_name", "proven", "owner", "queued", "reason"]
         rest = sorted({key for row in found for key in row} - set(first))
@@ -851,7 +527,7 @@ class Command:
     def jobs(self) -> Exit:
         args = self.args
         rows: list[Reply] = []
-        self._ask(format_request("JOBS", target=args.target, state=args.state, limit=args.limit), rows.append)
+        self._ask("JOBS", each=rows.append, target=args.target, state=args.state, limit=args.limit)
         columns = ("job", "kind", "target", "state", "phase", "reason", "error", "image", "created", "ended")
         found = [dict(row.data) for row in rows]
         for row in found:
@@ -863,12 +539,14 @@ class Command:
     def watch(self) -> Exit:
         what = self.args.what
         if what != "*":
-            reply = self.session.ask(format_request("STATUS", what))
-            if reply.code == 250:
-                self.job = what
+            try:
+                self.job = str(self.client.status(what)["job"])
                 return self._follow()
-        last = self.session.ask(format_request("WATCH", what), self._show_update)
-        raise Refused(last)
+            except Refused as refused:
+                if refused.reply.text != "UNKNOWN_JOB" or self.job:
+                    raise
+        self.client.watch(what, self._show_update)
+        return Exit.FAILED
 
     def _show_update(self, reply: Reply) -> None:
         self.screen.reply(reply)
@@ -885,10 +563,7 @@ class Command:
             data = reply.data
             self._print(f"{data.get('seq', ''):>5} {data.get('at') or '':24} {_update_text(data)}")
 
-        last = self.session.ask(format_request("LOG", self.args.job, **{"from": since}), show)
-        if last.code >= 400:
-            raise Refused(last)
-        self.screen.reply(last)
+        self.screen.reply(self.client.ask("LOG", self.args.job, each=show, **{"from": since}))
         return Exit.DONE
 
     def trace(self) -> Exit:
@@ -913,17 +588,10 @@ class Command:
         path = Path(what)
         if path.is_file():
             return path.read_text("utf-8", "replace")
-
-        def action(link: Link) -> bytes:
-            link.send(format_request("TRACE", what))
-            if (head := link.reply()).code != 250:
-                raise Refused(head)
-            return b"".join(link.raw(int(head.data["size"])))
-
-        return self.session.call(action).decode("utf-8", "replace")
+        return self.client.trace(what).decode("utf-8", "replace")
 
     def cancel(self) -> Exit:
-        reply = self._ask(format_request("CANCEL", self.args.job, force=1 if self.args.force else None))
+        reply = self._ask("CANCEL", self.args.job, force=1 if self.args.force else None)
         self._print(f"job {reply.data.get('job')}: {reply.data.get('state')}")
         return Exit.DONE
 
@@ -941,7 +609,7 @@ class Command:
             }
         words = [args.action, args.name] if args.action != "list" else [args.action]
         rows: list[Reply] = []
-        last = self._ask(format_request("TOKEN", *words, **options), rows.append)
+        last = self._ask("TOKEN", *words, each=rows.append, **options)
         if args.action == "list":
             columns = ("name", "kind", "scopes", "targets", "created", "expires", "certificate", "by")
             self._print(table([row.data for row in rows], columns) if rows else "no tokens")
@@ -955,21 +623,19 @@ class Command:
 
     def audit(self) -> Exit:
         rows: list[Reply] = []
-        self._ask(format_request("AUDIT", limit=self.args.limit), rows.append)
+        self._ask("AUDIT", each=rows.append, limit=self.args.limit)
         columns = ("at", "who", "from", "what", "target", "job", "result", "detail")
         self._print(table([row.data for row in rows], columns) if rows else "nothing is noted yet")
         return Exit.DONE
 
     # saying
 
-    def _ask(self, request: bytes, each: Callable[[Reply], None] = lambda _reply: None) -> Reply:
+    def _ask(self, verb: str, *words: str, each: Callable[[Reply], None] = lambda _reply: None, **options: Any) -> Reply:
         def show(reply: Reply) -> None:
             self.screen.reply(reply)
             each(reply)
 
-        reply = self.session.ask(request, show)
-        if reply.code >= 400:
-            raise Refused(reply)
+        reply = self.client.ask(verb, *words, each=show, **options)
         self.screen.reply(reply)
         return reply
 
@@ -1002,7 +668,7 @@ class Command:
             return result
         finally:
             self.screen.end()
-            self.session.close()
+            self.client.close()
 
 
 def _update_text(data: Mapping[str, Any]) -> str:
@@ -1070,17 +736,22 @@ def _parser() -> argparse.ArgumentParser:
         def add(*names: str, default: Any, help: str, **more: Any) -> None:
             group.add_argument(*names, default=default if top else argparse.SUPPRESS, help=help, **more)
 
-        env = os.environ.get("BRIDGED_GATEWAY") or DEFAULT_GATEWAY
         add(
             "-g",
             "--gateway",
-            default=env,
+            default="",
             metavar="WHERE",
-            help=f"HOST:PORT or unix:PATH (default: $BRIDGED_GATEWAY, now {env})",
+            help="HOST[:PORT], unix:PATH, or a name in the configuration file (default: $BRIDGED_GATEWAY, what the file says, "
+            f"or {DEFAULT_GATEWAY})",
         )
+        add("--token-file", default="", metavar="FILE", help="the token, where the gateway wants one ($BRIDGED_TOKEN_FILE)")
+        add("--ca", default="", metavar="FILE", help="certificates by which the gateway's is believed ($BRIDGED_CA)")
+        add("--server-name", default="", metavar="NAME", help="name in the gateway's certificate, if not the host")
+        add("--client-cert", default="", metavar="FILE", help="our own certificate ($BRIDGED_CERTIFICATE)")
+        add("--client-key", default="", metavar="FILE", help="and its key ($BRIDGED_KEY)")
         add("--json", default=False, action="store_true", help="print the gateway's replies, one JSON object a line")
         text = "how long to try to reconnect after the link broke (default: 60)"
-        add("--retry-for", default=60.0, type=_seconds, metavar="SECONDS", help=text)
+        add("--retry-for", default=RETRY_S, type=_seconds, metavar="SECONDS", help=text)
         return parent
 
     parser = argparse.ArgumentParser(

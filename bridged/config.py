@@ -829,7 +829,7 @@ def listeners(text: str) -> tuple[Listen, ...]:
 
 def _listen(word: str) -> Listen:
     scheme = next((name for name in ("tls", "plaintext") if word.startswith(f"{name}:")), "")
-    host, _, port = word.removeprefix(f"{scheme}:").rpartition(":")
+    host, _, port = word.removeprefix("tls:").removeprefix("plaintext:").rpartition(":")
     return Listen(host.removeprefix("[").removesuffix("]"), int(port), scheme)
 
 

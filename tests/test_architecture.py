@@ -30,6 +30,7 @@ ALL = {
     "api",
     "fleet",
     "sim",
+    "client",
     "cli",
     "doctor",
     "demo",
@@ -53,7 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": EVERYBODY | {"protocol", "images", "console", "jobs"},
     "fleet": EVERYBODY | {"protocol", "images", "jobs"},
     "sim": EVERYBODY | {"protocol", "chips"},
-    "cli": EVERYBODY | {"protocol"},
+    "client": {"errors", "protocol"},
+    "cli": EVERYBODY | {"protocol", "client"},
     "doctor": EVERYBODY | {"protocol", "chips", "target"},
     "app": EVERYBODY | ALL,
     "demo": EVERYBODY | ALL,
@@ -80,6 +82,7 @@ OUTSIDE = {
 }
 
 STDLIB_ONLY = (
+    "client",
     "protocol",
     "chips",
     "images.model",

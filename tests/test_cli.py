@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from bridged.api.line import Limits, LineServer
-from bridged.cli import EXIT_TEXT, Address, Exit, LocalFile, Screen, exit_code, outcome, plan_text, size_text, table
+from bridged.cli import EXIT_TEXT, Exit, Screen, exit_code, outcome, plan_text, size_text, table
+from bridged.client import Address, LocalFile
 from bridged.config import Listen
 from bridged.errors import (
     BY_CODE,

@@ -1,0 +1,123 @@
+"""Writes what a shell and `man` want to know of the command line: ``python -m tests.build_shell [--check]``.
+
+All of it is made from the argument parser, so that none can drift (a test runs the check), and is committed, so that neither
+installing nor running needs the maker: ``shell/bridged.bash`` and ``shell/_bridged`` (completion, by shtab) and
+``shell/bridged.1`` (the manual page, by the few lines here). The wheel puts them where shells and `man` look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import shtab
+
+from bridged import cli
+
+FOLDER = Path(__file__).parent.parent / "shell"
+ENVIRONMENT = (
+    ("BRIDGED_GATEWAY", "Which gateway: HOST[:PORT], unix:PATH, or a name in the configuration file."),
+    ("BRIDGED_TOKEN_FILE", "The file that holds the token. BRIDGED_TOKEN holds the token itself, where nobody else sees it."),
+    ("BRIDGED_CA, BRIDGED_CERTIFICATE, BRIDGED_KEY, BRIDGED_NAME", "As --ca, --client-cert, --client-key, --server-name."),
+    ("BRIDGED_CLIENT_CONFIG", "The configuration file; else ~/.config/bridged/client.toml."),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """As the command line makes it, on any machine."""
+    return cli._parser()
+
+
+def completion(shell: str) -> str:
+    text = shtab.complete(parser(), shell=shell)
+    # The version of the tool and trailing blanks say nothing.
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def manual() -> str:
+    """The manual page, in the macros of man(7)."""
+    made = parser()
+    out = ['.TH BRIDGED 1 "" "bridged" "User commands"', ".SH NAME", _text("bridged - updates STM32s behind a gateway")]
+    out += [".SH SYNOPSIS", ".B bridged", _text("[OPTIONS] COMMAND ..."), ".SH DESCRIPTION", _text(made.description or "")]
+    out += [".SH OPTIONS", *_options(made), ".SH COMMANDS"]
+    commands = _subparsers(made)
+    assert commands is not None
+    for choice in commands._choices_actions:
+        sub = commands.choices[choice.dest]
+        out += [".TP", rf"\fB{_text(_usage(choice.dest, sub))}\fR", _text(choice.help or "")]
+        inner = _subparsers(sub)
+        out += _more(sub)
+        for action in inner._choices_actions if inner else ():
+            below = inner.choices[action.dest] if inner else sub
+            out += [".RS", ".TP", rf"\fB{_text(_usage(f'{choice.dest} {action.dest}', below))}\fR", _text(action.help or "")]
+            out += [*_more(below), ".RE"]
+    out += [".SH EXIT STATUS"]
+    for code, text in cli.EXIT_TEXT.items():
+        out += [".TP", str(code.value), _text(text)]
+    out += [".SH ENVIRONMENT"]
+    for name, text in ENVIRONMENT:
+        out += [".TP", name, _text(text)]
+    out += [".SH FILES", ".TP", _text("~/.config/bridged/client.toml"), _text("Gateways by name: see docs/client.md.")]
+    out += [".SH EXAMPLES", ".nf", *(_text(line.strip()) for line in cli.EXAMPLES.splitlines()[1:]), ".fi"]
+    return "\n".join(out) + "\n"
+
+
+def _subparsers(found: argparse.ArgumentParser) -> argparse._SubParsersAction[argparse.ArgumentParser] | None:
+    return next((action for action in found._actions if isinstance(action, argparse._SubParsersAction)), None)
+
+
+def _usage(name: str, found: argparse.ArgumentParser) -> str:
+    words = [str(action.metavar or action.dest) for action in found._actions if not action.option_strings]
+    return " ".join(["bridged", name, *words])
+
+
+def _more(found: argparse.ArgumentParser) -> list[str]:
+    """Options of one command, without those that all have."""
+    shared = {"gateway", "json", "retry_for", "token_file", "ca", "server_name", "client_cert", "client_key", "help"}
+    lines = _options(found, shared)
+    return [".RS", *lines, ".RE"] if lines else []
+
+
+def _options(found: argparse.ArgumentParser, without: frozenset[str] | set[str] = frozenset()) -> list[str]:
+    out: list[str] = []
+    for action in found._actions:
+        if not action.option_strings or action.dest in without or action.help == argparse.SUPPRESS:
+            continue
+        value = ""
+        if action.nargs != 0:
+            value = " " + str(action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else "VALUE"))
+        text = (action.help or "") % {"prog": "bridged", "default": action.default}
+        out += [".TP", rf"\fB{_text(', '.join(action.option_strings) + value)}\fR", _text(text)]
+    return out
+
+
+def _text(text: str) -> str:
+    """Nothing of it is a command of roff."""
+    escaped = text.strip().replace("\\", "\\e").replace("-", "\\-")
+    return "\n".join(("\\&" + line if line.startswith((".", "'")) else line) for line in escaped.splitlines())
+
+
+def pages() -> dict[str, str]:
+    return {"bridged.bash": completion("bash"), "_bridged": completion("zsh"), "bridged.1": manual()}
+
+
+def stale() -> list[str]:
+    return [name for name, text in pages().items() if not (FOLDER / name).exists() or (FOLDER / name).read_text() != text]
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(prog="python -m tests.build_shell", description="Completion and the manual page.")
+    arguments.add_argument("--check", action="store_true", help="compare only, write nothing")
+    if arguments.parse_args().check:
+        names = stale()
+        print("\n".join(f"shell/{name} is stale" for name in names) or "shell: as the code says")
+        return 1 if names else 0
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
