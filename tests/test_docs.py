@@ -61,9 +61,7 @@ def test_codes_named_in_the_pages_exist(page: Path) -> None:
     assert named - set(BY_CODE) - set(doctor.CATALOG) - ENVIRONMENT == set()
 
 
-ENVIRONMENT = set(re.findall(r"BRIDGED_[A-Z_]+", str(build_shell.ENVIRONMENT))) | {
-    "ID_MM_DEVICE_IGNORE"
-}
+ENVIRONMENT = set(re.findall(r"BRIDGED_[A-Z_]+", str(build_shell.ENVIRONMENT))) | {"ID_MM_DEVICE_IGNORE"}
 
 
 def test_verbs_used_in_examples_exist(page: Path) -> None:
