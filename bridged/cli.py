@@ -247,6 +247,12 @@ def outcome(reply: Reply) -> str:
         proven = "every byte read back and compared" if evidence == "full" else f"evidence: {evidence or 'none given'}"
         erased = int(data.get("sectors_erased") or 0)
         text = f"{who}done{seconds}: {written} written, {erased} sector{'' if erased == 1 else 's'} erased; {proven}"
+        text += "; readout protection is on" if data.get("protected") else ""
+    elif kind == "option-bytes":
+        return options_text(data)
+    elif kind in ("protect", "unprotect"):
+        text = f"{who}{kind} done{seconds}" if data.get("changed") else f"{who}nothing to do: it is so already"
+        text += "; the whole flash was erased" if kind == "unprotect" and data.get("bytes_compared") else ""
     elif kind == "verify":
         text = f"{who}equal{seconds}: {size_text(int(data.get('bytes_compared') or 0))} compared"
     elif kind == "doctor":
@@ -259,6 +265,24 @@ def outcome(reply: Reply) -> str:
         text = f"{who}{kind} done{seconds}"
     banner = str(data.get("banner") or "").strip()
     return text + (f"\n  it says: {banner.splitlines()[0][:100]}" if banner else "")
+
+
+def options_text(data: Mapping[str, Any]) -> str:
+    """Option bytes, a field a line; what a job changed with both values."""
+    shown = data.get("options") or {}
+    before, after = shown.get("before") or {}, shown.get("after") or {}
+    rows = dict(codec.flatten({key: value for key, value in before.items() if key != "raw"}))
+    now = dict(codec.flatten({key: value for key, value in after.items() if key != "raw"})) if data.get("changed") else rows
+    width = max((len(name) for name in rows), default=0)
+    lines = []
+    for name, value in rows.items():
+        new = now.get(name, "")
+        lines.append(
+            f"  {name.removeprefix('fields.').ljust(width)}  {value or 'none'}" + (f" -> {new}" if new != value else "")
+        )
+    source = f" ({shown['source']}; {shown['confidence']})" if shown.get("source") else " (its layout cannot be cited)"
+    done = "written and read again" if data.get("changed") else "nothing was written"
+    return "\n".join([f"{data.get('target', '')}: option bytes{source}", *lines, done])
 
 
 _PLAN_WORDS = {"write": "erase, write", "keep": "erase, write, keep", "lose": "erase, write, LOSE", "stay": "stays as it is"}
@@ -295,6 +319,8 @@ def plan_text(sums: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], range
     lines = [title, "", *_columns(goes), "", *_columns(happens), "", total, takes]
     if sums.get("assumed"):
         lines.append(f"assumed, not known: {'; '.join(sums['assumed'])}; `bridged id {sums['target']}` asks the chip")
+    if sums.get("if_protected"):
+        lines.append(f"if readout protection is on, {sums['if_protected']}")
     if sums.get("proven"):
         lines.append("this very content was proven in the target last: `bridged ensure` would only compare it")
     return "\n".join(lines)
@@ -377,7 +403,7 @@ class Command:
 
     def plan(self) -> Exit:
         args = self.args
-        options = self._options("addr", "type", "patch", "outside", "force")
+        options = self._options("addr", "type", "patch", "outside", "unprotect", "protect", "force")
         rows: list[Reply] = []
         last = self._ask("PLAN", args.target, self._image(), each=rows.append, **options)
         self._print(
@@ -409,8 +435,26 @@ class Command:
         done = self._run_job("DOCTOR", self.args.target)
         return Exit.FAILED if self.problems else done
 
+    def option_bytes(self) -> Exit:
+        args = self.args
+        values = {"set": args.set, "raw": args.raw, "fields": args.field}
+        wanted = {name: ",".join(value) if value else None for name, value in values.items()}
+        if wanted["set"]:
+            wanted["set"] = wanted["set"].replace("=", ":")
+        return self._run_job("OPTION-BYTES", args.target, **wanted)
+
+    def protect(self) -> Exit:
+        sectors = self.args.sectors
+        return self._run_job("PROTECT", self.args.target, what="write" if sectors else None, sectors=sectors)
+
+    def unprotect(self) -> Exit:
+        what = "write" if self.args.write else None
+        return self._run_job("UNPROTECT", self.args.target, what=what, **self._options("force"))
+
     def _with_image(self, verb: str) -> Exit:
-        names = ("addr", "type", "patch") if verb == "VERIFY" else ("addr", "type", "patch", "outside", "entry", "force", "sig")
+        names: tuple[str, ...] = ("addr", "type", "patch")
+        if verb != "VERIFY":
+            names += ("outside", "entry", "unprotect", "protect", "force", "sig")
         return self._run_job(verb, self.args.target, self._image(), **self._options(*names))
 
     def _image(self) -> str:
@@ -443,6 +487,8 @@ class Command:
             "patch": ",".join(getattr(args, "patch", None) or []) or None,
             "outside": "discard" if getattr(args, "discard_outside", False) else None,
             "entry": "one-shot" if getattr(args, "one_shot", False) else None,
+            "unprotect": 1 if getattr(args, "unprotect", False) else None,
+            "protect": 1 if getattr(args, "protect", False) else None,
             "force": ",".join(getattr(args, "force", None) or []) or None,
             "sig": ",".join(signature_text(Path(name)) for name in getattr(args, "sig", None) or []) or None,
             "trace": 1 if getattr(args, "trace", False) else None,
@@ -647,7 +693,7 @@ class Command:
     def run(self) -> Exit:
         """Carries the command out; every way to end has its exit code."""
         try:
-            result: Exit = getattr(self, self.args.command)()
+            result: Exit = getattr(self, self.args.command.replace("-", "_"))()
         except Refused as refused:
             self.screen.error(refused.reply)
             return exit_code(refused.reply)
@@ -802,7 +848,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--one-shot", action="store_true", help="go on although the loader cannot be entered again by itself afterwards"
         )
-        sub.add_argument("--force", action="append", choices=("vectors",), help="skip a check: vectors (of the image)")
+        sub.add_argument(
+            "--unprotect",
+            action="store_true",
+            help="remove readout protection first if it is on; erases the whole flash, and needs --force erase-everything",
+        )
+        sub.add_argument("--protect", action="store_true", help="set readout protection (level 1) last, when all is proven")
+        sub.add_argument(
+            "--force",
+            action="append",
+            choices=("vectors", "erase-everything"),
+            help="vectors: skip the check of the image; erase-everything: the consent that --unprotect needs",
+        )
         text = "the image's signature by minisign; of several images one each, in their order"
         sub.add_argument("--sig", metavar="FILE.minisig", action="append", help=text)
 
@@ -853,6 +910,29 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("examine", "examine the wiring and the chip; resets it, changes no flash", "bridged examine motor1")
     target(sub)
+    job(sub)
+
+    text = "show the option bytes, decoded; write fields that are named"
+    sub = command("option-bytes", text, "bridged option-bytes motor1 --set IWDG_SW=1")
+    target(sub)
+    sub.add_argument("--set", metavar="NAME=VALUE", action="append", help="write this field; may be repeated")
+    sub.add_argument("--raw", metavar="ADDR:HEX", action="append", help="lay bytes over the block; needs --field")
+    sub.add_argument("--field", metavar="NAME", action="append", help="a field that the bytes of --raw may change")
+    job(sub)
+    sub = command(
+        "protect", "set readout protection (level 1), or protect sectors from being written", "bridged protect motor1"
+    )
+    target(sub)
+    sub.add_argument("--sectors", metavar="N,N-N", help="write protection of these, besides those that have it")
+    job(sub)
+    sub = command(
+        "unprotect",
+        "remove readout protection: ERASES THE WHOLE FLASH",
+        "bridged unprotect motor1 --force erase-everything",
+    )
+    target(sub)
+    sub.add_argument("--write", action="store_true", help="remove write protection instead, which erases nothing")
+    sub.add_argument("--force", action="append", choices=("erase-everything",), help="yes, the whole flash")
     job(sub)
 
     sub = command("targets", "list the targets", "bridged targets --long")

@@ -284,6 +284,24 @@ class EntryWouldBeLost(ChipError):
     code = "ENTRY_WOULD_BE_LOST"
 
 
+class ProtectionUnchanged(ChipError):
+    """A change of protection was acknowledged, and reading back does not show it."""
+
+    code = "PROTECTION_UNCHANGED"
+
+
+class OptionBytesDiffer(ChipError):
+    """Option bytes were written, and reading back shows something else."""
+
+    code = "OPTION_BYTES_DIFFER"
+
+
+class OptionBytesLost(ChipError):
+    """Writing option bytes was cut off: the loader shows nothing any more."""
+
+    code = "OPTION_BYTES_LOST"
+
+
 class OutsideUnreadable(ChipError):
     """Bytes of a touched sector outside the image cannot be read, so they could not be kept (P6)."""
 
@@ -395,6 +413,12 @@ class AgainstPolicy(NotAllowed):
     """A rule of the target's policy; the fact ``rule`` names it."""
 
     code = "POLICY"
+
+
+class ConsentMissing(RequestError):
+    """What the job asks for destroys more than it names."""
+
+    code = "CONSENT_MISSING"
 
 
 class LoginFirst(RequestError):
@@ -607,7 +631,21 @@ HINTS: dict[str, Hint] = {
     ),
     "READ_PROTECTED": Hint(
         "Readout protection is on (H5: product state), so the loader refuses everything but Get, Get Version, Get ID.",
-        "Removing it erases the whole flash; it is never done unless a job says so.",
+        "Removing it erases the whole flash; it is never done unless a job says so (`UNPROTECT`, or `unprotect=1` of a FLASH).",
+    ),
+    "PROTECTION_UNCHANGED": Hint(
+        "The loader acknowledged and the part did not do it, or a byte was lost each time; parts whose option bytes come into "
+        "force at power-on only need a power cycle.",
+        "Cycle the power and look again (`OPTION-BYTES`, `DOCTOR`); the message says what was read.",
+    ),
+    "OPTION_BYTES_DIFFER": Hint(
+        "The loader of this part writes fewer option bytes than the block has, or a reset of the target cut the write off.",
+        "Compare before and after in the result of the job; nothing that is never to be written was sent.",
+    ),
+    "OPTION_BYTES_LOST": Hint(
+        "The target lost its power or was reset from outside while its option bytes were written: erased ones mean readout "
+        "protection.",
+        "`UNPROTECT` with `force=erase-everything` makes it usable again; then flash it and set its option bytes anew.",
     ),
     "UNSUPPORTED": Hint("This loader or chip has no such function.", "See the message for what it has."),
     "LAYOUT_UNKNOWN": Hint(
@@ -676,6 +714,9 @@ HINTS: dict[str, Hint] = {
     "POLICY": Hint(
         "The policy of this target (`targets.NAME.policy`) does not allow this image.",
         "The message names the rule; sign an image that meets it, or change the policy on the gateway.",
+    ),
+    "CONSENT_MISSING": Hint(
+        "The job would destroy more than it says.", "Say it in the words of the message if that is what you want."
     ),
     "LOGIN_FIRST": Hint(
         "Beyond loopback and the Unix socket nothing is answered without a token or a client certificate.",

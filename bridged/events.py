@@ -30,6 +30,7 @@ class Phase(StrEnum):
     READ = "read"
     BOOT = "boot"
     HEALTH = "health"
+    PROTECT = "protect"
     RESTORE = "restore"
     RELEASE = "release"
 
@@ -53,7 +54,10 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """``flash_bytes``: as the chip says; ``uid``: hex or empty; ``loader``: protocol version such as ``3.1``."""
+    """``flash_bytes``: as the chip says; ``uid``: hex or empty; ``loader``: protocol version such as ``3.1``.
+
+    ``protected``: readout protection kept it from saying more.
+    """
 
     pid: int
     family: str
@@ -63,6 +67,7 @@ class Identified:
     flash_bytes: int
     uid: str
     layout: str
+    protected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +164,7 @@ _TYPES: dict[str, tuple[type[Any], ...]] = {
     "int | None": (int, type(None)),
     "float": (float, int),
     "str": (str,),
+    "bool": (bool,),
     "Phase": (Phase,),
 }
 

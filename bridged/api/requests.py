@@ -22,6 +22,9 @@ KINDS: dict[str, JobKind] = {
     "RESET": JobKind.RESET,
     "ID": JobKind.IDENTIFY,
     "DOCTOR": JobKind.DOCTOR,
+    "OPTION-BYTES": JobKind.OPTION_BYTES,
+    "PROTECT": JobKind.PROTECT,
+    "UNPROTECT": JobKind.UNPROTECT,
 }
 VERB_OF: dict[JobKind, str] = {kind: verb for verb, kind in KINDS.items()}
 

@@ -40,13 +40,15 @@ def dry_run(
     discard_outside: bool = False,
     force: frozenset[str] = frozenset(),
     protect: Sequence[tuple[int, int]] = (),
+    unprotect: bool = False,
 ) -> dict[str, Any]:
     """``{chip, pid, layout, flash_bytes, range, erase_sectors, erase_bytes, write_bytes, keep_bytes, lose_bytes, stay_bytes,
     seconds, seconds_most, erase_seconds, baud, assumed}``.
 
     ``chip``, ``flash_bytes``, ``layout``, ``baud``: as configured, empty or 0 where not. ``range``: the whole flash, see
     ``_ranges``. ``seconds``: with typical erase times and all kept bytes blank; ``seconds_most``: none of them blank.
-    ``assumed``: what was guessed. Raises ``UnknownChip``, ``LayoutUnknown``, ``ImageDoesNotFit``, ``ImageNotBootable``,
+    ``assumed``: what was guessed. ``unprotect``: readout protection may be removed first, which erases everything; the answer
+    then has ``if_protected``. Raises ``UnknownChip``, ``LayoutUnknown``, ``ImageDoesNotFit``, ``ImageNotBootable``,
     and ``NotAllowed`` where a sector overlaps one of ``protect`` (start and end).
     """
     last = seen or Seen()
@@ -64,7 +66,7 @@ def dry_run(
         assumed.append(f"layout {flash.layout}")
     rate = baud or found.first_baud
     plan = make_plan(image, found, flash, vectors=vector_address(image, flash_range(found, flash_bytes), spans))
-    check_protected(plan.erase, [Range(start, end) for start, end in protect])
+    check_protected(plan.erase, [Range(start, end) for start, end in protect], everything=unprotect)
     if "vectors" not in force:
         check_vectors_for(image, found, flash_bytes, spans)
     ranges = _ranges(plan, discard_outside)
@@ -91,6 +93,7 @@ def dry_run(
         "erase_seconds": round(sum(sector.erase_typ_s for sector in plan.erase), 3),
         "baud": rate,
         "assumed": assumed,
+        **({"if_protected": "the whole flash is erased first, and nothing of it is kept"} if unprotect else {}),
     }
 
 

@@ -62,6 +62,9 @@ class JobKind(StrEnum):
     ERASE = "erase"
     IDENTIFY = "identify"
     DOCTOR = "doctor"
+    OPTION_BYTES = "option-bytes"
+    PROTECT = "protect"
+    UNPROTECT = "unprotect"
     RESET = "reset"
 
 

@@ -25,6 +25,7 @@ from bridged.images import content
 from bridged.images.content import Wanted
 from bridged.jobs.journal import TargetRecord
 from bridged.jobs.model import Job
+from bridged.target.wishes import ERASE_EVERYTHING
 
 UNASKED = "interlock,vectors"
 
@@ -58,8 +59,9 @@ class Restore:
         return content.wanted(self.image, {"type": self.type, "patch": self.patch})
 
     def params(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of its session; ``asked``: those of the job."""
-        return {"force": UNASKED} | ({"entry": asked["entry"]} if "entry" in asked else {})
+        """Options of its session; ``asked``: those of the job. What was to be protected in the end is so with it, too."""
+        force = UNASKED + (f",{ERASE_EVERYTHING}" if asked.get("unprotect") else "")
+        return {"force": force} | {name: asked[name] for name in ("entry", "unprotect", "protect") if name in asked}
 
     def said(self, what: str) -> Unhealthy:
         """The error that it began with, and ``what`` came of it."""

@@ -84,6 +84,7 @@ from bridged.jobs.journal import Backup, Change, Journal, OpenSession, TargetRec
 from bridged.jobs.model import Job, JobKind, JobState, Submission, Update, advance, note
 from bridged.jobs.results import JOB_LIMIT_BYTES, Results
 from bridged.jobs.watch import Watch
+from bridged.target.wishes import wishes_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -105,7 +106,8 @@ PARK_S = 150.0  # How long ``stop`` waits for sessions: the longest command is a
 RETRY_S = 1.0  # How often a write that failed for want of room is tried again.
 
 WITH_IMAGE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.VERIFY})
-DESTRUCTIVE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.ERASE})
+CHANGING = frozenset({JobKind.OPTION_BYTES, JobKind.PROTECT, JobKind.UNPROTECT})
+DESTRUCTIVE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.ERASE}) | CHANGING
 PROVING = WITH_IMAGE | {JobKind.ERASE}
 WRITING = frozenset({JobKind.FLASH, JobKind.ENSURE})  # What a policy is asked about.
 REFUSALS = (ImageError, WrongChip, EntryWouldBeLost, LayoutUnknown, OutsideUnreadable, NotAllowed, BadRequest)
@@ -499,6 +501,7 @@ class Jobs:
 
         def work() -> dict[str, Any]:
             options = params or {}
+            wishes = wishes_of(JobKind.FLASH.value, options)
             wanted = content.wanted(image_ref, options)
             made = content.build(wanted, self._store)
             spans = made.spans or (Span(made.name, made.image.start, made.image.end),)
@@ -514,6 +517,7 @@ class Jobs:
                 discard_outside=options.get("outside") == "discard",
                 force=frozenset(str(options.get("force") or "").split(",")),
                 protect=[parse_range(text) for text in settings.protect],
+                unprotect=wishes.unprotect,
             )
             parts = [{"name": span.name, "start": span.start, "end": span.end} for span in spans]
             proven = record.content == made.image.digest
@@ -551,6 +555,7 @@ class Jobs:
             raise BadRequest(f"an id has at most {ID_CHARS} printable characters")
         if sub.kind is JobKind.READ:
             _check_range(sub.params)
+        wishes_of(sub.kind.value, sub.params)  # What is never done, or not said clearly enough, waits in no queue.
         if sub.image:
             asked = content.wanted(sub.image, sub.params)
             sub = replace(sub, image=asked.image, params=asked.params(sub.params))
@@ -592,9 +597,13 @@ class Jobs:
 
     async def _cancel(self, live: _Live, force: bool) -> Job:
         if live.job.touched and not force:
-            doing = "restores the last known good image" if live.restore else "has begun to erase"
+            doing = "has begun to erase and nothing is proven yet"
+            if live.restore:
+                doing = "restores the last known good image and nothing is proven yet"
+            elif live.job.kind in CHANGING:
+                doing = "has begun to change protection or option bytes"
             raise NotCancellable(
-                f"job {live.job.id} {doing} and nothing is proven yet (phase {live.job.phase or 'none'})",
+                f"job {live.job.id} {doing} (phase {live.job.phase or 'none'})",
                 job=live.job.id,
                 phase=live.job.phase,
             )
@@ -932,7 +941,7 @@ class Jobs:
         live.in_session = True
         result = await lane.port.run(
             (JobKind.FLASH if restore else job.kind).value,
-            restore.params(job.params) if restore else dict(job.params),
+            restore.params(job.params) if restore else dict(job.params) | self._recorded(lane, job.kind),
             image,
             job_id=job.id,
             kept=live.backup.kept,
@@ -946,13 +955,23 @@ class Jobs:
         data = result.pop("data", None)
         if job.kind is JobKind.READ:
             result.update(await asyncio.to_thread(self._results.save, job.id, bytes(data or b"")))
-        if job.kind in PROVING and result.get("evidence") != "full":  # P3, whatever the session thinks.
+        by_record = job.kind is JobKind.ENSURE and result.get("evidence") == "record" and result.get("protected")
+        if by_record and (result.get("changed") or result.get("content") != self._records[lane.name].content):
+            raise BridgedError(f"the session of job {job.id} answered by a record that says something else")
+        if job.kind in PROVING and not by_record and result.get("evidence") != "full":  # P3, whatever the session thinks.
             raise BridgedError(f"the session of job {job.id} ended without a full comparison", evidence=result.get("evidence"))
         if image is not None and result.get("content") != image.digest:
             raise BridgedError(
                 f"the session of job {job.id} proved other content than the image's", content=result.get("content")
             )
         return result
+
+    def _recorded(self, lane: _Lane, kind: JobKind) -> dict[str, Any]:
+        """What an ensure may answer by where readout protection lets it see nothing."""
+        record = self._records.get(lane.name)
+        if kind is not JobKind.ENSURE or record is None or not record.content:
+            return {}
+        return {"recorded": record.content, "recorded_age_s": max(0.0, self._clock.utc() - record.proven)}
 
     def _opened(self, lane: _Lane, live: _Live, hazard_s: float) -> OpenSession:
         clock = self._clock
@@ -982,9 +1001,11 @@ class Jobs:
         backup = Backup(live.uid or live.backup.uid, kept or live.backup.kept)
         before, record = live.job, self._records.get(lane.name)
         live.job = replace(live.job, touched=True)  # At once: whoever saves this job meanwhile must not say otherwise.
-        self._void(lane)
+        if state == "erasing":  # Protection and option bytes leave the flash as it is.
+            self._void(lane)
+        opened = self._opened(lane, live, hazard_s)
         try:
-            await self._save(live, session=self._opened(lane, live, hazard_s), backup=backup, record=self._records[lane.name])
+            await self._save(live, session=opened, backup=backup, record=self._records.get(lane.name))
         except BridgedError:
             live.job = replace(live.job, touched=before.touched)
             if record is not None:
@@ -1050,6 +1071,8 @@ class Jobs:
     def _identified(self, lane: _Lane, live: _Live, event: Identified) -> None:
         live.uid = event.uid
         old = self._records.get(lane.name, TargetRecord(lane.name))
+        if event.protected and old.pid == event.pid:
+            return  # It is not allowed to say more than that; what is known of it stays.
         if old.content and (old.pid, old.uid) != (event.pid, event.uid):
             self._void(lane)  # Another board, or one that does not say which it is.
         self._records[lane.name] = replace(
@@ -1072,7 +1095,7 @@ class Jobs:
 
     def _remember(self, lane: _Lane, live: _Live, result: dict[str, Any], problem: BridgedError | None) -> None:
         record, job = self._records.get(lane.name, TargetRecord(lane.name)), live.job
-        if problem is None and job.kind in WITH_IMAGE:
+        if problem is None and job.kind in WITH_IMAGE and result.get("evidence") != "record":
             restore = live.restore
             # An image that was found in flash was proven, but nobody asked it how it is.
             healthy = not self._probed(lane.name) or result.get("health") == "passed"

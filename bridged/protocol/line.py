@@ -256,14 +256,24 @@ _ENTRY = Param("entry", "choice", "one-shot: accept that the loader cannot be en
 _FORCE = Param(
     "force",
     "list",
-    "vectors: accept a vector table that looks wrong; interlock: reset without asking",
-    ("vectors", "interlock"),
+    "vectors: accept a vector table that looks wrong; interlock: reset without asking; erase-everything: the consent that "
+    "unprotect=1 takes",
+    ("vectors", "interlock", "erase-everything"),
 )
+_INTERLOCK = Param("force", "list", "interlock: reset without asking", ("interlock",))
+_UNPROTECT = Param(
+    "unprotect",
+    "flag",
+    "1: if readout protection is on remove it, which erases the whole flash; takes force=erase-everything",
+    ("0", "1"),
+)
+_PROTECT = Param("protect", "flag", "1: readout protection of level 1, last of all, when everything is proven", ("0", "1"))
+_WHAT = Param("what", "choice", "readout (the default) or write protection", ("readout", "write"))
 _VERIFY = Param("verify", "choice", "full, always: everything is read back", ("full",))
 _FULL = Param("mode", "choice", "full: every sector of the image is erased and written", ("full",))
 _TRACE = Param("trace", "flag", "1: keep the recording of the dialogue also when the job succeeds", ("0", "1"))
 _SIG = Param("sig", "signatures", "base64 of the image's .minisig file; of several images each, by comma")
-_WRITING = (_ADDR, _TYPE, _PATCH, _SIG, _VERIFY, _OUTSIDE, _ENTRY, _FORCE, _TRACE, _ID, _WAIT)
+_WRITING = (_ADDR, _TYPE, _PATCH, _SIG, _VERIFY, _OUTSIDE, _ENTRY, _UNPROTECT, _PROTECT, _FORCE, _TRACE, _ID, _WAIT)
 _SUBMITTED = "250 job=ID state=queued (wait=1: 150 lines, then 250 done, 251 nothing to do, 400 and others failed)"
 
 _TABLE = (
@@ -365,13 +375,65 @@ _TABLE = (
         (_TRACE, _ID, _WAIT),
         scope=Scope.FLASH,
     ),
+    Verb(
+        "OPTION-BYTES",
+        "Shows the option bytes, decoded where the layout is known; writes those that set= or raw= names: the whole block is "
+        "read, merged, written and read again. What shuts people out for ever is never written.",
+        _SUBMITTED + "; the result has options.before and options.after",
+        (_TARGET,),
+        (
+            Param("set", "fields", "fields to write, by their names in options.before: IWDG_SW:1,nBOOT1:1"),
+            Param("raw", "patches", "bytes to lay over the block, complements computed; takes fields="),
+            Param("fields", "text", "the fields that the bytes of raw= may change, by comma"),
+            _INTERLOCK,
+            _TRACE,
+            _ID,
+            _WAIT,
+        ),
+        scope=Scope.FLASH,
+    ),
+    Verb(
+        "PROTECT",
+        "Sets readout protection of level 1, or write protection of sectors besides those that have it.",
+        _SUBMITTED,
+        (_TARGET,),
+        (
+            _WHAT,
+            Param("sectors", "sectors", "with what=write: numbers as PLAN shows them, 0,2-5"),
+            _INTERLOCK,
+            _TRACE,
+            _ID,
+            _WAIT,
+        ),
+        scope=Scope.FLASH,
+    ),
+    Verb(
+        "UNPROTECT",
+        "Removes readout protection, which ERASES THE WHOLE FLASH and takes force=erase-everything; or write protection, which "
+        "erases nothing.",
+        _SUBMITTED,
+        (_TARGET,),
+        (
+            _WHAT,
+            Param(
+                "force",
+                "list",
+                "erase-everything: yes, the whole flash; interlock: reset without asking",
+                ("erase-everything", "interlock"),
+            ),
+            _TRACE,
+            _ID,
+            _WAIT,
+        ),
+        scope=Scope.FLASH,
+    ),
     Verb("ID", "Asks the chip who it is.", _SUBMITTED, (_TARGET,), (_TRACE, _ID, _WAIT), scope=Scope.FLASH),
     Verb(
         "PLAN",
         "Shows what FLASH would erase, keep and write; touches nothing.",
         "250-part for each image and patch, 250-range for each run of sectors (action=stay|write|keep|lose), 250 with the sums",
         (_TARGET, _IMAGE),
-        (_ADDR, _TYPE, _PATCH, _OUTSIDE, _FORCE),
+        (_ADDR, _TYPE, _PATCH, _OUTSIDE, _UNPROTECT, _PROTECT, _FORCE),
         scope=Scope.READ,
     ),
     Verb(
@@ -625,6 +687,11 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "text": (r"[ -~]{1,200}", "1 to 200 printable characters"),
     "images": (r"[ -~]{1,900}", "IMAGE[@ADDR], several by comma, in printable characters"),
     "patches": (r"[0-9A-Za-z]+:[0-9A-Za-z]+(,[0-9A-Za-z]+:[0-9A-Za-z]+)*", "ADDR:HEX, several by comma"),
+    "fields": (
+        r"[A-Za-z]\w{0,39}[:=](0[xX][0-9A-Fa-f]{1,8}|\d{1,10})(,[A-Za-z]\w{0,39}[:=](0[xX][0-9A-Fa-f]{1,8}|\d{1,10}))*",
+        "NAME:VALUE, several by comma",
+    ),
+    "sectors": (r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", "numbers and ranges of sectors such as 0,2-5"),
     # What FLASH would read as two images, or as an image with an address, must not become the name of one.
     "name": (
         r"(?!.*@0[xX][0-9A-Fa-f]+$)[ -+\--~]{1,128}",
@@ -665,6 +732,9 @@ _KIND_TEXT = {
     "targets": "TARGET,...",
     "signatures": "BASE64,...",
     "patches": "ADDR:HEX,...",
+    "fields": "NAME:VALUE,...",
+    "sectors": "N,N-N,...",
+    "text": "TEXT",
 }
 
 
@@ -790,6 +860,9 @@ REPLY_CODES: dict[str, int] = {
     "LAYOUT_UNKNOWN": 550,
     "ENTRY_WOULD_BE_LOST": 550,
     "OUTSIDE_UNREADABLE": 550,
+    "PROTECTION_UNCHANGED": 400,
+    "OPTION_BYTES_DIFFER": 400,
+    "OPTION_BYTES_LOST": 400,
     "VERIFY_MISMATCH": 554,
     "JOB": 400,
     "UNKNOWN_JOB": 404,
@@ -811,6 +884,7 @@ REPLY_CODES: dict[str, int] = {
     "NOT_ALLOWED": 550,
     "SIGNATURE": 553,
     "POLICY": 550,
+    "CONSENT_MISSING": 550,
     "LOGIN_FIRST": 530,
     "BAD_TOKEN": 535,
     "UNKNOWN_CREDENTIAL": 404,

@@ -151,6 +151,7 @@ class Device:
             self.stats.power_cycles += 1
             self._power_boots = 0
             self.mode = Mode.RESET
+            self.memory.load_options()
             self._latch_empty()
             if self._nrst:
                 self._start()
@@ -373,6 +374,7 @@ class Device:
 
     def _option_reset(self) -> None:
         """The reset after an option-byte write: the option bytes are loaded again, and the empty flag with them."""
+        self.memory.load_options()
         self._latch_empty()
         self._system_reset()
 

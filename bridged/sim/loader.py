@@ -458,10 +458,12 @@ class Loader:
                 awaited,
             )
 
-    def _mass_erase(self, banks: set[int]) -> Run:
+    def _mass_erase(self, banks: set[int], *, regression: bool = False) -> Run:
         hang = self.faults.erase_hangs()
-        self.stats.mass_erases += 1
         part = [s for s in self.memory.sectors.values() if s.bank in banks]
+        if not regression and any(s.code in self.memory.protected for s in part):
+            return  # One protected sector, and nothing at all is erased (RM0090, RM0490); nobody is told.
+        self.stats.mass_erases += 1
         share = sum(s.size_bytes for s in part) / self.memory.map.size_bytes
         wanted = self.timing.mass_erase_s
         worst = self.chip.mass_erase_max_s
@@ -470,11 +472,11 @@ class Loader:
         def done() -> None:
             for sector in part:
                 self.stats.erases[sector.code] += 1
-                self.memory.erase(sector)
+                self.memory.erase(sector, all_the_same=regression)
 
         def cut(fraction: float) -> None:
             for sector in part:
-                self.memory.interrupt_erase(sector, fraction)
+                self.memory.interrupt_erase(sector, fraction, all_the_same=regression)
 
         yield Work(Kind.ERASE, None if hang or seconds is None else round(seconds * 1e9), done, cut)
 
@@ -552,24 +554,20 @@ class Loader:
         if not (yield from self._answer("list", _xor(data) == count)):
             return
         codes = set(data[:-1]) & set(self.memory.sectors)
-
-        def done() -> None:
-            self.memory.protected = codes
-
-        yield self._option_work(done)
+        yield self._option_work(lambda: self.memory.protect(codes))
         yield Leave("reset")
 
     def _write_unprotect(self) -> Run:
         if not (yield from self._open()):
             return
-        yield self._option_work(self.memory.protected.clear)
+        yield self._option_work(lambda: self.memory.protect(set()))
         if (yield from self._answer("done")):
             yield Leave("reset")
 
     def _readout_protect(self) -> Run:
         if not (yield from self._open()):
             return
-        yield self._option_work(lambda: self.memory.set_rdp(1))
+        yield self._option_work(lambda: self.memory.store_rdp(1))
         if (yield from self._answer("done")):
             yield Leave("reset")
 
@@ -579,10 +577,10 @@ class Loader:
         # Both ACKs come before anything is erased; the second one proves nothing.
         if not (yield from self._answer("done")):
             return
-        self.memory.protected.clear()
-        yield from self._mass_erase(self._all_banks())
+        # Level 0 comes after the erase, so whoever finds it knows that everything is gone (RM0090); write protection stays.
+        yield from self._mass_erase(self._all_banks(), regression=True)
         self.memory.wipe_ram()
-        yield self._option_work(lambda: self.memory.set_rdp(0))
+        yield self._option_work(self.memory.regress)
         yield Leave("reset")
 
     def _special(self) -> Run:

@@ -38,13 +38,37 @@ _ALIGN_BYTES = {
     **dict.fromkeys(("C5", "H5", "H7R", "H7RS", "H7R/S", "L5", "U5", "WBA"), 16),
 }
 
-# Where the level of readout protection sits in the option bytes, from their base, and the value of level 0.
+# Where the level of readout protection sits in the option bytes, from their base, and the value of level 0 (RM0091 and RM0313
+# for F0 and F3, PM0075 for F1, RM0090 for F4).
 _RDP = {
-    **dict.fromkeys(("F0", "F1", "F3"), (0, 0xA5)),
+    "F1": (0, 0xA5),
     **dict.fromkeys(("F2", "F4", "F7"), (1, 0xAA)),
-    **dict.fromkeys(("L0", "L1", "L4", "L5", "G0", "G4", "C0", "U0", "WB", "WL"), (0, 0xAA)),
+    **dict.fromkeys(("F0", "F3", "L0", "L1", "L4", "L5", "G0", "G4", "C0", "U0", "WB", "WL"), (0, 0xAA)),
 }
 _RDP_LEVEL_2 = 0xCC
+_NO_LEVEL_2 = {"F1"}
+
+# How option bytes are stored: (stride, bytes of a value), with its complement right after it. The flash controller computes
+# the complement when they are written, whatever the host sent.
+_STORED = {
+    **dict.fromkeys(("F0", "F1", "F3"), (2, 1)),
+    **dict.fromkeys(("F4", "F7"), (8, 2)),
+    **dict.fromkeys(("G0", "G4", "C0", "L4"), (8, 4)),
+}
+
+# Factory content where it is known: offset from the base, value. What is not listed is all ones.
+_FACTORY_WORDS: dict[str, dict[int, int]] = {
+    "F1": {0: 0xA5},
+    "F0": {0: 0xAA},
+    "F3": {0: 0xAA},
+    "F4": {0: 0xAAEF},
+    "F7": {0: 0xAAFF},
+    "C0": {0: 0x3FFFFEAA, 0x10: 0xFFFFFE00, 0x18: 0xFF80FFFF, 0x20: 0xFF80FFFF, 0x30: 0xFFFFFE00, 0x70: 0xFFFEFF80},
+    "G0": {0: 0x3FFFFEAA, 0x10: 0xFFFFFE00, 0x18: 0xFF80FFFF, 0x20: 0xFF80FFFF, 0x30: 0xFFFFFE00, 0x70: 0xFFFEFF80},
+    "G4": {0: 0xFFEFF8AA, 0x10: 0x00FF0000, 0x18: 0xFF00FFFF, 0x20: 0xFF00FFFF, 0x28: 0xFF00FF00},
+    "L4": {0: 0xFFEFF8AA},
+}
+_SPRMOD = {0x419, 0x421, 0x423, 0x431, 0x433, 0x434, 0x441, 0x458, 0x463}  # F4 parts in which bit 15 of nWRP means PCROP
 
 # Factory values of the bits that decide what starts (AN2606; the reference manuals as remembered). G0 ignores the pin!
 _FACTORY = {
@@ -119,16 +143,18 @@ class Memory:
         self._order = sorted(flash_map.sectors, key=lambda s: s.address)
         self._starts = [s.address for s in self._order]
         self._contiguous = all(a.end == b.address for a, b in zip(self._order, self._order[1:], strict=False))
-        self.protected: set[int] = set()
+        self.protected: set[int] = set()  # sectors that the controller protects since the option bytes were loaded last
+        self._listed: set[int] = set()  # the same by Write Protect, where no option byte is known for it
         self.marginal: set[int] = set()  # sectors whose last erase was cut short: whatever they read, they are not erased
         self.used = bytearray((self.end - self.base) // self.word_bytes) if self.rule is Rule.ONCE else bytearray()
         self.program_error = False  # sticky until reset: after one bad write nothing is programmed any more
-        self.rdp = 0
+        self.rdp = self._stored_rdp = 0
         self._rng = rng
         self.uid = bytes(rng.randrange(256) for _ in range(12))
         ram = chip.ram or chip.stub_ram
         self._ram = [(r, bytearray(r.size)) for r in ram]
         self._options = [(r, bytearray(b"\xff") * r.size) for r in chip.option_bytes]
+        self._loaded = [(r, bytes(content)) for r, content in self._options]
         self._fields: dict[str, OptionField] = {}
         self._values: dict[str, int] = {}
         self._rom: dict[int, int] = {}
@@ -169,7 +195,20 @@ class Memory:
         for layout in self.chip.layouts:
             if layout.when is not None and layout.name == self.map.layout and layout in self._possible():
                 self._place_option(*layout.when, always=True)
-        self._store_rdp()
+        if self._options:
+            for offset, word in _FACTORY_WORDS.get(self.chip.family, {}).items():
+                self._put_factory(offset, word)
+        for name in [key for key in self._fields if key in self._values]:
+            self.set_option(name, self._values[name])
+        self.set_rdp(0)
+
+    def _put_factory(self, offset: int, word: int) -> None:
+        content = self._options[0][1]
+        _, size = _STORED[self.chip.family]
+        if offset + size <= len(content):
+            content[offset : offset + size] = word.to_bytes(size, "little")
+        if self.chip.family == "F4" and self.chip.pid in _SPRMOD:
+            content[9] = 0x3F
 
     def _possible(self) -> tuple[Layout, ...]:
         return self.chip.layouts_for(self.map.size_bytes)
@@ -196,25 +235,103 @@ class Memory:
         # F0 calls the bit BOOT_SEL that others call nSWBOOT0.
         return "nswboot0" if key == "bootsel" and self.chip.family == "F0" else key
 
-    def _store_rdp(self) -> None:
+    def _store_rdp(self, level: int) -> None:
         place = _RDP.get(self.chip.family)
         if place is None or not self._options:
             return
         offset, level_0 = place
-        value = {0: level_0, 1: 0x00, 2: _RDP_LEVEL_2}[self.rdp]
-        self._options[0][1][offset] = value
-        if self.chip.family in {"F0", "F1", "F3"}:
-            self._options[0][1][offset + 1] = value ^ 0xFF
+        self._options[0][1][offset] = {0: level_0, 1: 0x00, 2: _RDP_LEVEL_2}[level]
+        self._complete()
+
+    def _complete(self) -> None:
+        """The complements of all values; F4 shows a word twice."""
+        if self.chip.family not in _STORED or not self._options:
+            return
+        stride, size = _STORED[self.chip.family]
+        for _, content in self._options:
+            for at in range(0, len(content) - 2 * size + 1, stride):
+                content[at + size : at + 2 * size] = bytes(b ^ 0xFF for b in content[at : at + size])
+                if self.chip.family == "F4":
+                    content[at + 4 : at + 8] = content[at : at + 4]
 
     def set_rdp(self, level: int) -> None:
+        """Stored and in force."""
+        self.store_rdp(level)
+        self.load_options()
         self.rdp = level
-        self._store_rdp()
+
+    def store_rdp(self, level: int) -> None:
+        """In force after the next load."""
+        self._stored_rdp = level
+        self._store_rdp(level)
+
+    def load_options(self) -> None:
+        """What is stored comes into force: at power-on, and by the reset after a change where the loader launches it."""
+        self._loaded = [(r, bytes(content)) for r, content in self._options]
+        place = _RDP.get(self.chip.family)
+        if place is not None and self._options:
+            now = self._options[0][1][place[0]]
+            level_2 = now == _RDP_LEVEL_2 and self.chip.family not in _NO_LEVEL_2
+            self._stored_rdp = 0 if now == place[1] else 2 if level_2 else 1
+        self.rdp = self._stored_rdp
+        self.protected = self._write_protected() | self._listed
+
+    # --- write protection -----------------------------------------------------------------------------------------
+
+    def _write_protected(self) -> set[int]:
+        """Sectors that the option bytes protect, PCROP included; as the manuals of these families have it."""
+        if not self._options:
+            return set()
+        content = self._options[0][1]
+        family, codes = self.chip.family, sorted(self.sectors)
+        if family in ("F0", "F1", "F3"):
+            bits = sum(content[8 + 2 * n] << 8 * n for n in range(4))
+            groups = {c: min((self.sectors[c].address - self.base) // 4096, 31) for c in codes}
+            return {c for c in codes if not bits >> groups[c] & 1}
+        if family in ("F4", "F7"):
+            word = int.from_bytes(content[8:10], "little")
+            if family == "F4" and self.chip.pid in _SPRMOD and word >> 15:
+                return {c for c in codes if c < 12 and word >> c & 1}
+            return {c for c in codes if c < 12 and not word >> c & 1}
+        if family in ("C0", "G0") and len(content) >= 0x38:
+            found: set[int] = set()
+            for at in (0x18, 0x20):
+                word = int.from_bytes(content[at : at + 4], "little")
+                found |= set(range(word & 0x7F, (word >> 16 & 0x7F) + 1))
+            for first, last in ((0x08, 0x10), (0x28, 0x30)):
+                start, end = (int.from_bytes(content[at : at + 2], "little") & 0x1FF for at in (first, last))
+                found |= {unit // 4 for unit in range(start, end + 1)}
+            return found & set(codes)
+        return set()
+
+    def protect(self, codes: set[int]) -> None:
+        """Write Protect: replaces the former set, in force after the next load. Empty: Write Unprotect."""
+        family = self.chip.family
+        if self._options and family in ("F4", "F7"):
+            word = 0xFFFF
+            for code in codes:
+                word &= ~(1 << code) if code < 12 else 0xFFFF
+            old = int.from_bytes(self._options[0][1][8:10], "little")
+            self._options[0][1][8:10] = (old & 0xF000 | word & 0x0FFF).to_bytes(2, "little")
+            self._listed = {code for code in codes if code >= 12}
+        else:
+            self._listed = set(codes)
+            if not codes and self._options and family in ("F0", "F1", "F3"):
+                for n in range(4):
+                    self._options[0][1][8 + 2 * n] = 0xFF
+            elif not codes and self._options and family in ("C0", "G0"):
+                for at in (0x18, 0x20):
+                    self._options[0][1][at : at + 4] = (0xFF80FFFF).to_bytes(4, "little")
+        self._complete()
 
     def option(self, name: str) -> int:
         """Value of a named option bit or word; where no address is known for it, what was set or the factory value."""
         key = self._key(name)
         if key in self._fields:
             spot = self._fields[key]
+            for area, content in self._loaded:
+                if area.covers(spot.address, spot.address + 4):
+                    return spot.value(int.from_bytes(content[spot.address - area.start :][:4], "little"))
             return spot.value(int.from_bytes(self._raw(spot.address, 4), "little"))
         if key not in self._values:
             raise KeyError(name)
@@ -229,9 +346,9 @@ class Memory:
         if spot is not None:
             word = int.from_bytes(self._raw(spot.address, 4), "little")
             word = word & ~(spot.mask << spot.shift) | (value & spot.mask) << spot.shift
-            if spot.mask == 0xFFFF and spot.shift == 0 and self.chip.family == "F7":
-                word = value | (value ^ 0xFFFF) << 16  # F7 keeps value and complement side by side
             self._poke(spot.address, word.to_bytes(4, "little"))
+            self._complete()
+            self._loaded = [(r, bytes(content)) for r, content in self._options]
 
     def __contains__(self, name: object) -> bool:
         """Whether there is an option of this name."""
@@ -242,25 +359,30 @@ class Memory:
         return sorted({*self._fields, *self._values})
 
     def write_options(self, data: bytes) -> None:
-        """All option bytes are erased, then ``data`` is written from their base. Readout protection follows the new value."""
+        """All option bytes are erased, then ``data`` is written from their base; in force after the next load."""
         for spot, content in self._options:
             content[:] = b"\xff" * spot.size
         spot, content = self._options[0]
         content[: len(data)] = data[: spot.size]
-        place = _RDP.get(self.chip.family)
-        if place is not None:
-            now = content[place[0]]
-            self.rdp = 0 if now == place[1] else 2 if now == _RDP_LEVEL_2 else 1
+        self._complete()
+
+    def regress(self) -> None:
+        """After the mass erase: level 0. F0, F1 and F3 erase all option bytes on the way (PM0075); the others keep the rest."""
+        if self.chip.family in ("F0", "F1", "F3"):
+            for spot, content in self._options:
+                content[:] = b"\xff" * spot.size
+            self._listed = set()
+        self.store_rdp(0)
 
     def corrupt_options(self) -> None:
-        """A reset in the middle of an option-byte write: erased, and not written again."""
+        """A reset in the middle of an option-byte write: erased, and not written again; the reset loads that."""
         for _, content in self._options:
             content[:] = b"\xff" * len(content)
         for key in self._values:
             if key.startswith("bootadd"):
                 self._values[key] = 0xFFFF
-        if self._options and self.chip.family in _RDP:
-            self.rdp = 1
+        if self._options:
+            self.load_options()
 
     @property
     def option_base(self) -> int | None:
@@ -424,17 +546,17 @@ class Memory:
         torn = bytes(b | self._rng.randrange(256) if self.erased else b & self._rng.randrange(256) for b in word)
         self.program(address + done * size, torn)
 
-    def erase(self, sector: Sector) -> None:
-        """Protected sectors are skipped in silence."""
-        if sector.code in self.protected:
+    def erase(self, sector: Sector, *, all_the_same: bool = False) -> None:
+        """Protected sectors are skipped in silence. ``all_the_same``: the regression of readout protection knows no others."""
+        if sector.code in self.protected and not all_the_same:
             return
         self.flash[sector.address - self.base : sector.end - self.base] = bytes([self.erased]) * sector.size_bytes
         self._forget(sector)
         self.marginal.discard(sector.code)
 
-    def interrupt_erase(self, sector: Sector, fraction: float) -> None:
+    def interrupt_erase(self, sector: Sector, fraction: float, *, all_the_same: bool = False) -> None:
         """Reset while a sector is erased: early on the old content is damaged, later it reads blank; it is neither."""
-        if sector.code in self.protected:
+        if sector.code in self.protected and not all_the_same:
             return
         self.marginal.add(sector.code)
         part = slice(sector.address - self.base, sector.end - self.base)

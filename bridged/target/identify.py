@@ -23,13 +23,17 @@ REFUSED = 2  # NACKs to its address until a register counts as forbidden: one ma
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A chip whose real flash is known, as far as it tells. ``flash`` is None where its layout is unsure."""
+    """A chip whose real flash is known, as far as it tells. ``flash`` is None where its layout is unsure.
+
+    ``protected``: readout protection keeps the loader from reading anything.
+    """
 
     chip: Chip
     line: Dialogue
     loader_id: int | None
     flash: FlashMap | None
     why_no_flash: str
+    protected: bool = False
 
 
 def _register(chip: Chip, address: int, count: int, line: Dialogue) -> Flow[bytes]:
@@ -55,7 +59,7 @@ def _register(chip: Chip, address: int, count: int, line: Dialogue) -> Flow[byte
         return data[address - block : address - block + count]
 
 
-def _try_register(chip: Chip, address: int | None, count: int, line: Dialogue) -> Flow[bytes]:
+def try_register(chip: Chip, address: int | None, count: int, line: Dialogue) -> Flow[bytes]:
     """The same, or nothing where the loader does not allow it; protection is still an error."""
     if address is None:
         return b""
@@ -70,12 +74,13 @@ def identify(request: Request, line: Dialogue, chip: Chip, result: Result) -> Fl
     yield from line.confirm()
     result.family, result.names, result.loader = chip.family, "/".join(chip.names), line.loader.version_text
     try:
-        size = yield from _try_register(chip, chip.flash_size_register, 2, line)
-        uid = yield from _try_register(chip, chip.uid_address, 12, line)
-        version = yield from _try_register(chip, chip.loader_id_address, 1, line)
+        size = yield from try_register(chip, chip.flash_size_register, 2, line)
+        uid = yield from try_register(chip, chip.uid_address, 12, line)
+        version = yield from try_register(chip, chip.loader_id_address, 1, line)
     except ReadProtected:
-        if request.kind not in ("identify", "doctor"):
+        if request.kind not in ("identify", "doctor", "protect", "unprotect"):
             raise
+        result.protected = True
         yield Report(Warned("READ_PROTECTED", "readout protection is on: Read Memory is refused"))
         size = uid = version = b""
     result.uid = uid.hex()
@@ -105,9 +110,10 @@ def identify(request: Request, line: Dialogue, chip: Chip, result: Result) -> Fl
             flash_bytes=result.flash_bytes,
             uid=result.uid,
             layout=result.layout,
+            protected=result.protected,
         )
     )
-    return Known(chip, line, result.loader_id, flash, why)
+    return Known(chip, line, result.loader_id, flash, why, result.protected)
 
 
 def _choose_layout(request: Request, chip: Chip, flash_bytes: int, line: Dialogue) -> Flow[Layout]:
@@ -156,5 +162,5 @@ def _choose_layout(request: Request, chip: Chip, flash_bytes: int, line: Dialogu
 
 
 def read_option(chip: Chip, option: OptionField, line: Dialogue) -> Flow[int | None]:
-    data = yield from _try_register(chip, option.address, 4, line)
+    data = yield from try_register(chip, option.address, 4, line)
     return int.from_bytes(data, "little") if len(data) == 4 else None

@@ -55,6 +55,7 @@ from bridged.target.lines_open import open_lines
 from bridged.target.port import Port
 from bridged.target.request import NO_PAST, Past, Request, Wiring
 from bridged.target.uart import Counters, Uart
+from bridged.target.wishes import wishes_of
 
 RETRY_S = 1.0  # How often an absent device is looked for, and a present one is looked after.
 PROGRESS_S = 0.2
@@ -486,6 +487,9 @@ class Target:
             spans=spans,
             protect=tuple(Range(*config.parse_range(text)) for text in settings.protect),
             past=past,
+            wishes=wishes_of(kind, params),
+            recorded=str(params.get("recorded") or ""),
+            recorded_age_s=float(params.get("recorded_age_s") or 0),
         )
 
     async def run(

@@ -10,6 +10,7 @@ from bridged.events import SectorProven
 from bridged.images.model import Span
 from bridged.protocol.flow import Pause, SetLines
 from bridged.target.expect import Conversation
+from bridged.target.wishes import Wishes
 
 Sequence = tuple[SetLines | Pause, ...]
 
@@ -55,14 +56,17 @@ NO_PAST = Past()
 class Request:
     """Everything that a session is told, besides the image. JSON-ready by ``to_dict`` and ``from_dict``.
 
-    ``kind``: flash, ensure, verify, read, erase, identify, reset or doctor. ``chip``: as configured, empty for any.
+    ``kind``: flash, ensure, verify, read, erase, identify, reset, doctor, option-bytes, protect or unprotect. ``chip``: as
+    configured, empty for any.
     ``baud`` 0: what the chip prefers, else 115200; ``bauds``: higher ones that may be tried. ``supply_v``: lowest supply of the
     target in volts, 0 unknown. ``address`` and ``length``: for read and erase; erase with length 0 means
     everything.
     ``enter_by``: what makes the application jump into the loader. ``interlock`` and ``health``: see ``expect``.
     ``force``: names of checks that the job overrides. ``proven``: sectors that an interrupted run of this job proved.
     ``spans``: where each of several images lies that were combined; empty for one image, which needs no telling apart.
-    ``protect``: no sector that overlaps one of these may be erased.
+    ``protect``: no sector that overlaps one of these may be erased. ``wishes``: about readout and write protection and option
+    bytes. ``recorded``: the content that was proven last in this target, ``recorded_age_s`` ago; for an ensure that can see
+    nothing else.
     """
 
     kind: str
@@ -90,12 +94,28 @@ class Request:
     spans: tuple[Span, ...] = ()
     protect: tuple[Range, ...] = ()
     past: Past = Past()
+    wishes: Wishes = Wishes()
+    recorded: str = ""
+    recorded_age_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        special = ("wiring", "force", "proven", "spans", "protect", "enter_by", "interlock", "health", "bauds", "past")
+        special = (
+            "wiring",
+            "force",
+            "proven",
+            "spans",
+            "protect",
+            "enter_by",
+            "interlock",
+            "health",
+            "bauds",
+            "past",
+            "wishes",
+        )
         flat = {f: getattr(self, f) for f in self.__slots__ if f not in special}
         flat["enter_by"] = self.enter_by.decode("latin-1")
         flat["interlock"], flat["health"] = _talk_to_list(self.interlock), _talk_to_list(self.health)
+        flat["wishes"] = self.wishes.to_list()
         wiring = {f: getattr(self.wiring, f) for f in Wiring.__slots__ if f not in ("enter", "leave")}
         wiring["enter"] = [_step_to_list(s) for s in self.wiring.enter]
         wiring["leave"] = [_step_to_list(s) for s in self.wiring.leave]
@@ -113,6 +133,7 @@ class Request:
         wiring["leave"] = tuple(_step_from_list(s) for s in wiring["leave"])
         flat["enter_by"] = flat["enter_by"].encode("latin-1")
         flat["interlock"], flat["health"] = _talk_from_list(flat["interlock"]), _talk_from_list(flat["health"])
+        flat["wishes"] = Wishes.from_list(flat["wishes"])
         flat["force"] = frozenset(flat["force"])
         flat["proven"] = tuple(SectorProven(*p) for p in flat["proven"])
         flat["spans"] = tuple(Span(*s) for s in flat["spans"])
@@ -159,10 +180,13 @@ class PhaseCost:
 class Result:
     """What a session did; filled in as it goes, so that a failed one can tell how far it came.
 
-    ``evidence``: ``full`` when every byte of the content was compared in this session. ``was_empty``: the flash held no vectors
-    before. ``changed``: something was erased, by an interrupted run of the same job perhaps. ``health``: ``passed`` when the
-    application answered the health probe. ``baud``: the last rate that was used; ``bad_bauds``: those that failed before.
-    ``supply_range``: the voltage range that the loader was told, 0 for none. ``data``: for kind read.
+    ``evidence``: ``full`` when every byte of the content was compared, ``record`` when only the record could be asked.
+    ``was_empty``: the flash held no vectors before. ``changed``: something was erased or changed, by an interrupted run of the
+    same job perhaps. ``health``: ``passed`` when the application answered the health probe. ``baud``: the last
+    rate that was used; ``bad_bauds``: those that failed before. ``supply_range``: the voltage range that the loader was told, 0
+    for none. ``data``: for kind read.
+    ``options``: option bytes ``before`` and ``after``, as ``chips.options.Decoded.to_dict`` shows them. ``protected``: readout
+    protection is on. ``age_s``: of the record, where that is the evidence.
     """
 
     kind: str
@@ -190,6 +214,9 @@ class Result:
     was_empty: bool = False
     phases: dict[str, PhaseCost] = field(default_factory=dict)
     findings: list[dict[str, Any]] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    protected: bool = False
+    age_s: float = 0.0
     data: bytes = b""
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,13 +26,13 @@ from bridged.chips.model import Chip, FlashMap, Quirk, Sector
 from bridged.errors import (
     BadRequest,
     BridgedError,
-    EntryWouldBeLost,
     ImageDoesNotFit,
     LayoutUnknown,
     LineUnavailable,
     LinkError,
     Nack,
     NotErased,
+    OptionBytesLost,
     OutsideUnreadable,
     ReadProtected,
     UnknownChip,
@@ -66,8 +66,20 @@ from bridged.protocol.flow import (
 from bridged.target.dialogue import Dialogue, Dirty
 from bridged.target.doctor import examine
 from bridged.target.entry import ask_interlock, boot, enter, leave, phase_started
-from bridged.target.identify import Known, identify, read_option
+from bridged.target.identify import Known, identify
 from bridged.target.kept import NOTHING_KEPT, decode_kept, encode_kept
+from bridged.target.protection import (
+    check_blank,
+    check_entry,
+    is_proven,
+    longest_s,
+    option_bytes,
+    protect,
+    protect_last,
+    unasked,
+    unprotect,
+    when_protected,
+)
 from bridged.target.request import PhaseCost, Request, Result
 
 ERASE_BATCH_S = 4.0  # Longest worst case of one erase command of several sectors: progress, and a bounded wait.
@@ -128,7 +140,21 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result) ->
         return
     line = Dialogue(request, result, connected)
     yield from line.confirm()
-    known = yield from _know(request, line, result)
+    if is_proven(kept, image):
+        yield from _protect_now(request, line, image, result)
+        return
+    try:
+        known = yield from _know(request, line, result)
+    except ReadProtected as refused:
+        if request.kind == "option-bytes" and kept:
+            raise OptionBytesLost(f"the job had begun to write option bytes, and now {refused.message}") from refused
+        if request.kind not in ("flash", "ensure") or image is None or line.chip is None:
+            raise
+        if (yield from when_protected(request, line, line.chip, image, result, refused)):
+            yield from boot(request, result, line.chip, line.timing)
+            return
+        kept = NOTHING_KEPT  # Everything is blank: there is nothing to be kept, and nothing to be read for that.
+        known = yield from _know(request, line, result)
     if request.kind == "read":
         result.data = yield from _read(request.address, request.length, line)
     elif request.kind == "erase" and known:
@@ -137,9 +163,38 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result) ->
         if image is None:
             raise BadRequest(f"a job of kind {request.kind} needs an image")
         yield from _program(request, known, image, kept, result)
+    elif request.kind == "option-bytes" and known:
+        yield from option_bytes(request, known, kept, result)
+    elif request.kind == "protect" and known:
+        yield from protect(request, known, result)
+    elif request.kind == "unprotect" and known:
+        erased = yield from unprotect(request, known, kept, result)
+        if erased and (again := (yield from _know(request, line, result))):
+            yield from check_blank(again, result)
     elif request.kind != "identify":
         raise BadRequest(f"there is no job of kind {request.kind!r}")
     yield from boot(request, result, line.chip, line.timing)
+    if request.wishes.protect and image is not None and line.chip:
+        locked = yield from protect_last(request, result, line.chip, image.digest)
+        yield from boot(unasked(request), result, locked.chip, locked.timing)
+
+
+def _protect_now(request: Request, line: Dialogue, image: Image | None, result: Result) -> Flow[None]:
+    """An interrupted run had proven everything, had heard the application, and was about to protect it."""
+    assert image is not None
+    chip = line.chip
+    if chip is None:
+        raise UnknownChip(f"product id {line.pid:#05x} is in no table of this version", pid=line.pid)
+    result.pid, result.loader, result.family, result.names = (
+        line.pid,
+        line.loader.version_text,
+        chip.family,
+        "/".join(chip.names),
+    )
+    result.changed, result.content, result.evidence = True, image.digest, "full"
+    result.health = "passed" if request.health else ""
+    locked = yield from protect_last(request, result, chip, image.digest)
+    yield from boot(unasked(request), result, locked.chip, locked.timing)
 
 
 def _know(request: Request, line: Dialogue, result: Result) -> Flow[Known | None]:
@@ -168,6 +223,7 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     result.content = image.digest
     seconds = plan.estimate_s(result.baud)
     limit_s = 60 + 4 * seconds + sum(_wait_s(b) for b in _batches(plan.erase, known.chip, known.loader_id))
+    limit_s += longest_s(known.chip) if request.wishes.protect else 0
     yield Report(Planned(len(plan.erase), plan.erase_bytes, plan.write_bytes, plan.outside_bytes, seconds, limit_s))
     if request.kind != "verify" and "vectors" not in request.force:
         check_vectors_for(image, known.chip, result.flash_bytes, request.spans)
@@ -179,7 +235,7 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
             return
     yield from known.line.use_supply()
     check_protected(plan.erase, request.protect)  # Not before: an ensure that finds its image touches nothing.
-    yield from _check_entry(request, known)
+    yield from check_entry(request, known)
     if request.discard_outside and content is None:
         plan = plan.keeping(None)
     elif content is None:
@@ -206,49 +262,6 @@ def _flash_of(known: Known) -> FlashMap:
     if known.flash is None:
         raise LayoutUnknown(known.why_no_flash or f"{known.chip.title}: layout unknown", pid=known.chip.pid)
     return known.flash
-
-
-def _check_entry(request: Request, known: Known) -> Flow[None]:
-    """P10: prove that the loader can be entered again when the application is gone.
-
-    The pin must be wired (or held by a person) and obeyed. Where option bits decide whether it is obeyed they are read, as
-    far as the loader allows; a part whose loader starts by itself because its flash is empty proves nothing by having entered.
-    """
-    chip, wiring = known.chip, request.wiring
-    for unreachable in chip.app_checks:
-        word = yield from read_option(chip, unreachable.option, known.line)
-        if word is not None and not unreachable.holds(word):
-            text = f"{unreachable.option.name} is {unreachable.option.value(word):#06x}: {unreachable.otherwise}"
-            yield Report(Warned("APPLICATION_UNREACHABLE", text))
-    if request.one_shot:
-        return
-    if not ((wiring.has_boot0 or wiring.boot0_by_hand) and (wiring.has_reset or wiring.has_power)):
-        missing = [
-            name for name, ok in (("BOOT0", wiring.has_boot0 or wiring.boot0_by_hand), ("NRST", wiring.has_reset)) if not ok
-        ]
-        raise EntryWouldBeLost(
-            f"{' and '.join(missing)} not wired: after the erase nothing here could start the loader again",
-            missing=" ".join(missing),
-        )
-    unread: list[str] = []
-    for check in chip.entry_checks:
-        word = yield from read_option(chip, check.option, known.line)
-        if word is None:
-            unread.append(check.option.name)
-        elif check.option.value(word) not in check.values:
-            raise EntryWouldBeLost(
-                f"{chip.title}: {check.option.name} at {check.option.address:#010x} is {check.option.value(word):#x}: "
-                f"{check.otherwise}",
-                option=check.option.name,
-                value=check.option.value(word),
-            )
-    if unread and not chip.boot0_pin_obeyed:
-        raise EntryWouldBeLost(
-            f"{chip.title}: {', '.join(unread)} cannot be read, and the pin is ignored as this part comes from the factory",
-            option=",".join(unread),
-        )
-    if unread:
-        yield Report(Warned("ENTRY_UNPROVEN", f"{', '.join(unread)} cannot be read: the factory setting is assumed"))
 
 
 def _backup(plan: Plan, known: Known, result: Result) -> Flow[Plan]:
@@ -607,7 +620,7 @@ def _erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
             end=sectors[-1].end,
         )
     check_protected(sectors, request.protect, everything=not request.length)
-    yield from _check_entry(request, known)
+    yield from check_entry(request, known)
     yield from known.line.use_supply()
     total = sum(s.size_bytes for s in sectors)
     seconds = sum(s.erase_typ_s for s in sectors) + total * 1.05 * known.line.timing.byte_s
