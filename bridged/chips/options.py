@@ -354,9 +354,9 @@ def with_raw(layout: OptionLayout, block: bytes, patches: Iterable[tuple[int, by
     return done
 
 
-def _completed(layout: OptionLayout, before: bytes, made: bytearray) -> bytes:
-    """``made`` with the complements of all values; where the unused bytes of a value repeated it, they do so again."""
-    size = layout.storage.size
+def _completed(layout: OptionLayout, before: bytes, values: bytearray) -> bytes:
+    """``values`` with the complements of all; where the unused bytes of a value repeated it, they do so again."""
+    made, size = bytearray(values), layout.storage.size
     for address in _values(layout):
         at = address - layout.block.start
         made[at + size : at + 2 * size] = _inverse(layout, bytes(made), address)

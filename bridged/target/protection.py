@@ -152,7 +152,9 @@ def longest_s(chip: Chip) -> float:
     return LAUNCHES * (option_wait_s(chip) + ENTER_S)
 
 
-def _needs(line: Dialogue, command: Command) -> None:
+def _needs(line: Dialogue, command: Command) -> Flow[None]:
+    if command not in line.loader.commands:
+        yield from line.confirm()  # The answer to Get has no checksum.
     if command not in line.loader.commands:
         raise Unsupported(f"this loader has no {command.title} ({command:#04x})", opcode=int(command))
 
@@ -173,14 +175,19 @@ def _launch(line: Dialogue, command: Callable[[Timing], Flow[None]], wait_s: flo
 
 def is_protected(line: Dialogue, chip: Chip) -> Flow[bool]:
     """Whether Read Memory is refused at its opcode, three times and once after a reset, by a loader that answers else."""
-    try:
-        yield from line.read(chip.flash_base, 4)
-    except Nack as error:
-        if error.facts.get("stage") != "opcode":
-            raise
-        yield from line.confirm()
-        return True
-    return False
+    for attempt in range(LAUNCHES):
+        try:
+            yield from line.read(chip.flash_base, 4)
+        except Nack as error:
+            if error.facts.get("stage") == "opcode":
+                yield from line.confirm()
+                return True
+            if attempt == LAUNCHES - 1:
+                raise
+            yield from line.reconnect()  # A stray ACK before the refusal makes it look like one of the address.
+        else:
+            return False
+    raise AssertionError("the last attempt returns or raises")
 
 
 # --- option bytes -----------------------------------------------------------------------------------------------------
@@ -261,7 +268,7 @@ def _write(
         result.options["after"] = before.to_dict()
         return
     _must_come_back(request)
-    _needs(known.line, Command.WRITE_MEMORY)
+    yield from _needs(known.line, Command.WRITE_MEMORY)
     wait_s = option_wait_s(chip)
     yield from _planned(wait_s)
     yield Checkpoint()
@@ -325,7 +332,7 @@ def protect(request: Request, known: Known, result: Result) -> Flow[None]:
 
 def lock_readout(line: Dialogue, chip: Chip, result: Result, kept: bytes) -> Flow[None]:
     """Readout Protect, and the proof: Read Memory is refused, while the loader answers else."""
-    _needs(line, Command.READOUT_PROTECT)
+    yield from _needs(line, Command.READOUT_PROTECT)
     wait_s = option_wait_s(chip)
     yield from phase_started(Phase.PROTECT)
     yield Barrier("protecting", wait_s, kept)
@@ -408,7 +415,7 @@ def unprotect(request: Request, known: Known, kept: bytes, result: Result) -> Fl
     if request.wishes.what == "write":
         yield from _unprotect_sectors(request, known, result)
         return False
-    if known.protected:
+    if known.protected or (yield from is_protected(known.line, known.chip)):
         yield from unlock_readout(request, known.line, known.chip, result)
     elif kept:
         result.changed = True
@@ -421,7 +428,7 @@ def _unprotect_sectors(request: Request, known: Known, result: Result) -> Flow[N
     chip = known.chip
     if known.protected:
         raise ReadProtected(f"{chip.title}: readout protection is on, so write protection can be neither read nor changed")
-    _needs(known.line, Command.WRITE_UNPROTECT)
+    yield from _needs(known.line, Command.WRITE_UNPROTECT)
     _, _, before = yield from read_options(known)
     result.options = {"before": before.to_dict()}
     if before.protected is None:
@@ -442,7 +449,7 @@ def unlock_readout(request: Request, line: Dialogue, chip: Chip, result: Result)
         raise ConsentMissing(f"removing readout protection erases everything; say force={ERASE_EVERYTHING}")
     check_protected((), request.protect, everything=True)
     _must_come_back(request)
-    _needs(line, Command.READOUT_UNPROTECT)
+    yield from _needs(line, Command.READOUT_UNPROTECT)
     if not (yield from is_protected(line, chip)):  # Asked once more: what follows cannot be undone.
         raise ProtectionUnchanged(f"{chip.title}: Read Memory was refused, and is allowed now; nothing was done")
     # P10: no option bit can be read, but the loader was entered with BOOT0 high. A part that came here because it is empty has
