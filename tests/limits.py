@@ -216,7 +216,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "421 `STOPPED`; nothing was erased",
         ),
         Row("target.worker:WRITE_LIMIT_S", "One frame into the serial port", "450 `PORT_GONE`"),
-        Row("target.worker:DRAIN_LIMIT_BYTES", "Noise that is listened to at once", "the rest is looked at later"),
+        Row("protocol.flow:DRAIN_BYTES", "Noise that is listened to at once", "the rest is looked at later"),
         Row(
             "target.worker:RT_LIMIT_US",
             "Processor time without a pause at real-time priority",

@@ -222,7 +222,7 @@ class Console:
         self._seats: list[Seat] = []
         self._held: list[Seat] = []
         self._numbers = itertools.count(1)
-        self._view: tuple[str, str] = ("", "")
+        self._view: tuple[str, str] = (target.state, "")
         self._last_counters: Counters | None = None
         self._errors = _NO_ERRORS
         self._looking: asyncio.Task[None] | None = None
@@ -255,7 +255,7 @@ class Console:
             sink.write(telnet.escape(tail) if escape else tail)
         self._seats.append(seat)
         log.info("console of %s: %s came", self.name, seat.name)
-        if not self.target.talkable and self._view != ("", ""):
+        if not self.target.talkable:
             sink.notice(self.why_silent())
             sink.suspend(True)
         if self._looking is None:
@@ -331,8 +331,6 @@ class Console:
             self._count_errors()
             text = self.why_silent()
             self.room()  # What was held would not be sent now: it is dropped, counted and told.
-        if before == ("", "") and not self._seats and self._log is None:
-            return
         if self._log is not None:
             self._log.note(text)
         for seat in self.seats:

@@ -753,12 +753,7 @@ class Jobs:
     async def _wait_window(self, lane: _Lane, live: _Live | None) -> None:
         if live is not None:
             await self._hold(live, WINDOW)
-        pause, woken = asyncio.ensure_future(self._clock.sleep(WINDOW_S)), asyncio.ensure_future(lane.wake.wait())
-        try:
-            await asyncio.wait({pause, woken}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            pause.cancel()
-            woken.cancel()
+        await self._wait_for(lane, self._clock.sleep(WINDOW_S))
 
     def _locked(self, lane: _Lane, live: _Live | None) -> bool:
         """A job that was interrupted goes on whoever has locked its target: that would stay half written."""
@@ -788,7 +783,7 @@ class Jobs:
         if lane.port.state != "absent" and lane.debt is not None:
             lane.debt.tried = False
 
-    async def _wait_for(self, lane: _Lane, what: Coroutine[Any, Any, None]) -> None:
+    async def _wait_for(self, lane: _Lane, what: Awaitable[None]) -> None:
         """Until ``what`` has happened, or something else in this lane."""
         waits = [asyncio.ensure_future(what), asyncio.ensure_future(lane.wake.wait())]
         try:

@@ -24,6 +24,8 @@ from bridged.events import Event
 
 T = TypeVar("T")
 
+DRAIN_BYTES = 4096  # What one ``Drain`` gives at most: enough to say what noise is.
+
 
 @dataclass(frozen=True, slots=True)
 class Send:
@@ -49,7 +51,7 @@ class Receive:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Receive until the line was quiet for ``quiet_s``, for at most ``limit_s``; answered with the bytes (4 KiB at most)."""
+    """Receive until the line was quiet for ``quiet_s``, for at most ``limit_s``; answered with ``DRAIN_BYTES`` at most."""
 
     quiet_s: float
     limit_s: float

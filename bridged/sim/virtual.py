@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from bridged.errors import BridgedError
 from bridged.events import Event, Phase, PhaseStarted
 from bridged.protocol.flow import (
+    DRAIN_BYTES,
     Barrier,
     Checkpoint,
     Drain,
@@ -42,7 +43,6 @@ from bridged.sim.wire import Burst, Format, hear
 
 T = TypeVar("T")
 
-_DRAIN_LIMIT = 4096
 _CLOSE_LIMIT = 100
 
 
@@ -175,15 +175,15 @@ class VirtualUart:
         quiet_at = self.now_ns + ns(quiet_s)
         self._collect(self.now_ns)
         had = len(self.inbox)
-        while self.now_ns < min(quiet_at, end) and len(self.inbox) < _DRAIN_LIMIT:
+        while self.now_ns < min(quiet_at, end) and len(self.inbox) < DRAIN_BYTES:
             when = self.device.arrival_ns(1, self.format)
             stop = min(quiet_at, end)
             self._spend(stop if when is None else min(max(when, self.now_ns), stop))
             if len(self.inbox) > had:
                 had = len(self.inbox)
                 quiet_at = self.now_ns + ns(quiet_s)
-        found = bytes(self.inbox[:_DRAIN_LIMIT])
-        del self.inbox[:_DRAIN_LIMIT]
+        found = bytes(self.inbox[:DRAIN_BYTES])
+        del self.inbox[:DRAIN_BYTES]
         self._count_in(found)
         return found
 

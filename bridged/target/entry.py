@@ -45,6 +45,7 @@ from bridged.events import (
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Loader, Timing
 from bridged.protocol.flow import (
+    DRAIN_BYTES,
     Checkpoint,
     Drain,
     Flow,
@@ -68,6 +69,7 @@ BANNER_BYTES = 256
 POWER_OFF_S = 0.5
 JUMP_S = 0.1
 STALE_QUIET_S = 0.001
+STALE_DRAINS = 20  # The kernel holds up to 68 KiB of what a talkative application said while the session was being started.
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +212,12 @@ def _try_all(
 
 def _stale(*, application: bool) -> Flow[None]:
     """Take what came before a reset, so that it does not pass for what comes after. ``application``: it said so."""
-    before: bytes = yield Drain(STALE_QUIET_S, 0.05)
-    if application and before:
-        yield Overheard(before)
+    for _ in range(STALE_DRAINS):
+        before: bytes = yield Drain(STALE_QUIET_S, 0.05)
+        if application and before:
+            yield Overheard(before)
+        if len(before) < DRAIN_BYTES:
+            break
 
 
 def _into_loader(request: Request, chip: Chip | None, baud: int, wait_s: float, *, application: bool) -> Flow[bytes]:

@@ -34,6 +34,7 @@ from bridged.errors import BridgedError, Canceled, Stopped, from_dict
 from bridged.events import Event, PhaseStarted, encode
 from bridged.images.memfd import map_sealed
 from bridged.protocol.flow import (
+    DRAIN_BYTES,
     Barrier,
     Checkpoint,
     Drain,
@@ -58,7 +59,6 @@ from bridged.target.uart import Counters, Uart
 
 T = TypeVar("T")
 
-DRAIN_LIMIT_BYTES = 4096  # Of noise that is listened to: enough to say what it is.
 BARRIER_LIMIT_S = 120.0  # An SD card can take seconds for a sync; minutes mean that the daemon hangs.
 WRITE_LIMIT_S = 5.0  # For one frame into the kernel; 262 bytes at 1200 baud take 2.4 s. More means a port that is gone.
 RECORD_AFTER_S = 0.002
@@ -311,10 +311,10 @@ class Driver:
         parts = bytearray()
         now = time.monotonic()
         deadline = now + step.limit_s
-        while now < deadline and len(parts) < DRAIN_LIMIT_BYTES:
+        while now < deadline and len(parts) < DRAIN_BYTES:
             if not self._uart.wait_readable(min(step.quiet_s, deadline - now)):
                 break
-            parts += self._uart.read(DRAIN_LIMIT_BYTES - len(parts))
+            parts += self._uart.read(DRAIN_BYTES - len(parts))
             now = time.monotonic()
         self.bytes_in += len(parts)
         self._board.record(RECEIVED, bytes(parts))

@@ -81,7 +81,8 @@ def pairs(text: str) -> dict[str, str]:
 @dataclass
 class Gateway:
     """``chips_``: name of target to name of part. ``settings``: passed to each simulated ``Device``. ``extra``: more settings,
-    beginning with those of ``[api]``. ``port``: also listen there, on loopback. ``http``: where HTTP listens."""
+    beginning with those of ``[api]``. ``port``: also listen there, on loopback. ``http``: where HTTP listens. ``application``:
+    settings of that table."""
 
     root: Path
     chips_: dict[str, str]
@@ -90,6 +91,7 @@ class Gateway:
     extra: str = ""
     port: int = 0
     http: str = ""
+    application: str = "listen_s = 0.5"
 
     def __enter__(self) -> Gateway:
         self.stack = ExitStack()
@@ -109,7 +111,7 @@ class Gateway:
             text.append(f'[targets.{name}]\nport = "{self.root}/{name}"\nchip = "{chip}"\nstartup_s = 0.03\nbaud = 115200')
             text.append(f'[targets.{name}.lines]\nkind = "socket"\nsocket = "{self.root}/{name}.lines"')
             text.append('nrst = "nrst"\nboot0 = "boot0"')
-            text.append(f"[targets.{name}.application]\nlisten_s = 0.5")
+            text.append(f"[targets.{name}.application]\n{self.application}")
         (self.root / "bridged.toml").write_text("\n".join(text) + "\n")
         self.start()
         return self

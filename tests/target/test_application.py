@@ -10,12 +10,16 @@ import pytest
 from bridged import errors
 from bridged.events import Phase, SectorProven
 from bridged.protocol.flow import Flow, Now, Overheard, Receive, Send
+from bridged.sim import virtual
 from bridged.sim.application import Behaviour
 from bridged.sim.device import Mode
+from bridged.sim.virtual import VirtualUart
+from bridged.sim.wire import Format
+from bridged.target import session
 from bridged.target.expect import Conversation, Heard, talk
 from bridged.target.kept import NOTHING_KEPT
-from bridged.target.request import Wiring
-from tests.target.bench import Bench, make_image
+from bridged.target.request import Request, Wiring
+from tests.target.bench import WIRED, Bench, make_image
 
 ANSWERS = Behaviour(answer=True)
 
@@ -49,6 +53,18 @@ def test_an_image_that_does_not_answer_is_unhealthy_though_proven(expect: str) -
         bench.run("flash", image, health=Conversation(expect=expect, within_s=0.5))
     assert bench.holds(image)
     assert bench.account.total_s < 60
+
+
+def test_ten_thousand_bytes_said_before_the_reset_are_the_consoles_and_confuse_nobody() -> None:
+    """What piled up in the kernel while the session was started is more than one look takes."""
+    bench = running()
+    uart = VirtualUart(bench.device, Format(115200, "N"))
+    for _ in range(50):
+        uart.send(b"x" * 200 + b"\n")
+    uart.pause(1.0)
+    virtual.run(session.run(Request(kind="identify", wiring=WIRED, chip="L476")), uart)
+    heard = b"".join(uart.account.overheard)
+    assert heard == (b"ok " + b"x" * 200 + b"\r\n") * 50 + b"bench application\r\n"
 
 
 def test_what_it_said_before_the_reset_does_not_count() -> None:
