@@ -386,6 +386,24 @@ def test_waiting_goes_on_after_a_lost_link_and_gives_up_in_time(gateway: Gateway
     assert "bridged watch j2" in err
 
 
+def test_watching_goes_on_after_a_lost_link(gateway: Gateway) -> None:
+    process = start(gateway, "watch", link=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for job in ("j1", "j2"):
+        _until(lambda: bool(gateway.jobs.watchers))
+        gateway.jobs.expect(Script(JobKind.RESET, "motor1", "", {}, STEPS))
+        assert bridged(gateway, "reset", "motor1").returncode == 0
+        while job not in (line := process.stdout.readline()) or "succeeded" not in line:
+            assert line, process.stderr.read()
+        gateway.run(_drop_all(gateway))
+        assert any("connection lost" in text for text in iter(process.stderr.readline, ""))
+        _until(lambda: not gateway.jobs.watchers or bool(gateway.server.connections))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == Exit.INTERRUPTED
+
+
 async def _drop_all(gateway: Gateway) -> None:
     for connection in gateway.server._connections.values():
         connection.writer.transport.abort()

@@ -81,8 +81,8 @@ def pairs(text: str) -> dict[str, str]:
 @dataclass
 class Gateway:
     """``chips_``: name of target to name of part. ``settings``: passed to each simulated ``Device``. ``extra``: more settings,
-    beginning with those of ``[api]``. ``port``: also listen there, on loopback. ``http``: where HTTP listens. ``application``:
-    settings of that table."""
+    beginning with those of ``[api]``. ``port``: also listen there, on loopback, or ``listen``: wherever that says. ``http``:
+    where HTTP listens. ``application``: settings of that table."""
 
     root: Path
     chips_: dict[str, str]
@@ -92,13 +92,14 @@ class Gateway:
     port: int = 0
     http: str = ""
     application: str = "listen_s = 0.5"
+    listen: str = ""
 
     def __enter__(self) -> Gateway:
         self.stack = ExitStack()
         self.ports: dict[str, PtyDevice] = {}
         self.daemon: subprocess.Popen[bytes] | None = None
         text = [f'[gateway]\nname = "e2e"\nstate_dir = "{self.root}/state"']
-        listen = f"127.0.0.1:{self.port}" if self.port else ""
+        listen = self.listen or (f"127.0.0.1:{self.port}" if self.port else "")
         text += [
             f'[api]\nlisten = "{listen}"\nhttp = "{self.http}"\nmetrics = ""\nsocket = "{self.root}/bridged.sock"',
             self.extra,
