@@ -2,7 +2,7 @@
 
 ``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes, ``docs/limits.md`` by ``tests.limits``, and
 ``systemd/bridged.catalog`` from ``logs.Notice``.
-``docs/line-protocol.md`` is written by hand down to ``MARK`` and is the reference from ``protocol.line`` after it. A test runs
+``docs/line-protocol.md`` is written by hand down to ``MARK`` and is the reference from ``protocol.line`` after it. What shells and `man` want is written with them, by ``tests.build_shell``. A test runs
 the check, so none can drift.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from bridged import doctor, logs
 from bridged.errors import BY_CODE, HINTS, BridgedError
 from bridged.protocol import line
-from tests import limits
+from tests import build_shell, limits
 
 DOCS = Path(__file__).parent.parent / "docs"
 MARK = "<!-- From here on made from the code by: python -m tests.build_docs -->\n"
@@ -94,11 +94,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.build_docs", description="Write the generated documentation.")
     parser.add_argument("--check", action="store_true", help="compare only, write nothing")
     if parser.parse_args().check:
-        names = stale()
-        print("\n".join(f"docs/{name} is stale" for name in names) or "docs: as the code says")
+        names = [f"docs/{name}" for name in stale()] + [f"shell/{name}" for name in build_shell.stale()]
+        print("\n".join(f"{name} is stale" for name in names) or "docs: as the code says")
         return 1 if names else 0
     for name, text in pages().items():
         (DOCS / name).write_text(text)
+    build_shell.write()
     return 0
 
 

@@ -106,6 +106,12 @@ def stale() -> list[str]:
     return [name for name, text in pages().items() if not (FOLDER / name).exists() or (FOLDER / name).read_text() != text]
 
 
+def write() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text)
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser(prog="python -m tests.build_shell", description="Completion and the manual page.")
     arguments.add_argument("--check", action="store_true", help="compare only, write nothing")
@@ -113,9 +119,7 @@ def main() -> int:
         names = stale()
         print("\n".join(f"shell/{name} is stale" for name in names) or "shell: as the code says")
         return 1 if names else 0
-    FOLDER.mkdir(exist_ok=True)
-    for name, text in pages().items():
-        (FOLDER / name).write_text(text)
+    write()
     return 0
 
 
