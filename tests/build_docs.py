@@ -2,7 +2,8 @@
 
 ``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes, ``docs/limits.md`` by ``tests.limits``, and
 ``systemd/bridged.catalog`` from ``logs.Notice``.
-``docs/line-protocol.md`` is written by hand down to ``MARK`` and is the reference from ``protocol.line`` after it. What shells and `man` want is written with them, by ``tests.build_shell``. A test runs
+``docs/line-protocol.md`` is written by hand down to ``MARK`` and is the reference from ``protocol.line`` after it.
+``tests.build_shell`` adds what shells and `man` want. A test runs
 the check, so none can drift.
 """
 
