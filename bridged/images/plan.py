@@ -58,7 +58,8 @@ class Plan:
     def keeping(self, kept: Image | None) -> Plan:
         """The plan after the bytes of ``outside`` were read; ``kept`` holds those that are not blank, None where all are."""
         content = self.image if kept is None else self.image.merged_with(kept)
-        return make_plan(self.image, self.chip, self.flash, content=content, vectors=self.vector_address)
+        proven = [SectorProven(s.address, s.size_bytes, self.sector_digest(s)) for s in self.proven]
+        return make_plan(self.image, self.chip, self.flash, proven, content, self.vector_address)
 
     def sector_digest(self, sector: Sector) -> str:
         """SHA-256 of what the whole sector shall hold, blank bytes included."""

@@ -123,6 +123,13 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     """,
     "ALTER TABLE targets ADD COLUMN version TEXT NOT NULL DEFAULT '';",
+    """
+    ALTER TABLE targets ADD COLUMN rates TEXT NOT NULL DEFAULT '';
+    CREATE TABLE sectors (
+        target TEXT NOT NULL, address INTEGER NOT NULL, size_bytes INTEGER NOT NULL, digest TEXT NOT NULL,
+        PRIMARY KEY (target, address)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 VERSION = len(MIGRATIONS)
 AUDIT_LIMIT = 10_000  # Entries of the audit log, and as many of failed logins beside it; some 150 bytes each.
@@ -176,6 +183,7 @@ class TargetRecord:
     good_pid: int = 0
     good_uid: str = ""
     version: str = ""
+    rates: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,6 +432,11 @@ class Journal:
     def targets(self) -> list[TargetRecord]:
         return self._read(lambda row: TargetRecord(**row), "SELECT * FROM targets ORDER BY name")
 
+    def sectors(self, target: str) -> list[SectorProven]:
+        """What was last proven in the flash of ``target``, sector by sector; empty where nothing is known."""
+        sql = "SELECT address, size_bytes, digest FROM sectors WHERE target = ? ORDER BY address"
+        return self._read(lambda row: SectorProven(**row), sql, (target,))
+
     def credentials(self) -> list[Credential]:
         return self._read(lambda row: Credential(**row), "SELECT * FROM credentials ORDER BY name")
 
@@ -653,6 +666,8 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
             row = (job.id, saved.uid, saved.kept, _digest(saved.kept))
             connection.execute("INSERT OR REPLACE INTO backups VALUES (?, ?, ?, ?)", row)
         if job.terminal:
+            if job.state in (JobState.SUCCEEDED, JobState.ROLLED_BACK):
+                _keep_sectors(connection, job)
             connection.execute("DELETE FROM proven WHERE job = ?", (job.id,))
             connection.execute("DELETE FROM backups WHERE job = ?", (job.id,))
     if change.close:
@@ -661,6 +676,16 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
         connection.execute(_PUT_SESSION, {f: getattr(change.session, f) for f in _SESSION_FIELDS})
     if change.target is not None:
         connection.execute(_PUT_TARGET, {f: getattr(change.target, f) for f in _TARGET_FIELDS})
+        if not change.target.content:
+            connection.execute("DELETE FROM sectors WHERE target = ?", (change.target.name,))
+
+
+def _keep_sectors(connection: sqlite3.Connection, job: Job) -> None:
+    """What a job proved, sector by sector, outlives it as what is known of its target."""
+    where = "SELECT ?, address, size_bytes, digest FROM proven WHERE job = ?"
+    if connection.execute("SELECT 1 FROM proven WHERE job = ? LIMIT 1", (job.id,)).fetchone():
+        connection.execute("DELETE FROM sectors WHERE target = ?", (job.target,))
+        connection.execute(f"INSERT INTO sectors {where}", (job.target, job.id))
 
 
 def _job_row(job: Job) -> dict[str, Any]:

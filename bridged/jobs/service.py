@@ -82,8 +82,10 @@ from bridged.images.model import Image, Span
 from bridged.jobs import policy, rollback
 from bridged.jobs.journal import Backup, Change, Journal, OpenSession, TargetRecord, update_of
 from bridged.jobs.model import Job, JobKind, JobState, Submission, Update, advance, note
+from bridged.jobs.past import learned, past_of
 from bridged.jobs.results import JOB_LIMIT_BYTES, Results
 from bridged.jobs.watch import Watch
+from bridged.target.request import NO_PAST, Past
 from bridged.target.wishes import wishes_of
 
 log = logging.getLogger(__name__)
@@ -149,6 +151,7 @@ class TargetPort(Protocol):
         kept: bytes = b"",
         proven: tuple[SectorProven, ...] = (),
         spans: tuple[Span, ...] = (),
+        past: Past = NO_PAST,
         on_event: Callable[[Event], None],
         on_progress: Callable[[int], None],
         on_barrier: Callable[[str, float, bytes], Awaitable[None]],
@@ -933,6 +936,7 @@ class Jobs:
             raise Stopped("the daemon is stopping")
         if live.cancel:
             raise Canceled("canceled before the restore began" if restore else "canceled before anything was touched")
+        past = await asyncio.to_thread(self._past, lane, live)
         live.in_session = True
         result = await lane.port.run(
             (JobKind.FLASH if restore else job.kind).value,
@@ -942,6 +946,7 @@ class Jobs:
             kept=live.backup.kept,
             proven=proven,
             spans=spans,
+            past=past,
             on_event=lambda event: self._observe(lane, live, event),
             on_progress=lambda done: self._progress(live, done),
             on_barrier=lambda state, hazard_s, kept: self._barrier(lane, live, state, hazard_s, kept),
@@ -967,6 +972,12 @@ class Jobs:
         if kind is not JobKind.ENSURE or record is None or not record.content:
             return {}
         return {"recorded": record.content, "recorded_age_s": max(0.0, self._clock.utc() - record.proven)}
+
+    def _past(self, lane: _Lane, live: _Live) -> Past:
+        """What the session may know beforehand; nothing about sectors where the job wants all of them written."""
+        record, job = self._records.get(lane.name, TargetRecord(lane.name)), live.job
+        differs = job.kind in WITH_IMAGE and not job.touched and job.params.get("mode") != "full"
+        return past_of(record, self._journal.sectors(lane.name) if differs else (), self._clock.utc())
 
     def _opened(self, lane: _Lane, live: _Live, hazard_s: float) -> OpenSession:
         clock = self._clock
@@ -1090,6 +1101,9 @@ class Jobs:
 
     def _remember(self, lane: _Lane, live: _Live, result: dict[str, Any], problem: BridgedError | None) -> None:
         record, job = self._records.get(lane.name, TargetRecord(lane.name)), live.job
+        if problem is None and result.get("baud"):
+            record = self._records[lane.name] = learned(record, result, self._clock.utc())
+            lane.dirty = True
         if problem is None and job.kind in WITH_IMAGE and result.get("evidence") != "record":
             restore = live.restore
             # An image that was found in flash was proven, but nobody asked it how it is.

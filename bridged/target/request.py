@@ -205,6 +205,8 @@ class Result:
     bad_bauds: list[int] = field(default_factory=list)
     supply_range: int = 0
     sectors_erased: int = 0
+    sectors_skipped: int = 0
+    bytes_skipped: int = 0
     bytes_written: int = 0
     bytes_compared: int = 0
     bytes_kept: int = 0

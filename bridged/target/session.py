@@ -222,8 +222,7 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
         saved.check(plan.erase)
     result.content = image.digest
     seconds = plan.estimate_s(result.baud)
-    limit_s = 60 + 4 * seconds + sum(_wait_s(b) for b in _batches(plan.erase, known.chip, known.loader_id))
-    limit_s += longest_s(known.chip) if request.wishes.protect else 0
+    limit_s = _limit_s(plan, request, known, seconds)
     yield Report(Planned(len(plan.erase), plan.erase_bytes, plan.write_bytes, plan.outside_bytes, seconds, limit_s))
     if request.kind != "verify" and "vectors" not in request.force:
         check_vectors_for(image, known.chip, result.flash_bytes, request.spans)
@@ -231,6 +230,11 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
         # The content, not the image: what an interrupted run kept may not be back yet.
         same = yield from _compare(replace(plan, erase=()), known, result, tolerate=request.kind == "ensure")
         if same:
+            result.evidence = "full"
+            return
+    if saved is None:
+        plan = yield from _leave_alone(plan, request, known, result)
+        if not plan.erase:
             result.evidence = "full"
             return
     yield from known.line.use_supply()
@@ -256,6 +260,58 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
         yield from work.write(final=True)
         yield from work.prove(final=True)
     result.evidence = "full"
+
+
+def _leave_alone(plan: Plan, request: Request, known: Known, result: Result) -> Flow[Plan]:
+    """The plan without the sectors that hold already what they shall: those that were proven so before, and are read whole.
+
+    What was proven says only where to look: a board may have been swapped, and flash forgets. The vector table's sector goes
+    with whatever changes (``make_plan``).
+    """
+    past = request.past
+    if request.kind not in ("flash", "ensure") or past.uid != result.uid:
+        return plan
+    before = {(s.address, s.size_bytes): s.digest for s in past.sectors}
+    likely = [s for s in plan.erase if before.get((s.address, s.size_bytes)) == plan.sector_digest(s)]
+    vectors = [s for s in plan.erase if s.address <= plan.vector_address < s.end]
+    if not likely or (vectors == likely and len(plan.erase) > 1):
+        return plan  # The one that would be left alone is erased with the others in any case.
+    equal: list[SectorProven] = []
+    reads = replace(plan, erase=()).reads()
+    total = sum(n for a, n in reads if any(a < s.end and s.address < a + n for s in likely))
+    yield from phase_started(Phase.PLAN, total)
+    done = 0
+    same = True
+
+    def compare(address: int, data: bytes) -> Flow[bool]:
+        nonlocal done, same
+        same = data == plan.content.read(address, len(data))
+        done += len(data)
+        yield Progress(done)
+        return same
+
+    for sector in likely:
+        yield Checkpoint()
+        yield from known.line.read_all(deque(r for r in reads if r[0] < sector.end and sector.address < r[0] + r[1]), compare)
+        if same:
+            equal.append(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
+        same = True
+    less = make_plan(plan.image, plan.chip, plan.flash, (*request.proven, *equal), vectors=plan.vector_address)
+    kept = {s.address for s in plan.erase} - {s.address for s in less.erase}
+    for proof in equal:
+        if proof.address in kept:
+            yield Report(proof)
+    result.sectors_skipped, result.bytes_compared = len(kept), done
+    result.bytes_skipped = sum(s.size_bytes for s in plan.erase if s.address in kept)
+    seconds = less.estimate_s(result.baud)
+    limit_s = _limit_s(less, request, known, seconds)
+    yield Report(Planned(len(less.erase), less.erase_bytes, less.write_bytes, less.outside_bytes, seconds, limit_s))
+    return less
+
+
+def _limit_s(plan: Plan, request: Request, known: Known, seconds: float) -> float:
+    waits_s = sum(_wait_s(b) for b in _batches(plan.erase, known.chip, known.loader_id))
+    return 60 + 4 * seconds + waits_s + (longest_s(known.chip) if request.wishes.protect else 0)
 
 
 def _flash_of(known: Known) -> FlashMap:

@@ -31,6 +31,7 @@ from bridged.images.model import Image, Span
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import Job, JobKind, Submission
 from bridged.jobs.service import Clock, Jobs
+from bridged.target.request import NO_PAST, Past
 
 FIRMWARE = Image.of([(0x08000000, b"firmware" * 64)])
 OTHER = Image.of([(0x08000000, b"another " * 64)])
@@ -118,6 +119,7 @@ class Run:
     image: Image | None = None
     spans: tuple[Span, ...] = ()
     params: dict[str, Any] = field(default_factory=dict)
+    past: Past = NO_PAST
 
 
 class ScriptedTarget:
@@ -208,6 +210,7 @@ class ScriptedTarget:
         kept: bytes = b"",
         proven: tuple[SectorProven, ...] = (),
         spans: tuple[Span, ...] = (),
+        past: Past = NO_PAST,
         on_event: Callable[[Event], None],
         on_progress: Callable[[int], None],
         on_barrier: Callable[[str, float, bytes], Awaitable[None]],
@@ -223,7 +226,7 @@ class ScriptedTarget:
         self.wires.holder, self.running, self.state = self.name, True, "busy"
         self._asked = ""
         self._asked_event = asyncio.Event()
-        self.runs.append(Run(job_id, kind, kept, proven, image, spans, params))
+        self.runs.append(Run(job_id, kind, kept, proven, image, spans, params, past))
         script = self.scripts.pop(0) if self.scripts else Script()
         try:
             return await self._session(script, kind, image, kept, proven, on_event, on_progress, on_barrier)

@@ -271,7 +271,7 @@ def test_a_journal_from_before_knows_no_good_content(tmp_path: Path) -> None:
     (record,) = journal.targets()
     journal.close()
     assert (record.good_image, record.good_content, record.good_pid, record.image_name) == ("f" * 64, "", 0, "app")
-    assert VERSION == 2
+    assert VERSION > 1
 
 
 # --- interrupted, canceled, stopped -------------------------------------------------------------------------------

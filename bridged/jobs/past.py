@@ -1,0 +1,52 @@
+"""What a target has taught: which rates it carries, and what was last proven in which sector of its flash.
+
+Kept as two small texts in the record of a target. It only ever saves time: a rate that is remembered must prove itself again in
+each session, and a sector that is remembered is read before it is left alone. Pure functions; the journal stores, ``service``
+decides when.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from bridged.events import SectorProven
+from bridged.jobs.journal import TargetRecord
+from bridged.target.request import Past
+
+BAD_FOR_S = 7 * 86400.0  # A rate that failed is tried again after a week: the cable may have been mended since.
+RATES = 16  # Of one target; a ladder has six.
+
+
+def past_of(record: TargetRecord, sectors: Iterable[SectorProven], now: float) -> Past:
+    """What a session is told. ``now``: UTC seconds."""
+    good, bad = [], []
+    for baud, (good_at, bad_at) in _rates(record).items():
+        if bad_at > good_at and now - bad_at < BAD_FOR_S:
+            bad.append(baud)
+        elif good_at:
+            good.append(baud)
+    # Without a proof of the whole nothing is known of the parts.
+    known = tuple(sectors) if record.content else ()
+    return Past(uid=record.uid, good_bauds=tuple(sorted(good)), bad_bauds=tuple(sorted(bad)), sectors=known)
+
+
+def learned(record: TargetRecord, result: Mapping[str, Any], now: float) -> TargetRecord:
+    """The record after a session that ended well, at ``now``."""
+    rates = _rates(record)
+    for baud in result.get("bad_bauds") or ():
+        rates[int(baud)] = (rates.get(int(baud), (0.0, 0.0))[0], now)
+    if baud := int(result.get("baud") or 0):
+        rates[baud] = (now, rates.get(baud, (0.0, 0.0))[1])
+        if rates[baud][1] >= now:  # It failed in this very session, and was all that was left.
+            rates[baud] = (0.0, rates[baud][1])
+    newest = sorted(rates.items(), key=lambda item: max(item[1]))[-RATES:]
+    text = json.dumps({str(b): [round(g), round(f)] for b, (g, f) in sorted(newest)}, separators=(",", ":"))
+    return replace(record, rates=text)
+
+
+def _rates(record: TargetRecord) -> dict[int, tuple[float, float]]:
+    """Rate: when it was last good and last bad, UTC seconds, 0 for never."""
+    return {int(baud): (float(at[0]), float(at[1])) for baud, at in json.loads(record.rates or "{}").items()}

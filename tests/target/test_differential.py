@@ -1,0 +1,121 @@
+"""Sectors that hold already what they shall are read and left alone; nothing is taken for granted."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridged.errors import BridgedError
+from bridged.events import SectorErased, SectorProven
+from bridged.images.model import Image
+from bridged.protocol.flow import Checkpoint
+from bridged.target.request import Past, Result
+from tests.target.bench import Bench, make_image
+
+CHIPS = ["F407", "L476", "F103xB", "H743"]
+SIZE = 160 * 1024
+
+
+def changed(image: Image, at: int, value: int = 0x5A) -> Image:
+    """The same with one byte changed."""
+    (segment,) = image.segments
+    data = bytearray(segment.data)
+    data[at] ^= value
+    return Image.of([(segment.address, bytes(data))])
+
+
+def flashed(chip: str, image: Image | None = None) -> tuple[Bench, Image, Result, Past]:
+    """A part with an image in it, and what the journal knows of it then."""
+    bench = Bench(chip)
+    image = image or make_image(bench.chip, SIZE if chip != "F103xB" else 48 * 1024)
+    result = bench.run("flash", image)
+    return bench, image, result, Past(uid=result.uid, sectors=tuple(bench.events(SectorProven)))
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_same_again_erases_nothing_and_is_proven_whole(chip: str) -> None:
+    bench, image, first, past = flashed(chip)
+    assert past.sectors
+    result = bench.run("flash", image, past=past)
+    assert (result.sectors_erased, result.bytes_written, result.changed) == (0, 0, False)
+    assert result.sectors_skipped == first.sectors_erased
+    assert (result.evidence, result.bytes_compared) == ("full", image.size_bytes)
+    assert bench.events(SectorErased) == []
+    assert bench.boots()
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_change_costs_its_own_sector_and_the_one_with_the_vectors(chip: str) -> None:
+    bench, image, first, past = flashed(chip)
+    last = changed(image, image.size_bytes - 100)
+    result = bench.run("flash", last, past=past)
+    erased = [e.address for e in bench.events(SectorErased)]
+    assert len(erased) == 2
+    assert erased[0] == bench.chip.flash_base  # first, so that no mixture can start
+    assert result.sectors_skipped == first.sectors_erased - 2
+    assert result.evidence == "full"
+    assert bench.holds(last)
+    assert bench.boots()
+    # What is reported as proven is what the next job may rely on: all of it.
+    proofs = {p.address for p in bench.events(SectorProven)}
+    assert proofs == {p.address for p in past.sectors}
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_what_changed_behind_our_back_is_found(chip: str) -> None:
+    bench, image, _, past = flashed(chip)
+    at = image.start + image.size_bytes - 50
+    offset = at - bench.chip.flash_base
+    bench.device.memory.flash[offset] ^= 0x10  # a cell that has forgotten
+    assert not bench.holds(image)
+    result = bench.run("flash", image, past=past)
+    assert result.sectors_erased == 2
+    assert bench.holds(image)
+
+
+def test_another_board_has_no_past() -> None:
+    bench, image, first, past = flashed("F407")
+    result = bench.run("flash", image, past=Past(uid="00" * 12, sectors=past.sectors))
+    assert result.sectors_erased == first.sectors_erased
+
+
+def test_a_sector_with_foreign_bytes_keeps_them_when_it_is_left_alone() -> None:
+    bench = Bench("F407")
+    image = make_image(bench.chip, 100 * 1024)
+    end = bench.chip.flash_base + 127 * 1024
+    bench.device.memory.program(end, b"calibration data")
+    result = bench.run("flash", image)
+    assert result.bytes_kept
+    past = Past(uid=result.uid, sectors=tuple(bench.events(SectorProven)))
+    again = bench.run("flash", changed(image, 20000), past=past)
+    assert bench.holds(changed(image, 20000))
+    assert bench.flash(end, 16) == b"calibration data"
+    assert again.sectors_skipped >= 1
+
+
+@pytest.mark.parametrize("chip", ["F407", "L476"])
+def test_interrupted_anywhere_it_never_boots_half_and_ends_right_when_resumed(chip: str) -> None:
+    for cut in range(6, 400, 29):
+        bench, image, _, past = flashed(chip)
+        new = changed(image, image.size_bytes - 100)
+        count = 0
+
+        def stop(_step: Checkpoint, cut: int = cut) -> None:
+            nonlocal count
+            count += 1
+            if count == cut:
+                raise KeyboardInterrupt
+
+        proven: list[SectorProven] = []
+        kept = b""
+        try:
+            bench.run("flash", new, past=past, checkpoint=stop)
+        except (KeyboardInterrupt, BridgedError):
+            proven = bench.events(SectorProven)
+            kept = next((b.kept for b in bench.account.barriers if b.kept), b"")
+        else:
+            break
+        whole = bench.holds(image) or bench.holds(new)
+        assert whole or not bench.boots()
+        result = bench.run("flash", new, kept, proven=tuple(proven) if kept else ())
+        assert result.evidence == "full"
+        assert bench.holds(new)
