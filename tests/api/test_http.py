@@ -445,6 +445,8 @@ def test_what_json_says_is_what_the_line_says() -> None:
         "range": ("0x08000000+4K", "0x08000000+4K"),
         "flag": (True, "1"),
         "signatures": (["A" * 120], "A" * 120),
+        "fields": ("IWDG_SW:1,nBOOT1:0x1", "IWDG_SW:1,nBOOT1:0x1"),
+        "sectors": ("0,2-5", "0,2-5"),
     }
     from bridged.protocol.line import Request, bind
 
