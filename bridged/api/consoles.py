@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from bridged.console.room import READ_ONLY, READ_WRITE, Console
+from bridged.console.room import READ_ONLY, READ_WRITE, Console, Seat
 from bridged.errors import UnknownTarget
 from bridged.protocol.line import Reply
 
@@ -94,15 +94,13 @@ class Dialog:
                 self.notice(console.why_silent())
             gone: asyncio.Task[Any] = asyncio.create_task(self.dropped.wait())
             try:
-                await self._pump(seat.say, read, gone)
+                await self._pump(seat, read, gone)
             finally:
                 gone.cancel()
         finally:
             seat.leave()
 
-    async def _pump(
-        self, say: Callable[[bytes], bool], read: Callable[[int], Awaitable[bytes]], gone: asyncio.Task[Any]
-    ) -> None:
+    async def _pump(self, seat: Seat, read: Callable[[int], Awaitable[bytes]], gone: asyncio.Task[Any]) -> None:
         while not gone.done():
             await self._free.wait()
             reading: asyncio.Task[Any] = asyncio.create_task(_read(read))
@@ -114,9 +112,10 @@ class Dialog:
             finally:
                 reading.cancel()
             if not data:
+                seat.done_writing()
                 await asyncio.wait({gone}, timeout=EOF_LINGER_S)
                 return
-            say(data)
+            seat.say(data)
 
     # --- room.Sink ---------------------------------------------------------------------------------------------------
 

@@ -194,6 +194,11 @@ class Seat:
             self.console.target.set_break(active)
             self.console.breaking = self if active else None
 
+    def done_writing(self) -> None:
+        """It stays to read: what it held and had set is free."""
+        self.mode = READ_ONLY
+        self.console.give_up(self)
+
     def leave(self) -> None:
         self.console.unsit(self)
 
@@ -269,6 +274,10 @@ class Console:
         if seat in self._held:
             self._held.remove(seat)
         log.info("console of %s: %s left", self.name, seat.name)
+        self.give_up(seat)
+
+    def give_up(self, seat: Seat) -> None:
+        """What it held is free, and what it had set is as it was."""
         self.target.leases.stop_writing(seat.name)
         if self.breaking is seat:
             self.breaking = None

@@ -108,7 +108,9 @@ class Raw(asyncio.Protocol):
             self._seat.say(data)
 
     def eof_received(self) -> bool:
-        """The client will say nothing more, and may listen still."""
+        """The client will say nothing more, and may listen still; who comes next may write at once."""
+        if self._seat is not None:
+            self._seat.done_writing()
         self._linger = asyncio.get_running_loop().call_later(EOF_LINGER_S, self._transport.close)
         return True
 
@@ -205,6 +207,9 @@ class Telnet(Raw):
                         self._pulse_break(self._seat)
                 case telnet.Command(telnet.AYT):
                     self._transport.write(b"\r\n[bridged: yes]\r\n")
+
+    def eof_received(self) -> bool:
+        return False  # Telnet knows no half-closed connection; and a program that closes opens again a moment later.
 
     def _option(self, item: telnet.Option) -> None:
         out, changed = self._options.heard(item)
