@@ -30,7 +30,8 @@ def past_of(record: TargetRecord, sectors: Iterable[SectorProven], now: float) -
             good.append(baud)
     # Without a proof of the whole nothing is known of the parts.
     known = tuple(sectors) if record.content else ()
-    return Past(uid=record.uid, good_bauds=tuple(sorted(good)), bad_bauds=tuple(sorted(bad)), sectors=known)
+    age_s = max(0.0, now - record.proven) if record.content else 0.0
+    return Past(record.uid, record.content, age_s, good_bauds=tuple(sorted(good)), bad_bauds=tuple(sorted(bad)), sectors=known)
 
 
 def learned(record: TargetRecord, result: Mapping[str, Any], now: float) -> TargetRecord:

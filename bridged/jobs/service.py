@@ -926,6 +926,9 @@ class Jobs:
                 live.job = job = replace(live.job, content=image.digest)
             elif image.digest != restore.content:
                 raise DigestMismatch(f"{restore.name} does not give the content any more that was proven in {lane.name}")
+        past = await asyncio.to_thread(self._past, lane, live)
+        if image is not None and restore is None and _by_record(job, past, image):
+            return {"kind": job.kind.value, "content": image.digest, "evidence": "record", "age_s": round(past.age_s, 1)}
         proven: tuple[SectorProven, ...] = ()
         if job.touched:
             proven = await asyncio.to_thread(self._journal.proven, job.id)
@@ -936,11 +939,10 @@ class Jobs:
             raise Stopped("the daemon is stopping")
         if live.cancel:
             raise Canceled("canceled before the restore began" if restore else "canceled before anything was touched")
-        past = await asyncio.to_thread(self._past, lane, live)
         live.in_session = True
         result = await lane.port.run(
             (JobKind.FLASH if restore else job.kind).value,
-            restore.params(job.params) if restore else dict(job.params) | self._recorded(lane, job.kind),
+            restore.params(job.params) if restore else dict(job.params),
             image,
             job_id=job.id,
             kept=live.backup.kept,
@@ -955,23 +957,16 @@ class Jobs:
         data = result.pop("data", None)
         if job.kind is JobKind.READ:
             result.update(await asyncio.to_thread(self._results.save, job.id, bytes(data or b"")))
-        by_record = job.kind is JobKind.ENSURE and result.get("evidence") == "record" and result.get("protected")
-        if by_record and (result.get("changed") or result.get("content") != self._records[lane.name].content):
+        less = _weaker(job, result)
+        if less and (result.get("changed") or result.get("content") != past.content):
             raise BridgedError(f"the session of job {job.id} answered by a record that says something else")
-        if job.kind in PROVING and not by_record and result.get("evidence") != "full":  # P3, whatever the session thinks.
+        if job.kind in PROVING and not less and result.get("evidence") != "full":  # P3, whatever the session thinks.
             raise BridgedError(f"the session of job {job.id} ended without a full comparison", evidence=result.get("evidence"))
         if image is not None and result.get("content") != image.digest:
             raise BridgedError(
                 f"the session of job {job.id} proved other content than the image's", content=result.get("content")
             )
         return result
-
-    def _recorded(self, lane: _Lane, kind: JobKind) -> dict[str, Any]:
-        """What an ensure may answer by where readout protection lets it see nothing."""
-        record = self._records.get(lane.name)
-        if kind is not JobKind.ENSURE or record is None or not record.content:
-            return {}
-        return {"recorded": record.content, "recorded_age_s": max(0.0, self._clock.utc() - record.proven)}
 
     def _past(self, lane: _Lane, live: _Live) -> Past:
         """What the session may know beforehand; nothing about sectors where the job wants all of them written."""
@@ -1104,7 +1099,7 @@ class Jobs:
         if problem is None and result.get("baud"):
             record = self._records[lane.name] = learned(record, result, self._clock.utc())
             lane.dirty = True
-        if problem is None and job.kind in WITH_IMAGE and result.get("evidence") != "record":
+        if problem is None and job.kind in WITH_IMAGE and result.get("evidence") == "full":
             restore = live.restore
             # An image that was found in flash was proven, but nobody asked it how it is.
             healthy = not self._probed(lane.name) or result.get("health") == "passed"
@@ -1312,6 +1307,19 @@ def _outcome(problem: BridgedError | None, touched: bool) -> JobState:
     if isinstance(problem, REFUSALS) and not touched:
         return JobState.REJECTED
     return JobState.FAILED
+
+
+def _by_record(job: Job, past: Past, image: Image) -> bool:
+    """Whether an ensure asked for no more than the record, which has the answer. The target is not even reset then."""
+    return job.kind is JobKind.ENSURE and job.params.get("evidence") == "record" and past.content == image.digest
+
+
+def _weaker(job: Job, result: Mapping[str, Any]) -> bool:
+    """Whether an ensure ended with less than a proof, as it may: it asked for a sample, or protection lets nobody look."""
+    if job.kind is not JobKind.ENSURE:
+        return False
+    evidence = result.get("evidence")
+    return (evidence == "sample" == job.params.get("evidence")) or (evidence == "record" and bool(result.get("protected")))
 
 
 def _check_range(params: Mapping[str, Any]) -> None:

@@ -270,6 +270,13 @@ _UNPROTECT = Param(
 _PROTECT = Param("protect", "flag", "1: readout protection of level 1, last of all, when everything is proven", ("0", "1"))
 _WHAT = Param("what", "choice", "readout (the default) or write protection", ("readout", "write"))
 _VERIFY = Param("verify", "choice", "full, always: everything is read back", ("full",))
+_EVIDENCE = Param(
+    "evidence",
+    "choice",
+    "what is enough where the image was proven before: record (the target is not touched), sample, full (the default; only this"
+    " says proven)",
+    ("record", "sample", "full"),
+)
 _FULL = Param("mode", "choice", "full: every sector of the image is erased and written", ("full",))
 _TRACE = Param("trace", "flag", "1: keep the recording of the dialogue also when the job succeeds", ("0", "1"))
 _SIG = Param("sig", "signatures", "base64 of the image's .minisig file; of several images each, by comma")
@@ -332,7 +339,7 @@ _TABLE = (
         "Writes an image unless it is proven to be in the target already.",
         "as FLASH; 251 already there, with the evidence",
         (_TARGET, _IMAGE),
-        _WRITING,
+        (_EVIDENCE, *_WRITING),
         scope=Scope.FLASH,
     ),
     Verb(

@@ -488,8 +488,7 @@ class Target:
             protect=tuple(Range(*config.parse_range(text)) for text in settings.protect),
             past=past,
             wishes=wishes_of(kind, params),
-            recorded=str(params.get("recorded") or ""),
-            recorded_age_s=float(params.get("recorded_age_s") or 0),
+            evidence=str(params.get("evidence") or "full"),
         )
 
     async def run(

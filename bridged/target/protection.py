@@ -505,11 +505,9 @@ def when_protected(
     nobody is told that anything was proven.
     """
     result.protected = True
-    if request.kind == "ensure" and request.recorded == image.digest:
-        result.content, result.evidence, result.age_s = image.digest, "record", round(request.recorded_age_s, 1)
-        text = (
-            f"readout protection is on, nothing could be read: by the record of {request.recorded_age_s:.0f} s ago it is there"
-        )
+    if request.kind == "ensure" and request.past.content == image.digest:
+        result.content, result.evidence, result.age_s = image.digest, "record", round(request.past.age_s, 1)
+        text = f"readout protection is on, nothing could be read: by the record of {request.past.age_s:.0f} s ago it is there"
         yield Report(Warned("BY_RECORD_ONLY", text))
         return True
     if not request.wishes.unprotect:

@@ -39,11 +39,15 @@ class Wiring:
 class Past:
     """What the journal remembers of this target. ``uid``: of the chip that it is about, hex; another chip has no past.
 
+    ``content``: what was last proven in it, ``age_s`` ago; empty while nobody knows.
+
     ``good_bauds`` and ``bad_bauds``: rates that carried a whole session, and rates that failed not long ago. ``sectors``: what
     was last proven in its flash; never taken for granted, only looked at first.
     """
 
     uid: str = ""
+    content: str = ""
+    age_s: float = 0.0
     good_bauds: tuple[int, ...] = ()
     bad_bauds: tuple[int, ...] = ()
     sectors: tuple[SectorProven, ...] = ()
@@ -65,8 +69,7 @@ class Request:
     ``force``: names of checks that the job overrides. ``proven``: sectors that an interrupted run of this job proved.
     ``spans``: where each of several images lies that were combined; empty for one image, which needs no telling apart.
     ``protect``: no sector that overlaps one of these may be erased. ``wishes``: about readout and write protection and option
-    bytes. ``recorded``: the content that was proven last in this target, ``recorded_age_s`` ago; for an ensure that can see
-    nothing else.
+    bytes. ``evidence``: full or sample, what an ensure is content with. ``past``: see ``Past``.
     """
 
     kind: str
@@ -95,8 +98,7 @@ class Request:
     protect: tuple[Range, ...] = ()
     past: Past = Past()
     wishes: Wishes = Wishes()
-    recorded: str = ""
-    recorded_age_s: float = 0.0
+    evidence: str = "full"
 
     def to_dict(self) -> dict[str, Any]:
         special = (
@@ -144,11 +146,12 @@ class Request:
 
 def _past_to_list(past: Past) -> list[Any]:
     sectors = [[s.address, s.size_bytes, s.digest] for s in past.sectors]
-    return [past.uid, list(past.good_bauds), list(past.bad_bauds), sectors]
+    return [past.uid, past.content, past.age_s, list(past.good_bauds), list(past.bad_bauds), sectors]
 
 
 def _past_from_list(data: list[Any]) -> Past:
-    return Past(data[0], tuple(data[1]), tuple(data[2]), tuple(SectorProven(*s) for s in data[3]))
+    uid, content, age_s, good, bad, sectors = data
+    return Past(uid, content, age_s, tuple(good), tuple(bad), tuple(SectorProven(*s) for s in sectors))
 
 
 def _talk_to_list(talk: Conversation) -> list[Any]:

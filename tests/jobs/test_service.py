@@ -54,6 +54,7 @@ from tests.jobs.bench import (
     Time,
     Wires,
     run,
+    sectors_of,
 )
 
 DIED = SessionDied("killed")
@@ -181,6 +182,59 @@ def test_ensure_that_is_already_true(tmp_path: Path) -> None:
             assert done.state is JobState.SUCCEEDED
             assert done.result is not None
             assert (done.result["changed"], done.touched) == (False, False)
+
+    run(work)
+
+
+def test_ensure_by_record_touches_nothing_and_says_what_it_stands_on(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            first = await bench.end(await bench.submit(kind=JobKind.ENSURE, evidence="record"))
+            assert first.result is not None
+            assert first.result["evidence"] == "full"  # There was no record to answer from.
+            assert len(bench["m1"].runs) == 1
+            proven = bench.jobs.info("m1")["proven"]
+            again = await bench.end(await bench.submit(kind=JobKind.ENSURE, evidence="record"))
+            assert (again.state, again.touched) == (JobState.SUCCEEDED, False)
+            assert again.result is not None
+            assert again.result["evidence"] == "record"
+            assert again.result["age_s"] >= 0
+            assert len(bench["m1"].runs) == 1
+            assert bench.jobs.info("m1")["proven"] == proven  # A record does not get younger by being asked.
+
+    run(work)
+
+
+@pytest.mark.parametrize(("asked", "changed", "state"), [("sample", False, "succeeded"), ("sample", True, "failed"),
+                                                         ("full", False, "failed")])  # fmt: skip
+def test_a_sample_is_enough_only_where_it_was_asked_for(tmp_path: Path, asked: str, changed: bool, state: str) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            await bench.end(await bench.submit(kind=JobKind.FLASH))
+            proven = bench.jobs.info("m1")["proven"]
+            bench["m1"].scripts = [Script(evidence="sample", changed=changed)]
+            done = await bench.end(await bench.submit(kind=JobKind.ENSURE, evidence=asked))
+            assert done.state == state
+            assert bench.jobs.info("m1")["proven"] in (proven, 0.0)
+            assert bench["m1"].runs[-1].past.content
+
+    run(work)
+
+
+def test_what_a_flash_proved_is_what_the_next_may_leave_alone(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            await bench.end(await bench.submit(kind=JobKind.FLASH))
+            await bench.end(await bench.submit(kind=JobKind.FLASH))
+            await bench.end(await bench.submit(kind=JobKind.FLASH, mode="full"))
+            first, second, third = (r.past for r in bench["m1"].runs)
+            assert first.sectors == ()
+            assert set(second.sectors) == set(sectors_of(bench["m1"].runs[0].image))
+            assert third.sectors == ()
+            bench["m1"].scripts = [Script(fail_at="erased", error=SessionDied("gone"))] * 5
+            await bench.end(await bench.submit(kind=JobKind.FLASH))
+            await bench.end(await bench.submit(kind=JobKind.FLASH))
+            assert bench["m1"].runs[-1].past.sectors == ()  # Nobody knows any more.
 
     run(work)
 

@@ -119,3 +119,25 @@ def test_interrupted_anywhere_it_never_boots_half_and_ends_right_when_resumed(ch
         result = bench.run("flash", new, kept, proven=tuple(proven) if kept else ())
         assert result.evidence == "full"
         assert bench.holds(new)
+
+
+def test_a_sample_of_what_is_still_there_takes_less_than_two_seconds_and_proves_nothing() -> None:
+    bench, image, _, known = flashed("F407")
+    past = Past(uid=known.uid, content=image.digest, age_s=3600.25)
+    result = bench.run("ensure", image, past=past, evidence="sample", listen_s=0.0)
+    assert (result.evidence, result.age_s, result.changed) == ("sample", 3600.2, False)
+    assert 0 < result.bytes_compared < image.size_bytes / 10
+    assert result.baud == 115200
+    assert bench.account.total_s < 2.0
+    assert bench.boots()
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_sample_that_differs_or_another_board_is_compared_whole(swapped: bool) -> None:
+    bench, image, _, known = flashed("F407")
+    new = changed(image, image.size_bytes - 1)  # the last block is always looked at
+    past = Past(uid="" if swapped else known.uid, content=(image if swapped else new).digest, age_s=1.0)
+    wanted = image if swapped else new
+    result = bench.run("ensure", wanted, past=past, evidence="sample")
+    assert (result.evidence, result.changed) == ("full", not swapped)
+    assert bench.holds(wanted)

@@ -20,7 +20,7 @@ from bridged.protocol.flow import Barrier, Checkpoint
 from bridged.sim.loader import Timing
 from bridged.sim.virtual import PowerCut
 from bridged.target.protection import option_wait_s, unprotect_wait_s
-from bridged.target.request import Request, Result, Wiring
+from bridged.target.request import Past, Request, Result, Wiring
 from bridged.target.wishes import Wishes, wishes_of
 from tests.target.bench import WIRED, Bench, make_image
 
@@ -539,24 +539,24 @@ def test_without_the_wish_a_protected_target_is_refused_untouched() -> None:
 def test_ensure_answers_by_the_record_and_says_so() -> None:
     bench = one("F407", rdp=1)
     image, other = make_image(bench.chip, 700), make_image(bench.chip, 700, seed=3)
-    result = bench.run("ensure", image, recorded=image.digest, recorded_age_s=3600.0)
+    result = bench.run("ensure", image, past=Past(content=image.digest, age_s=3600.0))
     assert (result.evidence, result.age_s, result.changed, result.protected) == ("record", 3600.0, False, True)
     assert result.bytes_compared == 0
     assert "BY_RECORD_ONLY" in [w.code for w in bench.events(Warned)]
     with pytest.raises(errors.ReadProtected) as caught:
-        bench.run("ensure", other, recorded=image.digest, recorded_age_s=3600.0)
+        bench.run("ensure", other, past=Past(content=image.digest, age_s=3600.0))
     assert "the record does not say" in caught.value.message
     # Where the record says otherwise the wish decides.
     wishes = wishes_of("ensure", WHOLE)
     force = frozenset(["erase-everything"])
-    same = bench.run("ensure", image, recorded=image.digest, wishes=wishes, force=force)
+    same = bench.run("ensure", image, past=Past(content=image.digest), wishes=wishes, force=force)
     assert (same.evidence, bench.device.stats.mass_erases) == ("record", 0)
-    done_ = bench.run("ensure", other, recorded=image.digest, wishes=wishes, force=force)
+    done_ = bench.run("ensure", other, past=Past(content=image.digest), wishes=wishes, force=force)
     assert (done_.evidence, bench.device.memory.rdp) == ("full", 1)
     assert bench.holds(other)
     # A record is no evidence where the flash can be read.
     bench = one("F407")
-    result = bench.run("ensure", image, recorded=image.digest, discard_outside=True)
+    result = bench.run("ensure", image, past=Past(content=image.digest), discard_outside=True)
     assert (result.evidence, result.changed) == ("full", True)
 
 
@@ -731,6 +731,6 @@ def test_wishes_survive_their_way_to_the_session_process() -> None:
         ("ensure", WHOLE),
     ):
         wishes = wishes_of(kind, params)
-        request = Request(kind, WIRED, wishes=wishes, recorded="ab", recorded_age_s=1.5)
+        request = Request(kind, WIRED, wishes=wishes, past=Past(content="ab", age_s=1.5))
         assert Request.from_dict(request.to_dict()) == request
         assert request.wishes == replace(wishes)
