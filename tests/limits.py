@@ -183,6 +183,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("protocol.telnet:SUB_BYTES", "A telnet subnegotiation", "skipped"),
         Row("protocol.rfc2217:SIGNATURE_CHARS", "A signature of an RFC 2217 client", "cut"),
         Row("console.server:KEEPALIVE_IDLE_S", "Silence of a client's machine before the kernel asks for it", "probes"),
+        Row("console.server:SEND_BUFFER_BYTES", "What the kernel holds for one client on TCP", "waits in `console.buffer_kib`"),
         Row("console.server:EOF_LINGER_S", "Time for an answer after a client closed its sending side", "closed"),
         Row(
             "console.server:BACKLOG",

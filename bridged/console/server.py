@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 128  # A burst of reconnecting clients is taken within this; one console has room for 32 anyway.
 # A client whose machine vanished is found within 30 + 3 * 10 s, also while the target says nothing.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
+SEND_BUFFER_BYTES = 128 * 1024  # Of the kernel, for one client; by itself it takes 4 MiB for one that does not read.
 EOF_LINGER_S = 2.0  # After a client closed its sending side (nc -N): time for the target's answer.
 
 
@@ -86,6 +87,7 @@ class Raw(asyncio.Protocol):
         if sock.family != socket.AF_UNIX:
             keep_alive(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         peer = transport.get_extra_info("peername")
         who = f"{peer[0]}:{peer[1]}" if sock.family != socket.AF_UNIX else "unix"
         rights = self._admit(transport.get_extra_info, self.console.name)

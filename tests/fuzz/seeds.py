@@ -165,6 +165,21 @@ def reports() -> dict[str, bytes]:
     return {name: b"\0" + text for name, text in good.items()} | {"died": b"\x04"}
 
 
+def telnet_talks() -> dict[str, bytes]:
+    """Four cuts, then what pyserial's client says at its open, what a person's telnet says, and every command once."""
+    agree = bytes.fromhex("fffb2c fffd2c fffb00 fffd00 fffd01 fffb03 fffd03")
+    refuse = bytes.fromhex("fffd01 fffd03 fffe00 fffc00 fffc2c")
+    every = [bytes((command, *value)) for command in range(14) for value in (b"", b"\x01", b"\x05", bytes(3) + b"\x50")]
+    every += [bytes((5, value)) for value in range(21)]
+    subs = b"".join(b"\xff\xfa\x2c" + payload.replace(b"\xff", b"\xff\xff") + b"\xff\xf0" for payload in every)
+    talks = {
+        "rfc2217": agree + b"text\xff\xff" + subs,
+        "plain": refuse + b"help\r\0\xff\xf3\xff\xf6\r\n",
+        "endless": b"\xff\xfa\x2c" * 9,
+    }
+    return {name: b"\x01\x09\x14\x40" + talk for name, talk in talks.items()}
+
+
 def all_seeds() -> dict[str, dict[str, bytes]]:
     return {
         "images": images(),
@@ -181,6 +196,7 @@ def all_seeds() -> dict[str, dict[str, bytes]]:
         "board": boards(),
         "journal": {"nothing": b"", "middle": b"\x00\x20\x00\x03abcd"},
         "store": stores(),
+        "telnet": telnet_talks(),
         "line-box": {"ok": b"ok\nok\nok\nok\n", "error": b"error: no such line\n", "cut": b"ok"},
     }
 

@@ -11,7 +11,9 @@ which never runs dry: after the last byte come zeros. To add one: a function her
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -26,6 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from bridged import app, chips, config, events
+from bridged.console import server as console_server
+from bridged.console.room import Console
+from bridged.console.server import Admission
 from bridged.errors import BridgedError, ConfigError, ImageError, LineUnavailable, LoaderError, RequestError
 from bridged.events import SectorProven
 from bridged.images import formats, parser
@@ -43,6 +48,8 @@ from bridged.target import board as boards
 from bridged.target import lines as wires
 from bridged.target import session
 from bridged.target.board import Board
+from bridged.target.lease import Leases
+from bridged.target.owner import Frame
 from bridged.target.request import Request, Result, Wiring
 from tests.target.bench import LINES, WIRED, make_image
 
@@ -672,6 +679,96 @@ def fuzz_line_box(data: bytes) -> None:
         ours.close()
 
 
+class _Wire(asyncio.Transport):
+    """A connection that takes everything and remembers it."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "socket": socket.socket()})
+        self.sent = bytearray()
+
+    def write(self, data: Any) -> None:
+        self.sent += data
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+class _Port:
+    """A target that is there, takes what it is given, and checks what it is set to."""
+
+    name, state, reason, talkable, congested = "fuzz", "idle", "", True, False
+
+    def __init__(self) -> None:
+        self.leases = Leases(lambda: 0.0, lambda: 0.0)
+        self.frame = Frame(115200)
+        self.written = bytearray()
+
+    def write(self, data: bytes) -> bool:
+        assert data, "nothing was written"
+        self.written += data
+        return True
+
+    def set_frame(self, frame: Frame | None) -> None:
+        self.frame = frame or Frame(115200)
+        assert config.BAUD_LOW <= self.frame.baud <= config.BAUD_HIGH
+        assert (self.frame.data_bits, self.frame.stop_bits) in {(bits, stop) for bits in (5, 6, 7, 8) for stop in (1, 2)}
+        assert self.frame.parity in "NEOMS"
+        assert self.frame.flow in ("", "rts", "xon")
+
+    def set_signal(self, name: str, asserted: bool) -> None:
+        assert (name, type(asserted)) == ("rts", bool), "a line of the target moved"
+
+    def purge_output(self) -> None: ...
+    def wired_signals(self) -> frozenset[str]:
+        return frozenset({"dtr"})
+
+    def restore_signals(self) -> None: ...
+    def set_break(self, active: bool) -> None: ...
+    def modem(self) -> frozenset[str]:
+        return frozenset()
+
+    def counters(self) -> None: ...
+    async def lease_changed(self) -> None: ...
+
+
+class _TelnetHere(console_server.Telnet):
+    def _pulse_break(self, seat: Any) -> None:
+        """There is no loop, and so no time."""
+
+
+def fuzz_telnet(data: bytes) -> None:
+    """What a telnet client sends, whole and in pieces: the same bytes to the port, the same answers, and answers that end."""
+    source = Bytes(data)
+    cuts = [source.byte() for _ in range(4)]
+    said = source.rest()
+    outcomes = []
+    for bounds in ([0, len(said)], [0, *sorted(min(cut, len(said)) for cut in cuts), len(said)]):
+        port, wire = _Port(), _Wire()
+        room = Console(port, config.Console(protocol="rfc2217", notices="off"), monotonic=lambda: 0.0)
+        room._looking = True  # type: ignore[assignment]  # It would look around each quarter of a second.
+        client = _TelnetHere(room, lambda _info, _target: Admission("fuzz"))
+        try:
+            client.connection_made(wire)
+            room.heard(b"\r\xff said before")
+            for start, end in itertools.pairwise(bounds):
+                client.data_received(said[start:end])
+            room.heard(b"\r\xff said after")
+            assert len(wire.sent) <= 1000 + 300 * len(said), "a few bytes ask for very many"
+            client.connection_lost(None)
+        finally:
+            wire.get_extra_info("socket").close()
+        assert not room.seats
+        assert port.leases.holder is None
+        assert port.frame == Frame(115200), "what a client set lasts until it leaves"
+        outcomes.append((bytes(port.written), bytes(wire.sent)))
+    assert outcomes[0] == outcomes[1], "the cuts made a difference"
+
+
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
@@ -700,5 +797,6 @@ TARGETS: dict[str, Target] = {
     "board": Target(fuzz_board, examples=40),
     "journal": Target(fuzz_journal, examples=12, max_bytes=512),
     "store": Target(fuzz_store, examples=20),
+    "telnet": Target(fuzz_telnet, weight=2, examples=200, max_bytes=1024),
     "line-box": Target(fuzz_line_box, examples=40, max_bytes=1024),
 }

@@ -512,6 +512,39 @@ def test_an_absent_target_is_waited_for(tmp_path: Path) -> None:
     run(work)
 
 
+def test_a_lock_makes_the_jobs_of_others_wait_and_lets_its_owner_by(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as b:
+            b["m1"].lock("ann")
+            others = await b.submit()
+            while b.jobs.get(others.id).state is not JobState.WAITING:
+                await asyncio.sleep(0)
+            assert b.jobs.get(others.id).reason == "lock"
+            own = await b.jobs.submit(Submission(JobKind.RESET, "m1", "", {}, "", "ann"))
+            assert (await b.end(own)).state is JobState.SUCCEEDED, "it came later and does not wait behind the other"
+            assert b.jobs.get(others.id).state is JobState.WAITING
+            canceled = await b.submit()
+            assert (await b.jobs.cancel(canceled.id)).state is JobState.CANCELED
+            b["m1"].lock("")
+            assert (await b.end(others)).state is JobState.SUCCEEDED
+
+    run(work)
+
+
+def test_a_job_that_was_interrupted_goes_on_whoever_has_locked_its_target(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as b:
+            b["m1"].scripts = [Script(hold_at="erased", fail_at="erased", error=DIED)]
+            job = await b.submit()
+            await b["m1"].at("erased").wait()
+            b["m1"].lock("ann")
+            b["m1"].go.set()
+            assert (await b.end(job)).state is JobState.SUCCEEDED
+            assert len(b["m1"].runs) == 2
+
+    run(work)
+
+
 def test_a_broken_target_fails_its_jobs_with_the_reason(tmp_path: Path) -> None:
     async def work() -> None:
         async with Bench(tmp_path) as bench:
