@@ -156,4 +156,4 @@ def _right(key: PublicKey, signature: bytes, message: bytes) -> bool:
 
 def _number(raw: bytes) -> str:
     """Little-endian, as minisign prints it."""
-    return f"{int.from_bytes(raw, 'little'):016X}"
+    return f"{int.from_bytes(raw, 'little'):X}"
