@@ -508,7 +508,7 @@ TARGET_GROUPS: dict[str, dict[str, Entry]] = {
         "DOCTOR_READ_PROTECTED": Entry(
             Level.PROBLEM,
             "Read Memory is refused while Get and Get ID are answered: readout protection is on (H5: product state).",
-            "Removing it erases the whole flash; no job does that unless it says so.",
+            "Removing it erases the whole flash; no job does that unless it says so (UNPROTECT, or unprotect=1 of a FLASH).",
         ),
         "DOCTOR_FLASH_REFUSED": Entry(
             Level.PROBLEM,
@@ -528,6 +528,22 @@ TARGET_GROUPS: dict[str, dict[str, Entry]] = {
             Level.NOTE,
             "An option bit that decides what starts cannot be read through this loader.",
             "Nothing to do while entering the loader works; otherwise look with a probe.",
+        ),
+        "DOCTOR_OPTION_BYTES": Entry(Level.OK, "The option bytes that are known by name."),
+        "DOCTOR_WRITE_PROTECTED": Entry(
+            Level.WARNING,
+            "Sectors are write-protected: the loader acknowledges their erase and write, and does neither.",
+            "Jobs that need them fail. `UNPROTECT what=write` removes it where it is not wanted.",
+        ),
+        "DOCTOR_PCROP": Entry(
+            Level.WARNING,
+            "Sectors are protected by PCROP: they can be executed, and neither read nor written.",
+            "Keep them out of the image; only removing readout protection, which erases everything, ends it.",
+        ),
+        "DOCTOR_OPTION_BYTES_BROKEN": Entry(
+            Level.PROBLEM,
+            "Option bytes and their complements do not agree: a write was cut off, and the part takes safe values instead.",
+            "Write the fields again (OPTION-BYTES set=...), then cycle the power.",
         ),
         "DOCTOR_ENTRY_WOULD_BE_LOST": Entry(
             Level.PROBLEM,

@@ -195,11 +195,18 @@ def decode(chip: Chip, layout: OptionLayout | None, raw: Mapping[int, bytes], fl
         if flash is not None:
             protected, pcrop = _protected(layout, block, flash), _pcrop(layout, block, flash)
     for option in known_fields(chip):
-        for start, data in raw.items():
-            if option.name not in fields and start <= option.address and option.address + 4 <= start + len(data):
-                word = int.from_bytes(data[option.address - start : option.address - start + 4], "little")
-                fields[option.name] = option.value(word)
+        word = word_at(raw, option.address)
+        if option.name not in fields and word is not None:
+            fields[option.name] = option.value(word)
     return Decoded(fields, level, protected, pcrop, broken, dict(raw))
+
+
+def word_at(raw: Mapping[int, bytes], address: int) -> int | None:
+    """32 bits at ``address``, None where they were not read."""
+    for start, data in raw.items():
+        if start <= address and address + 4 <= start + len(data):
+            return int.from_bytes(data[address - start : address - start + 4], "little")
+    return None
 
 
 def _complement(layout: OptionLayout, block: bytes, address: int) -> bytes:
@@ -452,11 +459,8 @@ def check(chip: Chip, layout: OptionLayout, before: bytes, after: bytes) -> None
         if spot is None or not spot.settable:
             raise NotAllowed(f"{changed} would change, and this version does not write it", field=changed)
     for entry in chip.entry_checks:
-        at = entry.option.address - layout.block.start
-        if not 0 <= at <= layout.block.size - 4:
-            continue
-        word = int.from_bytes(after[at : at + 4], "little")
-        if not entry.holds(word):
+        word = word_at({layout.block.start: after}, entry.option.address)
+        if word is not None and not entry.holds(word):
             raise NotAllowed(
                 f"with {entry.option.name}={entry.option.value(word):#x} {entry.otherwise}: nothing could start the loader",
                 field=entry.option.name,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from bridged import chips
 from bridged.chips.model import Chip
+from bridged.chips.options import word_at
 from bridged.errors import (
     ApplicationRunning,
     BaudUnavailable,
@@ -36,7 +37,8 @@ from bridged.protocol.flow import Checkpoint, Drain, Flow, Overheard, Pause, Rec
 from bridged.target.dialogue import Dialogue
 from bridged.target.entry import STARTUP_LEAST_S, STARTUP_MARGIN, Connected, enter, phase_started
 from bridged.target.expect import printable
-from bridged.target.identify import Known, identify, read_option
+from bridged.target.identify import Known, identify
+from bridged.target.protection import read_options
 from bridged.target.request import Request, Result
 
 LISTEN_S = 1.0
@@ -212,7 +214,7 @@ def _ask(
         text = "Read Memory is refused while Get and Get ID are answered: readout protection is on"
         here.append(_say("DOCTOR_READ_PROTECTED", text))
         return
-    yield from _options(known, here)
+    yield from _options(known, result, here)
     yield from _vectors(known, manners, here)
     if not (request.wiring.has_boot0 or request.wiring.boot0_by_hand):
         here.append(_say("DOCTOR_BOOT0_NOT_WIRED", "no line drives BOOT0"))
@@ -231,11 +233,13 @@ def _report_identity(known: Known, result: Result, here: list[Finding], *, prote
             here.append(_say("DOCTOR_QUIRK", f"{row.text} ({row.source})", quirk=row.quirk.value))
 
 
-def _options(known: Known, here: list[Finding]) -> Flow[None]:
-    """Option bits that decide whether the loader and the application can be reached."""
+def _options(known: Known, result: Result, here: list[Finding]) -> Flow[None]:
+    """What the option bytes say: whether loader and application can be reached, and what is protected."""
     chip = known.chip
+    layout, raw, seen = yield from read_options(known)
+    result.options = {"before": seen.to_dict()}
     for check in chip.entry_checks:
-        word = yield from read_option(chip, check.option, known.line)
+        word = word_at(raw, check.option.address)
         if word is None:
             here.append(_say("DOCTOR_OPTION_UNREADABLE", f"{check.option.name} cannot be read through this loader"))
             continue
@@ -245,7 +249,7 @@ def _options(known: Known, here: list[Finding]) -> Flow[None]:
         else:
             here.append(_say("DOCTOR_ENTRY_WOULD_BE_LOST", f"{text}: {check.otherwise}"))
     for unreachable in chip.app_checks:
-        word = yield from read_option(chip, unreachable.option, known.line)
+        word = word_at(raw, unreachable.option.address)
         if word is None:
             continue
         text = f"{unreachable.option.name} = {unreachable.option.value(word):#06x}"
@@ -253,6 +257,15 @@ def _options(known: Known, here: list[Finding]) -> Flow[None]:
             here.append(_say("DOCTOR_BOOT_OPTION", f"{text}: BOOT0 low does not lead to the loader"))
         else:
             here.append(_say("DOCTOR_APPLICATION_UNREACHABLE", f"{text}: {unreachable.otherwise}"))
+    if seen.fields:
+        told = ", ".join(f"{name}={value}" for name, value in seen.to_dict()["fields"].items())
+        here.append(_say("DOCTOR_OPTION_BYTES", told + (f" ({layout.source.source})" if layout else "")))
+    for code, ranges in (("DOCTOR_WRITE_PROTECTED", seen.protected), ("DOCTOR_PCROP", seen.pcrop)):
+        if ranges:
+            here.append(_say(code, ", ".join(f"{r.start:#010x}..{r.end - 1:#010x}" for r in ranges)))
+    if seen.broken:
+        places = ", ".join(f"{address:#010x}" for address in seen.broken)
+        here.append(_say("DOCTOR_OPTION_BYTES_BROKEN", f"the complements at {places} are not those of their values"))
 
 
 def _vectors(known: Known, manners: Manners, here: list[Finding]) -> Flow[None]:

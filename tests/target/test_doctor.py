@@ -137,6 +137,21 @@ def hide_options(device: Device) -> None:
     device.memory.readable = lambda address: readable(address) and not any(address in r for r in hidden)  # type: ignore[method-assign]
 
 
+def write_protected(device: Device) -> None:
+    device.memory.protect({1, 2})
+    device.memory.load_options()
+
+
+def pcrop(device: Device) -> None:
+    device.memory._options[0][1][8:10] = (0x8002).to_bytes(2, "little")
+    device.memory._complete()
+    device.memory.load_options()
+
+
+def broken_options(device: Device) -> None:
+    device.memory._options[0][1][2] ^= 0x20
+
+
 def refuse_flash(device: Device) -> None:
     readable, base = device.memory.readable, device.memory.base
     device.memory.readable = lambda address: readable(address) and address != base  # type: ignore[method-assign]
@@ -165,6 +180,9 @@ ROWS = (
     Row("8N1 on the wire, as a mini UART sends", "L476", "DOCTOR_WRONG_PARITY", port={"wire_parity": "N"}),
     Row("the measured rate is off at every reset", "F407", "DOCTOR_RATE_OR_NOISE", device={"rate_error": 0.2}),
     Row("readout protection", "F407", "DOCTOR_READ_PROTECTED", ("DOCTOR_LOADER_ANSWERS",), {"rdp": 1}),
+    Row("write protection", "F407", "DOCTOR_WRITE_PROTECTED", ("DOCTOR_OPTION_BYTES",), before=write_protected),
+    Row("PCROP", "F446", "DOCTOR_PCROP", ("DOCTOR_OPTION_BYTES",), before=pcrop),
+    Row("option bytes that were cut off", "F407", "DOCTOR_OPTION_BYTES_BROKEN", before=broken_options),
     Row("another chip than configured", "F407", "DOCTOR_WRONG_CHIP", request={"chip": "L476"}),
     Row(
         "both boot addresses lead to the loader",
