@@ -439,6 +439,12 @@ TARGET_GROUPS: dict[str, dict[str, Entry]] = {
             "The loader answered, but not at the first attempt.",
             "Nothing to do: jobs try as often. To be faster state `baud` or `startup_s` as the sentence says.",
         ),
+        "DOCTOR_TURNAROUND": Entry(Level.OK, "What adapter, driver and loader add to every answer, and what that costs a job."),
+        "DOCTOR_ADAPTER_SLOW": Entry(
+            Level.WARNING,
+            "The adapter or its driver is slow to hand on answers: more than a tenth of each job is spent waiting for it.",
+            "FTDI: systemd/60-bridged.rules sets its latency timer to 1 ms; else use a UART of the machine itself.",
+        ),
         "DOCTOR_NOTHING_HEARD": Entry(
             Level.PROBLEM,
             "No byte came from the target, with or without BOOT0.",

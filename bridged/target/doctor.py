@@ -33,7 +33,7 @@ from bridged.findings import MACHINE, Finding, Level, found
 from bridged.images.vectors import VECTORS_BYTES, flash_range, looks_like_a_table
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Timing
-from bridged.protocol.flow import Checkpoint, Drain, Flow, Overheard, Pause, Receive, Send, SetFormat, SetLines
+from bridged.protocol.flow import Checkpoint, Drain, Flow, Now, Overheard, Pause, Receive, Send, SetFormat, SetLines
 from bridged.target.dialogue import Dialogue
 from bridged.target.entry import STARTUP_LEAST_S, STARTUP_MARGIN, Connected, enter, phase_started
 from bridged.target.expect import printable
@@ -43,6 +43,10 @@ from bridged.target.request import Request, Result
 
 LISTEN_S = 1.0
 HELD_S = 0.3
+TURNAROUNDS = 16  # Get Version so often: enough for a median, 20 ms of wire.
+GET_VERSION_BYTES = 7  # 01 FE, ACK, version, two option bytes, ACK (AN3155).
+BLOCK_WIRE_BYTES = 268  # Of one block of 256 written or read, with three turnarounds.
+SLOW_SHARE = 0.1  # Of a job, added by turnarounds.
 SLOW_GET_ID_S = 0.005  # Between the two bytes: sent back to back, a start bit would fall where a stop bit is expected.
 F7_ITCM_FLASH = range(0x00200000, 0x00400000)  # Where an F7 sees its flash a second time; images may be linked for it.
 BANK_CHOOSERS = ("3", "4", "5", "7", "14")  # AN2606 patterns whose loader starts by itself where no bank holds an application.
@@ -179,6 +183,21 @@ def _parity(request: Request, error: WrongParity) -> Flow[Finding]:
     return _say("DOCTOR_WRONG_PARITY", f"{error.message}{proof}: parity on the wire is not even")
 
 
+def _turnaround(line: Dialogue) -> Flow[Finding]:
+    """How much longer an answer takes than its bytes do: what adapter, driver and loader add to every stage of a command."""
+    found: list[float] = []
+    for _ in range(TURNAROUNDS):
+        begun: float = yield Now()
+        yield from an3155.get_version(line.timing)
+        ended: float = yield Now()
+        found.append(max(0.0, ended - begun - GET_VERSION_BYTES * line.timing.byte_s))
+    median_s = sorted(found)[TURNAROUNDS // 2]
+    share = 3 * median_s / (BLOCK_WIRE_BYTES * line.timing.byte_s)
+    text = f"an answer takes {median_s * 1000:.2f} ms more than its bytes: a job takes {share:.0%} longer at {line.baud} baud"
+    code = "DOCTOR_ADAPTER_SLOW" if share > SLOW_SHARE else "DOCTOR_TURNAROUND"
+    return _say(code, text, turnaround_us=round(median_s * 1e6))
+
+
 def _ask(
     request: Request, connected: Connected, line: Dialogue, manners: Manners, result: Result, here: list[Finding]
 ) -> Flow[None]:
@@ -199,6 +218,7 @@ def _ask(
         text = f"Get announced {line.loader.announced} commands and listed {len(line.loader.commands)}"
         here.append(_say("DOCTOR_GET_COUNT_ODD", text))
     known = yield from identify(request, line, chip, result)
+    here.append((yield from _turnaround(line)))
     refused: Nack | None = None
     try:
         yield from line.read(chip.flash_base, 4)

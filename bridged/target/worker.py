@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bridged.errors import BridgedError, Canceled, Stopped, from_dict
-from bridged.events import Event, PhaseStarted, encode
+from bridged.events import Event, PhaseStarted, StepDone, encode
 from bridged.images.memfd import map_sealed
 from bridged.protocol.flow import (
     DRAIN_BYTES,
@@ -63,6 +63,9 @@ BARRIER_LIMIT_S = 120.0  # An SD card can take seconds for a sync; minutes mean 
 WRITE_LIMIT_S = 5.0  # For one frame into the kernel; 262 bytes at 1200 baud take 2.4 s. More means a port that is gone.
 RECORD_AFTER_S = 0.002
 RECORD_AT_MOST = 60  # Entries, each a frame or an answer.
+SHORT_FRAME_BYTES = 5  # An opcode or an address: what is answered at once.
+TURNAROUNDS = 4096  # The last ones are kept.
+TOLD_TURNAROUNDS = 50  # Of a session, for the histogram.
 AWAKE_BYTES = 8  # Of the end of a long answer.
 AWAKE_S = 0.0002
 ASLEEP_MOST_BYTES = 1024  # The kernel keeps 4095 for us.
@@ -196,6 +199,8 @@ class Driver:
         # What was done, sent and received, and is not on the board yet: see ``_record``.
         self._done: int | None = None
         self._unrecorded: list[tuple[Send | bytes, float]] = []
+        # Seconds from the last bit of a short frame to its ACK: what adapter, driver and loader add to every stage.
+        self.turnarounds: deque[float] = deque(maxlen=TURNAROUNDS)
         self._do: dict[type[Any], Any] = {
             Send: self._send,
             Receive: self._receive,
@@ -282,7 +287,13 @@ class Driver:
         Not between an answer and the next frame, where every microsecond is added to the time of the job, but while a long
         answer comes in, in a wait of more than ``RECORD_AFTER_S``, and before every step that is no exchange.
         """
+        sent: tuple[int, float] | None = None
         for what, at in self._unrecorded:
+            if not isinstance(what, bytes):
+                sent = len(what.data), at
+            elif sent and len(what) == 1 and sent[0] <= SHORT_FRAME_BYTES:
+                self.turnarounds.append(max(0.0, at - sent[1] - (sent[0] + 1) * self._frame_s))
+                sent = None
             if isinstance(what, bytes):
                 self._board.record(RECEIVED, what, at)
             elif what.payload_address is None:
@@ -354,6 +365,18 @@ class Driver:
             self.note(text)
         self._control.tell(encode(event))
 
+    @property
+    def turnaround_us(self) -> int:
+        """The median; 0 where no short frame was answered."""
+        found = sorted(self.turnarounds)
+        return round(found[len(found) // 2] * 1e6) if found else 0
+
+    def tell_turnarounds(self) -> None:
+        """A few of all, from the fastest to the slowest, so that the daemon's histogram has their distribution."""
+        found = sorted(self.turnarounds)
+        for seconds in found[:: max(1, -(-len(found) // TOLD_TURNAROUNDS))]:
+            self.tell(StepDone("ack", seconds))
+
     def _barrier(self, step: Barrier) -> None:
         self.note(note_of(step))
         if step.kept:
@@ -414,8 +437,9 @@ def main(argv: list[str]) -> int:
                 new = now - counted
                 lost = new.overrun + new.buf_overrun
                 driver.note(counters_note(frame=new.frame, parity=new.parity, overrun=lost, breaks=new.brk))
+        driver.tell_turnarounds()
         driver.note(ending)
-        result |= {"uart_bytes": {"out": driver.bytes_out, "in": driver.bytes_in}}
+        result |= {"uart_bytes": {"out": driver.bytes_out, "in": driver.bytes_in}, "turnaround_us": driver.turnaround_us}
     board.set_result(result)
     control.finish(1.0)
     return 0

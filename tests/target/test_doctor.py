@@ -243,6 +243,8 @@ ROWS = (
         ("DOCTOR_QUIRK", "DOCTOR_BOOT_OPTION"),
         {"options": {"nBOOT_SEL": 0}},
     ),
+    Row("an adapter with a timer of 16 ms", "L476", "DOCTOR_ADAPTER_SLOW", port={"turnaround_ns": 16_000_000}),
+    Row("an answer as fast as its bytes", "L476", "", ("DOCTOR_TURNAROUND",)),
     Row(
         "nothing is wired",
         "L476",

@@ -247,3 +247,19 @@ def test_what_is_no_exchange_is_noted_between_the_exchanges() -> None:
             (NOTE, b"hazard over"),
             (NOTE, b"retry erase: NACK: twice < 79"),
         ]
+
+
+def test_turnarounds_of_short_frames_are_measured_and_told() -> None:
+    def flow(r: Rig) -> Flow[None]:
+        for _ in range(3):
+            yield Send(b"\x01\xfe")
+            os.write(r.device, b"\x79")
+            yield Receive(1, 1.0)
+        yield Send(bytes(258))  # A block: its ACK comes after programming, which is no turnaround.
+        os.write(r.device, b"\x79")
+        yield Receive(1, 1.0)
+
+    with rig() as r:
+        r.driver.run(flow(r))
+        assert len(r.driver.turnarounds) == 3
+        assert 0 <= r.driver.turnaround_us < 1_000_000
