@@ -1,20 +1,26 @@
 """Writes the parts of the documentation that the code knows better: ``python -m tests.build_docs [--check]``.
 
 ``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes, ``docs/limits.md`` by ``tests.limits``, and
-``systemd/bridged.catalog`` from ``logs.Notice``.
-``docs/line-protocol.md`` is written by hand down to ``MARK`` and is the reference from ``protocol.line`` after it.
-``tests.build_shell`` adds what shells and `man` want. A test runs
-the check, so none can drift.
+``systemd/bridged.catalog`` from ``logs.Notice``. ``docs/line-protocol.md`` and ``docs/http-api.md`` are written by hand down
+to ``MARK`` and are the references from the tables of the listeners after it; ``tests.build_shell`` adds what shells and `man`
+want. A test runs the check, so none can drift.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from bridged import doctor, logs
+from bridged.api import http_problem
+from bridged.api.auth import Authority
+from bridged.api.http import HttpServer
+from bridged.api.http_call import Operation, Services
+from bridged.api.transfers import Transfers
 from bridged.errors import BY_CODE, HINTS, BridgedError
 from bridged.protocol import line
 from tests import build_shell, limits
@@ -46,7 +52,10 @@ def errors_page() -> str:
             hint = HINTS[cls.code]
             again = " Again: yes." if cls.retryable else ""
             out.append(f"### {cls.code}\n")
-            out.append(f"- Cause: {hint.cause}\n- Remedy: {hint.remedy}\n- Reply code {line.reply_code(cls.code)}.{again}\n")
+            out.append(
+                f"- Cause: {hint.cause}\n- Remedy: {hint.remedy}\n- Reply code {line.reply_code(cls.code)}, over HTTP
+                {http_problem.status_of(cls.code)}.{again}\n"
+            )
     return "\n".join(out)
 
 
@@ -75,6 +84,20 @@ def doctor_page() -> str:
     return f"{head}{mark or MARK}\n{doctor.reference()}"
 
 
+def http_page() -> str:
+    """The hand-written head as it is in the file, then the table of operations."""
+    head, mark, _ = (DOCS / "http-api.md").read_text().partition(MARK)
+    rows = ["| operation | what | right |", "|---|---|---|"]
+    for one in asyncio.run(_operations()):
+        rows.append(f"| `{one.method} {one.path}` | {one.summary} | {f'`{one.scope}`' if one.scope else 'everybody'} |")
+    return "\n".join([f"{head}{mark or MARK}", *rows, ""])
+
+
+async def _operations() -> tuple[Operation, ...]:
+    nothing: Any = None
+    return HttpServer(Services(nothing, nothing, Authority(), Transfers(0.0))).operations
+
+
 def pages() -> dict[str, str]:
     """File name to content."""
     return {
@@ -82,6 +105,7 @@ def pages() -> dict[str, str]:
         "errors.md": errors_page(),
         "limits.md": limits.page(),
         "line-protocol.md": protocol_page(),
+        "http-api.md": http_page(),
         "../systemd/bridged.catalog": logs.catalog(),
     }
 
