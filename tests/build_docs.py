@@ -52,10 +52,8 @@ def errors_page() -> str:
             hint = HINTS[cls.code]
             again = " Again: yes." if cls.retryable else ""
             out.append(f"### {cls.code}\n")
-            out.append(
-                f"- Cause: {hint.cause}\n- Remedy: {hint.remedy}\n- Reply code {line.reply_code(cls.code)}, over HTTP
-                {http_problem.status_of(cls.code)}.{again}\n"
-            )
+            numbers = f"Reply code {line.reply_code(cls.code)}, over HTTP {http_problem.status_of(cls.code)}."
+            out.append(f"- Cause: {hint.cause}\n- Remedy: {hint.remedy}\n- {numbers}{again}\n")
     return "\n".join(out)
 
 

@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import ipaddress
 import logging
+import re
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -59,6 +60,7 @@ REMOTE_EACH = 64  # Of one address elsewhere; a browser opens six, and one for e
 HEAD_BYTES = 32 * 1024  # Of a whole header; browsers send 1 KiB, and cookies of everything else on localhost.
 LINE_BYTES = 8190  # Of the request line and of each field.
 MAX_FIELDS = 64  # Browsers send some 20.
+HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]{1,253}))(?::\d{1,5})?")
 LINGER_S = 2.0  # For the rest of a body that nobody wants, so that its sender can read why.
 
 
@@ -165,6 +167,8 @@ class HttpServer:
         if request.writer.output_size > 0:
             return self._broken(request)  # Half an answer is out: a second one would be taken for its rest.
         response.headers.update(headers)
+        if headers.get("Connection") == "close":
+            response.force_close()
         for name, value in SAFE.items():
             response.headers.setdefault(name, value)
         return response
@@ -175,6 +179,9 @@ class HttpServer:
         raise ConnectionResetError("the connection was ended")
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            # The parser takes it for a request without a body; a proxy before us may think otherwise.
+            raise Refused(BadRequest("Transfer-Encoding must be chunked"), 501, {"Connection": "close"})
         self._check_browser(request)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Refused(BadRequest("a body is taken as it is: Content-Encoding must be identity"), 415)
@@ -228,11 +235,13 @@ class HttpServer:
 
     def _ours(self, host: str) -> bool:
         """An address cannot be rebound to another one, a name can: so names must be known."""
-        name = host.lower().partition("]")[0][1:] if host[:1] == "[" else host.lower().partition(":")[0]
+        found = HOST.fullmatch(host.lower())
+        if found is None:
+            return False
         try:
-            ipaddress.ip_address(name)
+            ipaddress.ip_address(found["address"] or found["name"])
         except ValueError:
-            return name.rstrip(".") in self._hosts
+            return bool(found["name"]) and found["name"].rstrip(".") in self._hosts
         return True
 
     # --- what is nobody's secret ----------------------------------------------------------------------------------

@@ -266,6 +266,7 @@ async def beating(
             if lost in done:
                 return
             if not done:
+                call.jobs.require(Scope.READ, None, "watching")  # A token that was revoked sees nothing more.
                 await stream.beat()
             if waker is not None and wake is not None and waker in done:
                 wake.clear()

@@ -24,8 +24,8 @@ BYTES = "application/octet-stream"
 IMAGE = Param(
     "image",
     "path",
-    "a staged image: its SHA-256 (sha256:…), the start of it (8 digits or more), or its name",
-    {"type": "string", "pattern": r"[ -~]{1,200}"},
+    "a staged image: its SHA-256 (sha256:…), the start of it (8 digits or more), or its name where that has no slash",
+    {"type": "string", "pattern": r"[ -.0-~]{1,200}"},
     True,
 )
 WHOLE = Param(
@@ -71,7 +71,7 @@ async def list_images(call: Call) -> web.StreamResponse:
         at, _, last = cursor.partition("-")
         since = (float(at), last) if cursor else None
     except ValueError:
-        raise BadRequest("the cursor is none of ours; begin with the first page") from None
+        raise Refused(BadRequest("the cursor is none of ours; begin with the first page"), 410) from None
 
     def page() -> list[tuple[float, StagedFile]]:
         found = sorted(((s.used, s) for s in call.services.store.images()), key=lambda f: (f[0], f[1].sha256), reverse=True)

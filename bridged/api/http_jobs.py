@@ -138,7 +138,8 @@ async def list_jobs(call: Call) -> web.StreamResponse:
             call.query.get("target"), JobState(state) if state else None, limit, call.query.get("cursor", "")
         )
     except UnknownJob as error:
-        raise BadRequest("the cursor is too old: the job that it names has been removed; begin with the first page") from error
+        text = "the cursor is too old: the job that it names has been removed; begin with the first page"
+        raise Refused(BadRequest(text), 410) from error
     traced = await in_thread(lambda: {j.id for j in found if j.terminal and call.services.store.trace_file(j.id)})
     jobs = [job_resource(job, job.id in traced) for job in found]
     return reply({"jobs": jobs, "next": found[-1].id if len(found) == limit else None})

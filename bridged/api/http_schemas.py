@@ -20,7 +20,9 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 FLAG: Schema = {"type": "boolean"}
 TIME: Schema = {"type": ["string", "null"], "format": "date-time"}
 ADDRESS_TEXT = r"^(0[xX][0-9a-fA-F]{1,8}|[0-9]{1,9})$"
-LENGTH_TEXT = r"^(0[xX][1-9a-fA-F][0-9a-fA-F]{0,6}|[1-9][0-9]{0,5})([KkMm]([Ii][Bb])?)?$"
+LENGTH_TEXT = (
+    r"^(0[xX][1-9a-fA-F][0-9a-fA-F]{0,6}|[1-9][0-9]{0,5}|[1-9][0-9]{0,4}[Kk]([Ii][Bb])?|[1-9][0-9]{0,2}[Mm]([Ii][Bb])?)$"
+)
 RANGE_TEXT = r"^(all|(0[xX][0-9a-fA-F]{1,7}|[0-9]{1,8})\+(0[xX][1-9a-fA-F][0-9a-fA-F]{0,6}|[1-9][0-9]{0,5}))$"
 NOT_OVER_HTTP = frozenset({"target", "id", "wait"})  # In the path, in its header, and replaced by events.
 

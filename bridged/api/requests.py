@@ -69,6 +69,8 @@ def _text(verb: str, param: Param, value: Any) -> str:
             return "1" if value else "0"
         case int() if param.kind in NUMBERS and not isinstance(value, bool) and 0 <= value < 1 << 53:
             return str(value)
+        case float() if param.kind in NUMBERS and value.is_integer() and 0 <= value < 1 << 53:
+            return str(int(value))  # JSON knows no other numbers: 4096.0 is 4096.
         case list() if param.kind in LISTS and value and all(isinstance(item, str) and "," not in item for item in value):
             return ",".join(value)
         case str() if param.kind != "flag" and value:
