@@ -8,7 +8,9 @@ is the table of verbs of the line protocol, read from JSON by ``requests.values_
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,8 @@ def tagged(call: Call, body: bytes) -> web.Response:
 async def plan(call: Call) -> web.StreamResponse:
     data = await call.json()
     values = values_of("PLAN", {"target": call.path["target"], **data})
-    return reply(await call.jobs.plan(values.pop("target"), values.pop("image"), values))
+    with _well_formed():
+        return reply(await call.jobs.plan(values.pop("target"), values.pop("image"), values))
 
 
 # --- jobs ---------------------------------------------------------------------------------------------------------
@@ -121,8 +124,18 @@ async def submit(call: Call) -> web.StreamResponse:
     sub = submission(verb, {**values_of(verb, {"target": name, **data}), "id": key_of(call)}, call.principal.name)
     if (wanted := call.header("If-Match")) and not tags_match(wanted, etag(_target_body(call))):
         raise Changed(f"target {name} is not as it was when you looked at it", target=name)
-    job = await call.jobs.submit(sub)
+    with _well_formed():
+        job = await call.jobs.submit(sub)
     return reply(await resource_of(call, job), 202, {"Location": f"/v1/jobs/{job.id}"})
+
+
+@contextlib.contextmanager
+def _well_formed() -> Iterator[None]:
+    """What a request as a whole cannot mean, though each of its fields is right, has a number of its own."""
+    try:
+        yield
+    except BadRequest as error:
+        raise Refused(error, 422) from error
 
 
 def key_of(call: Call) -> str:

@@ -103,8 +103,12 @@ def _problem() -> Schema:
     )
 
 
+def _title(kind: JobKind) -> str:
+    return "".join(word.capitalize() for word in kind.split("-")) + "Request"
+
+
 def components() -> dict[str, Schema]:
-    kinds = {f"{kind.capitalize()}Request": request_of(VERB_OF[kind], str(kind)) for kind in JobKind}
+    kinds = {_title(kind): request_of(VERB_OF[kind], str(kind)) for kind in JobKind}
     progress = {"phase": {"type": ["string", "null"], "enum": [*Phase, None]}, "done": COUNT, "total": COUNT}
     error = _problem()
     failure: Schema = {**error, "properties": {**error["properties"], "message": TEXT}, "type": ["object", "null"]}
@@ -115,7 +119,7 @@ def components() -> dict[str, Schema]:
             "oneOf": [ref(name) for name in kinds],
             "discriminator": {
                 "propertyName": "kind",
-                "mapping": {str(kind): f"#/components/schemas/{kind.capitalize()}Request" for kind in JobKind},
+                "mapping": {str(kind): f"#/components/schemas/{_title(kind)}" for kind in JobKind},
             },
         },
         "PlanRequest": request_of("PLAN"),
