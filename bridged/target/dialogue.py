@@ -48,6 +48,8 @@ TRIES = 4  # Of one command. A single accident needs two; a third and fourth are
 NACKS = 3  # The same refusal three times, once after a reset, is the loader's word.
 RECOVERIES = 40  # Of one session: a link that needs more is reported instead of nursed for hours.
 PROOFS = 6
+CHECKSUM_S = 0.5  # No document says how long a target may compute; its CRC unit takes a word in a few cycles.
+CHECKSUM_S_PER_BYTE = 2e-6
 STALE_QUIET_S = 0.005
 
 
@@ -104,6 +106,11 @@ class Dialogue:
                 yield from an3155.get_id(self.timing)
             except LoaderError as error:
                 raise UnstableLink(f"{refusal.message}; and so is Get ID: {error.message}", **refusal.facts) from error
+
+    def checksum(self, address: int, count: int) -> Flow[int]:
+        """Get Checksum of whole words, computed on the target; repeated where needed."""
+        make = partial(an3155.get_checksum, address, count, compute_s=CHECKSUM_S + count * CHECKSUM_S_PER_BYTE)
+        return (yield from self._again("checksum", lambda: make(self.timing)))
 
     def confirm(self) -> Flow[None]:
         """Get and Get ID until they answer twice the same: they decide what is erased, and their answers have no checksum."""

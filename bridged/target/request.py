@@ -186,8 +186,9 @@ class Result:
     ``evidence``: ``full`` when every byte of the content was compared, ``record`` when only the record could be asked.
     ``was_empty``: the flash held no vectors before. ``changed``: something was erased or changed, by an interrupted run of the
     same job perhaps. ``health``: ``passed`` when the application answered the health probe. ``baud``: the last
-    rate that was used; ``bad_bauds``: those that failed before. ``supply_range``: the voltage range that the loader was told, 0
-    for none. ``data``: for kind read.
+    rate that was used; ``bad_bauds``: those that failed before. ``bytes_checksummed``: those of ``bytes_compared`` that a
+    checksum proved which the target computed. ``supply_range``: the voltage range that the loader was told, 0 for none.
+    ``data``: for kind read.
     ``options``: option bytes ``before`` and ``after``, as ``chips.options.Decoded.to_dict`` shows them. ``protected``: readout
     protection is on. ``age_s``: of the record, where that is the evidence.
     """
@@ -212,6 +213,7 @@ class Result:
     bytes_skipped: int = 0
     bytes_written: int = 0
     bytes_compared: int = 0
+    bytes_checksummed: int = 0
     bytes_kept: int = 0
     seconds: float = 0.0
     banner: str = ""

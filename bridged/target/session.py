@@ -19,18 +19,20 @@ Documents: AN3155 (commands), AN2606 (activation, errata); the order of erase an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from bridged.chips.model import Chip, FlashMap, Quirk, Sector
 from bridged.errors import (
     BadRequest,
     BridgedError,
+    Garbled,
     ImageDoesNotFit,
     LayoutUnknown,
     LineUnavailable,
     LinkError,
     Nack,
+    NoReply,
     NotErased,
     OptionBytesLost,
     OutsideUnreadable,
@@ -388,6 +390,9 @@ def _cost(result: Result, phase: Phase) -> PhaseCost:
     return result.phases.setdefault(phase.value, PhaseCost())
 
 
+Read = tuple[int, int]  # Address and number of bytes.
+
+
 class _Work:
     """Writing and proving one plan. ``final`` False: all but the block with the vectors; True: that block alone.
 
@@ -494,6 +499,8 @@ class _Work:
                     yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
             return True
 
+        if Command.GET_CHECKSUM in line.loader.commands:
+            queue = deque((yield from self._checksummed(reads, compare)))
         while queue:
             yield Checkpoint()
             yield from line.read_all(queue, compare)
@@ -519,6 +526,38 @@ class _Work:
         cost.wire_bytes += total + 12 * len(reads)
         cost.seconds += (yield Now()) - begun
 
+    def _checksummed(self, reads: list[Read], compare: Callable[[int, bytes], Flow[bool]]) -> Flow[list[Read]]:
+        """Prove what the loader's own checksum (0xA1) can prove, sector by sector, and return what is left to be read.
+
+        The command is believed only when it agrees with a block that was read in this session. A range whose checksum
+        differs is read, which says where. ``compare`` is given the content of each range that is right.
+        """
+        line, content = self.known.line, self.plan.content
+        whole = [r for r in reads if not (r[0] % 4 or r[1] % 4)]
+        if not whole:
+            return reads
+        left = list(reads)
+        try:
+            address, count = whole[0]
+            data = yield from line.read(address, count)
+            if (yield from line.checksum(address, count)) != an3155.checksum_of(data):
+                yield Report(Warned("CHECKSUM_USELESS", "Get Checksum does not agree with what is read: all is read back"))
+                return reads
+            for run in _runs(whole, self.known.flash):
+                yield Checkpoint()
+                start, end = run[0][0], run[-1][0] + run[-1][1]
+                if (yield from line.checksum(start, end - start)) != an3155.checksum_of(content.read(start, end - start)):
+                    continue
+                for read in run:
+                    left.remove(read)
+                    yield from compare(read[0], content.read(*read))
+                self.result.bytes_checksummed += end - start
+        except (Nack, NoReply, Garbled) as error:
+            yield Report(Warned("CHECKSUM_USELESS", f"what is left is read back: {error.message}"))
+            if not isinstance(error, Nack):
+                yield from line.reconnect()
+        return left
+
     def _at_fault(self, address: int, expected: bytes, found: bytes) -> Sector | None:
         """The sector of the first difference, if it is one of this plan's and was not repaired yet."""
         at = address + _first_difference(expected, found)
@@ -527,6 +566,19 @@ class _Work:
             return None
         self.repaired.add(sector.code)
         return sector
+
+
+def _runs(reads: Iterable[Read], flash: FlashMap | None) -> list[list[Read]]:
+    """Reads that follow each other within one sector, so that a difference costs no more than the sector to find."""
+    found: list[list[Read]] = []
+    for read in reads:
+        last = found[-1][-1] if found else None
+        sector = flash.sector_at(read[0]) if flash else None
+        if last and sector and last[0] + last[1] == read[0] and sector.address <= last[0]:
+            found[-1].append(read)
+        else:
+            found.append([read])
+    return found
 
 
 def _last_byte(sector: Sector, reads: list[tuple[int, int]]) -> int | None:
