@@ -617,13 +617,16 @@ async def release_left(loaded: config.Config, state: Path) -> int:
     For ``ExecStopPost=``: no daemon and no session process lives any more. Returns how many could not be released; for those
     the entry stays in the journal, and the next start tries again.
     """
-    from bridged.jobs.service import Clock, hazard_left_s
-
     if not (state / JOURNAL).exists():
         return 0
     journal = await asyncio.to_thread(_open_journal, state)
     try:
         sessions = await asyncio.to_thread(journal.sessions)
+        if not sessions:
+            return 0
+        # Only now: this runs at every stop, and on a small gateway half of its seconds would be spent on what it never uses.
+        from bridged.jobs.service import Clock, hazard_left_s
+
         done = await asyncio.gather(*(_release(loaded, journal, left, hazard_left_s(left, Clock())) for left in sessions))
         return done.count(False)
     finally:

@@ -24,7 +24,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,7 @@ from bridged.errors import (
     SessionDied,
     TargetBroken,
     TargetBusy,
+    TargetError,
     from_dict,
 )
 from bridged.events import Event, Phase, PhaseStarted, Planned, SectorProven, decode
@@ -573,6 +574,8 @@ class Target:
             errors = self._uart_errors(before)
             if "error" in outcome:
                 error = from_dict(outcome["error"])
+                if isinstance(error, TargetError) and (counted := _counted(errors)):
+                    error = type(error)(f"{error.message}; the kernel counted {counted}", **error.facts)
                 error.facts.update({f"uart_{name}_errors": count for name, count in errors.items() if count})
                 if isinstance(error, LinkError) and not isinstance(error, PortGone) and self._vanished():
                     # A line box or GPIO chip on the adapter may have noticed first that it was unplugged.
@@ -760,6 +763,14 @@ class _Session:
             answer = {"error": error.as_dict()}
         with contextlib.suppress(OSError):
             self._mine.send(json.dumps(answer).encode())
+
+
+def _counted(errors: Mapping[str, int]) -> str:
+    """What the kernel's counters say about a session that failed, in words; empty where they say nothing."""
+    reasons = {"frame": "the other end has another rate, or the line is noisy", "parity": "it has another parity, or noise"}
+    counts = [f"{count} {name} errors ({reasons[name]})" for name, count in errors.items() if name in reasons and count]
+    lost = [f"{count} bytes lost to overruns" for name, count in errors.items() if name == "overrun" and count]
+    return ", ".join(counts + lost)
 
 
 def _conversation(settings: config.Talk, quiet_s: float = 0.0) -> Conversation:

@@ -29,7 +29,7 @@ from bridged.sim.pty import PtyDevice
 from tests.e2e.gateway import pairs
 from tests.target.bench import make_image
 from tests.vm.build import Guest
-from tests.vm.guest.follow import Level, parse
+from tests.vm.guest.follow import Event, Level, parse
 from tests.vm.machine import Machine, quote
 
 HERE = Path(__file__).parent
@@ -169,7 +169,7 @@ class Bench:
     def say(self, *requests: str, payload: bytes = b"", timeout_s: float = 120.0) -> str:
         """Lines of the protocol, with what may follow the first one, through ``nc``; all that came back."""
         text = "\n".join(requests).split("\n", 1)
-        data = text[0].encode() + b"\n" + payload + ("\n".join(text[1:]) + "\nQUIT\n").encode()
+        data = text[0].encode() + b"\n" + payload + "\n".join([*text[1:], "QUIT\n"]).encode()
         return self.vm.run("nc -N 127.0.0.1 7100", stdin=data, timeout_s=timeout_s)
 
     def put(self, image: Image, name: str) -> str:
@@ -218,6 +218,18 @@ class Bench:
             assert time.monotonic() < deadline, f"not idle after {timeout_s:.0f} s: {answer}\n{self.journal()}"
             time.sleep(0.2)
 
+    def started(self) -> float:
+        """When the running daemon was started, in seconds of the guest's clock."""
+        return int(self.vm.run("systemctl show -P ActiveEnterTimestampMonotonic bridged")) / 1e6
+
+    def wait_started(self, *, after: float, timeout_s: float = 120.0) -> None:
+        """Until a daemon that was started later than ``after`` has its targets."""
+        deadline = time.monotonic() + timeout_s
+        while self.started() <= after:
+            assert time.monotonic() < deadline, f"not started again after {timeout_s:.0f} s\n{self.journal()}"
+            time.sleep(0.3)
+        self.wait_idle()
+
     def journal(self, *options: str) -> str:
         return self.vm.run(
             quote("journalctl", "--no-pager", "-b", "-u", "bridged", "-o", "short-monotonic", "-n", "60", *options)
@@ -228,24 +240,37 @@ class Bench:
     def forget_moves(self) -> None:
         self.vm.run("echo > /sys/kernel/tracing/instances/judge/trace")
 
-    def moves(self, target: str) -> list[Move]:
-        """Changes of the pins of ``target`` since ``forget_moves``, as the kernel saw them. Idle before the first one."""
+    def _events(self, target: str) -> list[tuple[str, Event]]:
+        """What the kernel recorded on the pins of ``target`` since ``forget_moves``."""
         base = "sed -n 's/^gpiochip.*: GPIOs \\([0-9]*\\)-.*board.*/BASE \\1/p' /sys/kernel/debug/gpio"
         text = self.vm.run(f"cat /sys/kernel/tracing/instances/judge/trace; {base}")
         found = re.search(r"^BASE (\d+)$", text, re.MULTILINE)
         assert found, text[-500:]
         first = int(found[1])
-        levels = {first + offset: (pin, Level(pull=int(pin == "nrst"))) for pin, offset in OFFSETS[target].items()}
+        pins = {first + offset: pin for pin, offset in OFFSETS[target].items()}
+        return [(pins[event.number], event) for event in parse(text) if event.number in pins]
+
+    def moves(self, target: str) -> list[Move]:
+        """Changes of the pins since ``forget_moves``. Idle before the first one."""
+        levels = {"nrst": Level(pull=1), "boot0": Level(pull=0)}
         moves: list[Move] = []
-        for event in parse(text):
-            if event.number not in levels:
-                continue
-            pin, level = levels[event.number]
+        for pin, event in self._events(target):
+            level = levels[pin]
             before = level.high
             level.take(event.what, event.word, event.value)
             if level.high != before:
                 moves.append(Move(event.at_s, pin, level.high))
         return moves
+
+    def pushed_high(self, target: str) -> list[float]:
+        """When NRST was driven high instead of being let go: told to be 1, and not made an input as the next thing."""
+        events = [event for pin, event in self._events(target) if pin == "nrst"]
+        after = [*events[1:], None]
+        return [
+            event.at_s
+            for event, following in zip(events, after, strict=True)
+            if (event.word, event.value) == ("set", 1) and (following is None or following.word != "in")
+        ]
 
     def levels(self, target: str) -> dict[str, int]:
         """The pins now, as gpio-sim has them."""

@@ -4,7 +4,9 @@ The simulated part keeps its own time and judges what it hears bit by bit by the
 the format of the part, so that a host which is set otherwise gets parity and framing errors from its kernel. Run it with the
 Python of the installed package:
 
-    python target.py CHIP LINE-BOX FLASH-FILE [FAULT...]
+    python target.py CHIP LINE-BOX FLASH-FILE [FAULT | parity=N|E|O | rate=X]...
+
+``parity`` and ``rate``: a part (or an adapter between) that speaks with another parity, or off by a factor.
 
 It ends with 0 on SIGTERM, and with 1 where a reset came in the middle of an erase (P9).
 """
@@ -21,6 +23,7 @@ import struct
 import sys
 import threading
 import tty
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +74,15 @@ class PairPort(PtyPort):
         os.close(self.fd)
 
 
-def main(chip: str, box: str, flash: str, *faults: str) -> int:
+def main(name: str, box: str, flash: str, *options: str) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    device = Device(find(chip), powered=False, faults=faults)
+    own = dict(option.split("=") for option in options if option.startswith(("parity=", "rate=")))
+    chip = replace(find(name), parity=own.get("parity", "E"))
+    error = float(own["rate"]) - 1 if "rate" in own else None
+    faults = [option for option in options if option.partition("=")[0] not in own]
+    device = Device(chip, powered=False, faults=faults, rate_error=error)
     runner = PtyDevice(device, lines_path=Path(box), flash_file=Path(flash), port=PairPort())
     with runner:
         print("ready", flush=True)

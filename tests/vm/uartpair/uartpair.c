@@ -12,6 +12,8 @@
  *   model  1: behind this end sits a model of a UART that keeps its own time. It gets every byte at the moment it is
  *          written and judges it itself (by the sender's "frame"); what it sends is on the wire at once and is judged by
  *          the other end as always.
+ *   mini   1: this end has no parity, and its driver drops the setting without an error, as that of the Raspberry Pi's mini
+ *          UART does.
  *
  * How a frame is judged: its bits are sampled with the receiver's clock from the edge of the start bit on, as a UART does,
  * with an idle line behind the stop bit. One frame in, one out: two short frames are never heard in one long one.
@@ -39,7 +41,7 @@ struct end {
 	struct ktermios t;
 	struct async_icount ic;
 	unsigned int mctrl, sent;
-	bool busy, model;
+	bool busy, model, mini;
 };
 
 static struct end ends[2];
@@ -204,7 +206,11 @@ static void op_flush_buffer(struct tty_struct *tty)
 
 static void op_set_termios(struct tty_struct *tty, const struct ktermios *old)
 {
-	((struct end *)tty->driver_data)->t = tty->termios;
+	struct end *e = tty->driver_data;
+
+	if (e->mini)
+		tty->termios.c_cflag &= ~(PARENB | PARODD);
+	e->t = tty->termios;
 }
 
 static int op_tiocmget(struct tty_struct *tty)
@@ -323,7 +329,20 @@ static ssize_t model_store(struct device *dev, struct device_attribute *attr, co
 }
 static DEVICE_ATTR_RW(model);
 
-static struct attribute *attributes[] = { &dev_attr_frame.attr, &dev_attr_model.attr, NULL };
+static ssize_t mini_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%d\n", ((struct end *)dev_get_drvdata(dev))->mini);
+}
+
+static ssize_t mini_store(struct device *dev, struct device_attribute *attr, const char *buf, size_t count)
+{
+	int error = kstrtobool(buf, &((struct end *)dev_get_drvdata(dev))->mini);
+
+	return error ?: count;
+}
+static DEVICE_ATTR_RW(mini);
+
+static struct attribute *attributes[] = { &dev_attr_frame.attr, &dev_attr_model.attr, &dev_attr_mini.attr, NULL };
 static const struct attribute_group group = { .attrs = attributes };
 static const struct attribute_group *groups[] = { &group, NULL };
 

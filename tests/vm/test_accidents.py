@@ -1,0 +1,253 @@
+"""What goes wrong at a gateway: processes that are killed, devices that vanish, somebody else on a line or a port.
+
+After each of them: both pins idle, the target in its application, the job at a defined end, and no reset in the middle of an
+erase. The ends are collected for docs/vm.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from bridged.images.model import Image
+from tests.vm.bench import Bench, image_for
+from tests.vm.record import Tried, record
+
+KIB = 1024
+IDLE = {"nrst": 1, "boot0": 0}
+
+
+def start_flash(bench: Bench, target: str, size_bytes: int, seed: int) -> tuple[str, Image]:
+    image = image_for(target, size_bytes, seed=seed)
+    bench.put(image, f"image{seed}")
+    return bench.flash(target, f"image{seed}", "addr=0x08000000"), image
+
+
+def check_released(bench: Bench, target: str) -> None:
+    assert bench.levels(target) == IDLE
+    if target == "pair":
+        assert bench.pair_state()["hazard_resets"] == 0
+    else:
+        assert bench.out.device.stats.hazard_resets == []
+
+
+# --- killed ------------------------------------------------------------------------------------------------------------
+
+
+def session_pid(bench: Bench) -> str:
+    return bench.vm.wait_for("a session process", "pgrep -f bridged.target.worker").split()[0]
+
+
+def kill_session(bench: Bench) -> None:
+    bench.vm.run(f"kill -KILL {session_pid(bench)}")
+
+
+def kill_daemon(bench: Bench) -> None:
+    bench.vm.run("systemctl kill -s KILL --kill-whom=main bridged")
+
+
+def kill_both(bench: Bench) -> None:
+    bench.vm.run("systemctl kill -s KILL --kill-whom=all bridged")
+
+
+@pytest.mark.parametrize(("victim", "kill"), [("daemon", kill_daemon), ("session", kill_session), ("both", kill_both)])
+@pytest.mark.parametrize("phase", ["erase", "write"])
+def test_a_kill_in_the_middle_leaves_idle_lines_and_a_defined_end(
+    bench: Bench, victim: str, kill: Callable[[Bench], None], phase: str
+) -> None:
+    seed = 100 + len(victim) * 2 + len(phase)
+    job, image = start_flash(bench, "out", 20 * KIB, seed)
+    bench.wait_phase(job, phase)
+    began = bench.started()
+    kill(bench)
+    if victim != "session":
+        bench.wait_started(after=began)
+    end = bench.wait_state(job, "succeeded", "failed")
+    check_released(bench, "out")
+    if victim == "session":
+        # The daemon lives and knows: the job fails with its reason, and is not tried again by itself.
+        assert (end["state"], end["code"]) == ("failed", "SESSION_DIED")
+    else:
+        assert end["state"] == "succeeded", end
+        assert bench.out_holds(image)
+    record(Tried(f"SIGKILL of {victim} during {phase}", end["state"], end.get("code", "")))
+
+
+def test_the_watchdog_restarts_a_daemon_that_hangs_and_the_flash_goes_on(bench: Bench) -> None:
+    bench.vm.write("/etc/systemd/system/bridged.service.d/watchdog.conf", "[Service]\nWatchdogSec=10\n")
+    try:
+        bench.vm.run("systemctl daemon-reload && systemctl restart bridged")
+        bench.wait_idle()
+        job, image = start_flash(bench, "out", 40 * KIB, 130)
+        bench.wait_phase(job, "write")
+        began = bench.started()
+        bench.vm.run("kill -STOP $(systemctl show -P MainPID bridged)")
+        bench.wait_started(after=began)
+        assert "Watchdog timeout" in bench.journal("-n", "200")
+        end = bench.wait_state(job, "succeeded", "failed")
+        assert end["state"] == "succeeded", end
+        assert bench.out_holds(image)
+        check_released(bench, "out")
+        record(Tried("daemon hangs during write, watchdog", end["state"], end.get("code", "")))
+    finally:
+        bench.vm.run("rm -r /etc/systemd/system/bridged.service.d/watchdog.conf; systemctl daemon-reload")
+        bench.configure()
+
+
+# --- ended in order ----------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_parks_the_job_and_the_next_start_finishes_it(bench: Bench) -> None:
+    job, image = start_flash(bench, "pair", 16 * KIB, 140)
+    bench.wait_phase(job, "write")
+    bench.vm.run("systemctl stop bridged")
+    assert bench.levels("pair") == IDLE
+    moved = len(bench.moves("pair"))
+    # Parked, and left alone until somebody starts the daemon.
+    assert bench.vm.run("systemctl show -P SubState -P Result bridged").split() == ["dead", "success"]
+    assert len(bench.moves("pair")) == moved
+    bench.vm.run("systemctl start bridged")
+    end = bench.wait_state(job, "succeeded", "failed")
+    assert end["state"] == "succeeded", end
+    assert bench.pair_holds(image)
+    check_released(bench, "pair")
+    record(Tried("systemctl stop during write", end["state"], end.get("code", "")))
+
+
+def test_drain_lets_the_job_finish_and_then_stops(bench: Bench) -> None:
+    job, image = start_flash(bench, "pair", 8 * KIB, 141)
+    bench.wait_phase(job, "write")
+    waiting = bench.flash("pair", "image141", "addr=0x08000000", "id=after-the-drain")
+    bench.vm.run("bridged drain", timeout_s=120)
+    assert bench.vm.try_("systemctl is-active bridged").out.strip() == "inactive"
+    assert bench.levels("pair") == IDLE
+    assert bench.pair_holds(image)
+    bench.vm.run("systemctl start bridged")
+    bench.wait_idle()
+    assert bench.job(job)["state"] == "succeeded"
+    assert bench.wait_state(waiting, "succeeded", "failed")["state"] == "succeeded"
+
+
+def test_a_reboot_in_the_middle_of_a_flash(bench: Bench) -> None:
+    job, image = start_flash(bench, "out", 40 * KIB, 142)
+    bench.wait_phase(job, "write")
+    bench.vm.reboot()
+    bench.wait_idle(timeout_s=180)
+    end = bench.wait_state(job, "succeeded", "failed")
+    assert end["state"] == "succeeded", end
+    assert bench.out_holds(image)
+    check_released(bench, "out")
+    record(Tried("reboot during write", end["state"], end.get("code", "")))
+
+
+# --- somebody else ----------------------------------------------------------------------------------------------------
+
+HOLD_LINE = """
+import gpiod, time
+from gpiod.line import Direction
+request = gpiod.request_lines("/dev/gpiochip0", consumer="somebody", config={"NRST": gpiod.LineSettings(direction=Direction.INPUT)})
+print("held", flush=True)
+time.sleep(1000)
+"""
+
+
+def hold(bench: Bench, unit: str, command: str) -> None:
+    """Run something beside the daemon until ``let_go``."""
+    bench.vm.run(f"systemd-run --quiet --collect --unit={unit} {command}")
+
+
+def let_go(bench: Bench, unit: str) -> None:
+    bench.vm.try_(f"systemctl stop {unit}")
+
+
+def reason(bench: Bench, target: str) -> str:
+    return bench.vm.wait_for(
+        f"{target} absent", f"printf 'TARGETS\\nQUIT\\n' | nc -N 127.0.0.1 7100 | grep 'target={target} state=absent'"
+    )
+
+
+def test_a_line_that_somebody_else_has(bench: Bench) -> None:
+    bench.vm.write("/root/hold.py", HOLD_LINE)
+    # While the daemon has it, nobody else gets it.
+    answer = bench.vm.try_("/opt/bridged/bin/python3 /root/hold.py", timeout_s=30)
+    assert "Device or resource busy" in answer.err, answer
+    bench.vm.run("systemctl stop bridged")
+    try:
+        hold(bench, "holder", "/opt/bridged/bin/python3 /root/hold.py")
+        bench.vm.wait_for("the line is held", "grep -q somebody /sys/kernel/debug/gpio")
+        bench.vm.run("systemctl start bridged")
+        assert "in use by somebody" in reason(bench, "pair")
+    finally:
+        let_go(bench, "holder")
+    bench.wait_idle()
+    check_released(bench, "pair")
+    record(Tried("NRST held by another process", "absent until it let go"))
+
+
+def test_a_port_that_somebody_else_has(bench: Bench) -> None:
+    # While the daemon has it, nobody else gets it (root could, as everywhere).
+    answer = bench.vm.try_("setpriv --reuid=nobody --regid=dialout --clear-groups cat /dev/ttyNM0", timeout_s=20)
+    assert "Device or resource busy" in answer.err, answer
+    bench.vm.run("systemctl stop bridged")
+    try:
+        hold(bench, "reader", "sh -c 'exec sleep 1000 <>/dev/ttyNM0'")
+        bench.vm.run("systemctl start bridged")
+        said = reason(bench, "pair")
+        assert "/dev/ttyNM0" in said, said
+        assert "open" in said, said
+    finally:
+        let_go(bench, "reader")
+    bench.wait_idle()
+    record(Tried("port open in another process", "absent until it let go"))
+
+
+# --- pulled out and plugged in ----------------------------------------------------------------------------------------
+
+
+def plug(bench: Bench, state: str) -> None:
+    bench.vm.run(f"echo uartpair.0 > /sys/bus/platform/drivers/uartpair/{state}")
+
+
+def chip(bench: Bench, state: str) -> None:
+    bench.vm.run(f"/usr/local/lib/bridged-vm/hardware.sh {state}")
+
+
+@pytest.mark.parametrize(("what", "act", "out", "back"), [("port", plug, "unbind", "bind"), ("GPIO chip", chip, "pull", "plug")])
+def test_an_idle_device_vanishes_and_comes_back(
+    bench: Bench, what: str, act: Callable[[Bench, str], None], out: str, back: str
+) -> None:
+    act(bench, out)
+    try:
+        assert reason(bench, "pair")
+    finally:
+        act(bench, back)
+    bench.wait_idle()
+    answer = bench.say("ID pair wait=1")
+    assert "state=succeeded" in answer, answer
+    check_released(bench, "pair")
+    record(Tried(f"{what} pulled out while idle", "absent, then there again"))
+
+
+@pytest.mark.parametrize(("what", "act", "out", "back"), [("port", plug, "unbind", "bind"), ("GPIO chip", chip, "pull", "plug")])
+def test_a_device_vanishes_in_the_middle_of_a_flash_and_comes_back(
+    bench: Bench, what: str, act: Callable[[Bench, str], None], out: str, back: str
+) -> None:
+    job, image = start_flash(bench, "pair", 16 * KIB, 150 + len(what))
+    bench.wait_phase(job, "write")
+    act(bench, out)
+    try:
+        bench.wait_state(job, "interrupted", "waiting", "failed", "succeeded")
+        assert reason(bench, "pair")
+    finally:
+        act(bench, back)
+    bench.wait_idle()
+    end = bench.wait_state(job, "succeeded", "failed")
+    check_released(bench, "pair")
+    if end["state"] == "succeeded":
+        assert bench.pair_holds(image)
+    else:
+        # A defined end; and the next job finds everything in order.
+        again = bench.say("FLASH pair image" + str(150 + len(what)) + " addr=0x08000000 wait=1")
+        assert "state=succeeded" in again, again
+    record(Tried(f"{what} pulled out during write", end["state"], end.get("code", "")))
