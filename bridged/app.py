@@ -358,6 +358,7 @@ class Daemon:
             tls=self.tls,
             consoles=self.consoles,
         )
+        self.line.on_drain = self.drain
         self.http = self._http() if settings.api.http else None
         # Jobs first: they know which hazards a target must wait out before anybody touches its port or lines.
         await self.jobs.start()

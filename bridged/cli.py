@@ -641,6 +641,11 @@ class Command:
         self._print(f"job {reply.data.get('job')}: {reply.data.get('state')}")
         return Exit.DONE
 
+    def drain(self) -> Exit:
+        self._ask("DRAIN", each=lambda _reply: self.screen.note("waiting for the jobs that run"))
+        self._print("drained: no job runs, and the daemon ends")
+        return Exit.DONE
+
     # rights
 
     def token(self) -> Exit:
@@ -957,6 +962,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("cancel", "cancel a job", "bridged cancel JOB")
     sub.add_argument("job", metavar="JOB")
     sub.add_argument("--force", action="store_true", help="also between erase and proof: the target is left without firmware")
+    command("drain", "let the jobs that run finish, start no other, then end the daemon", "bridged drain")
     sub = command("token", "give and take rights: tokens and client certificates", "bridged token add ci --scope flash")
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
     one = actions.add_parser("add", help="make a token, and print it this one time", parents=[below])

@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_bridged_token_subparsers=(add list revoke)
-_shtab_bridged_subparsers=(serve sim doctor demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel token audit)
+_shtab_bridged_subparsers=(serve sim doctor demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain token audit)
 
 _shtab_bridged_serve_option_strings=()
 _shtab_bridged_sim_option_strings=()
@@ -33,6 +33,7 @@ _shtab_bridged_jobs_option_strings=(-h --help -g --gateway --token-file --ca --s
 _shtab_bridged_log_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --from)
 _shtab_bridged_trace_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --all --raw)
 _shtab_bridged_cancel_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --force)
+_shtab_bridged_drain_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for)
 _shtab_bridged_token_add_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --scope --target --expires --certificate)
 _shtab_bridged_token_list_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for)
 _shtab_bridged_token_revoke_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for)
@@ -53,7 +54,7 @@ _shtab_bridged_plan___force_choices=(vectors erase-everything)
 _shtab_bridged_unprotect___force_choices=(erase-everything)
 _shtab_bridged_token_add___scope_choices=(read flash console admin)
 _shtab_bridged_token_pos_0_choices=(add list revoke)
-_shtab_bridged_pos_0_choices=(serve sim doctor demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel token audit)
+_shtab_bridged_pos_0_choices=(serve sim doctor demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain token audit)
 
 _shtab_bridged_check_config__h_nargs=0
 _shtab_bridged_check_config___help_nargs=0
@@ -163,6 +164,9 @@ _shtab_bridged_cancel__h_nargs=0
 _shtab_bridged_cancel___help_nargs=0
 _shtab_bridged_cancel___json_nargs=0
 _shtab_bridged_cancel___force_nargs=0
+_shtab_bridged_drain__h_nargs=0
+_shtab_bridged_drain___help_nargs=0
+_shtab_bridged_drain___json_nargs=0
 _shtab_bridged_token_add__h_nargs=0
 _shtab_bridged_token_add___help_nargs=0
 _shtab_bridged_token_add___json_nargs=0

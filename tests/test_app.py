@@ -207,6 +207,16 @@ def test_sockets_that_systemd_holds_are_used(run: Start, tmp_path: Path) -> None
     assert (tmp_path / "s").is_socket(), "it belongs to systemd, and clients wait on it for the next daemon"
 
 
+def test_the_command_drain_ends_the_daemon(run: Start, tmp_path: Path) -> None:
+    """An administrator's: over the Unix socket, from the daemon's own user."""
+    daemon = run(START.replace("[api]", f'[api]\nsocket = "{tmp_path}/s"') + ABSENT)
+    command = [sys.executable, "-m", "bridged", "drain", "--gateway", f"unix:{tmp_path}/s"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "drained: no job runs, and the daemon ends\n"), ran.stderr
+    assert daemon.process.wait(LIMIT_S) == 0
+    assert "draining" in daemon.log.read_text()
+
+
 def test_draining_ends_the_daemon(run: Start) -> None:
     daemon = run(START + ABSENT)
     daemon.process.send_signal(signal.SIGUSR1)

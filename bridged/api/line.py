@@ -139,6 +139,7 @@ class LineServer:
         self.gateway = gateway or socket.gethostname()
         self.on_upload = on_upload or (lambda _bytes, _resumed: None)
         self.stopping = False
+        self.on_drain: Callable[[], Awaitable[None]] | None = None
         self._servers: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._refusing = 0
@@ -350,6 +351,7 @@ class _Connection:
             "CANCEL": self._cancel,
             "LOG": self._log,
             "TRACE": self._trace,
+            "DRAIN": self._drain,
             "LOCK": self._lock,
             "UNLOCK": self._unlock,
             "CONSOLE": self._console,
@@ -847,6 +849,20 @@ class _Connection:
     async def _cancel(self, values: dict[str, Any]) -> None:
         job = await self.jobs.cancel(values["job"], values.get("force", False))
         await self._send(Reply(250, "", {"job": job.id, "state": job.state, "phase": job.phase or None}))
+
+    async def _drain(self, values: dict[str, Any]) -> None:  # noqa: ARG002
+        if self.server.on_drain is None:
+            raise NotAllowed("this listener cannot end its daemon")
+        # The daemon's affair from here on, whether or not this client stays to see it.
+        drained = asyncio.ensure_future(self.server.on_drain())
+        while not drained.done():
+            await asyncio.wait({drained, self._gone}, timeout=self.limits.heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
+            if self._gone.done():
+                raise _Gone
+            if not drained.done():
+                await self._send(Reply(150, "DRAINING", more=True))
+        await drained
+        await self._send(Reply(250, "", {"drained": 1}))
 
     async def _log(self, values: dict[str, Any]) -> None:
         count, following = 0, values.get("from", 0)

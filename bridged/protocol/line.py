@@ -531,6 +531,13 @@ _TABLE = (
         scope=Scope.ADMIN,
     ),
     Verb(
+        "DRAIN",
+        "Starts no further job, waits for those that run, and then ends the daemon. What waits goes on at its next start.",
+        "150- lines while jobs run, then 250 drained=1",
+        (),
+        scope=Scope.ADMIN,
+    ),
+    Verb(
         "LOCK",
         "Reserves a target: new jobs of others wait, and only you write on its console. It runs out by itself.",
         "250 owner=YOU ttl=SECONDS, or 423 with the owner",

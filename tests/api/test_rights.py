@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ LINES = {
     "AUTH": f"AUTH {WRONG}",
     "TOKEN": "TOKEN list",
     "AUDIT": "AUDIT",
+    "DRAIN": "DRAIN",
     "LOCK": "LOCK motor1",
     "UNLOCK": "UNLOCK motor1",
     "CONSOLE": "CONSOLE motor1",
@@ -415,3 +416,29 @@ def test_the_socket_says_who_it_is(tmp_path: Path) -> None:
         assert g.jobs.submissions[-1].source == f"unix:uid={os.getuid()}"
 
     run(tmp_path, body)
+
+
+def test_drain_tells_that_it_waits_and_answers_when_nothing_runs(tmp_path: Path) -> None:
+    async def body(g: Gate) -> None:
+        c = await g.connect(g.tokens["admin"])
+        assert (await c.ask("DRAIN")).code == 550, "nobody offered to end this daemon"
+        asked, free = [], asyncio.Event()
+
+        async def drain() -> None:
+            asked.append(1)
+            await free.wait()
+
+        g.server.on_drain = drain
+        leaver = await g.connect(g.tokens["admin"])
+        await leaver.say("DRAIN")
+        assert (await leaver.reply()).code == 150
+        leaver.writer.close()
+        await c.say("DRAIN")
+        assert (await c.reply()).code == 150
+        free.set()
+        while (reply := await c.reply()).code == 150:
+            pass
+        assert (reply.code, reply.data["drained"]) == (250, "1")
+        assert len(asked) == 2, "who leaves does not take it back"
+
+    run(tmp_path, body, replace(LIMITS, heartbeat_s=0.02))

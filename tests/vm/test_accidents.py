@@ -51,27 +51,25 @@ def kill_both(bench: Bench) -> None:
     bench.vm.run("systemctl kill -s KILL --kill-whom=all bridged")
 
 
-@pytest.mark.parametrize(("victim", "kill"), [("daemon", kill_daemon), ("session", kill_session), ("both", kill_both)])
-@pytest.mark.parametrize("phase", ["erase", "write"])
-def test_a_kill_in_the_middle_leaves_idle_lines_and_a_defined_end(
+@pytest.mark.parametrize(
+    ("victim", "kill", "phase"),
+    [("daemon", kill_daemon, "write"), ("session", kill_session, "erase"), ("both", kill_both, "erase")],
+)
+def test_a_kill_in_the_middle_leaves_idle_lines_and_the_job_goes_on(
     bench: Bench, victim: str, kill: Callable[[Bench], None], phase: str
 ) -> None:
-    seed = 100 + len(victim) * 2 + len(phase)
-    job, image = start_flash(bench, "out", 20 * KIB, seed)
+    job, image = start_flash(bench, "out", 20 * KIB, 100 + len(victim))
     bench.wait_phase(job, phase)
     began = bench.started()
     kill(bench)
     if victim != "session":
         bench.wait_started(after=began)
     end = bench.wait_state(job, "succeeded", "failed")
+    assert end["state"] == "succeeded", end
+    assert int(end["attempts"]) == 2
+    assert bench.out_holds(image)
     check_released(bench, "out")
-    if victim == "session":
-        # The daemon lives and knows: the job fails with its reason, and is not tried again by itself.
-        assert (end["state"], end["code"]) == ("failed", "SESSION_DIED")
-    else:
-        assert end["state"] == "succeeded", end
-        assert bench.out_holds(image)
-    record(Tried(f"SIGKILL of {victim} during {phase}", end["state"], end.get("code", "")))
+    record(Tried(f"SIGKILL of {victim} during {phase}", end["state"]))
 
 
 def test_the_watchdog_restarts_a_daemon_that_hangs_and_the_flash_goes_on(bench: Bench) -> None:
@@ -146,7 +144,8 @@ def test_a_reboot_in_the_middle_of_a_flash(bench: Bench) -> None:
 HOLD_LINE = """
 import gpiod, time
 from gpiod.line import Direction
-request = gpiod.request_lines("/dev/gpiochip0", consumer="somebody", config={"NRST": gpiod.LineSettings(direction=Direction.INPUT)})
+as_input = gpiod.LineSettings(direction=Direction.INPUT)
+request = gpiod.request_lines("/dev/gpiochip0", consumer="somebody", config={"NRST": as_input})
 print("held", flush=True)
 time.sleep(1000)
 """
@@ -213,7 +212,9 @@ def chip(bench: Bench, state: str) -> None:
     bench.vm.run(f"/usr/local/lib/bridged-vm/hardware.sh {state}")
 
 
-@pytest.mark.parametrize(("what", "act", "out", "back"), [("port", plug, "unbind", "bind"), ("GPIO chip", chip, "pull", "plug")])
+@pytest.mark.parametrize(
+    ("what", "act", "out", "back"), [("port", plug, "unbind", "bind"), ("GPIO chip", chip, "pull", "plug")]
+)
 def test_an_idle_device_vanishes_and_comes_back(
     bench: Bench, what: str, act: Callable[[Bench, str], None], out: str, back: str
 ) -> None:
@@ -229,7 +230,9 @@ def test_an_idle_device_vanishes_and_comes_back(
     record(Tried(f"{what} pulled out while idle", "absent, then there again"))
 
 
-@pytest.mark.parametrize(("what", "act", "out", "back"), [("port", plug, "unbind", "bind"), ("GPIO chip", chip, "pull", "plug")])
+@pytest.mark.parametrize(
+    ("what", "act", "out", "back"), [("port", plug, "unbind", "bind"), ("GPIO chip", chip, "pull", "plug")]
+)
 def test_a_device_vanishes_in_the_middle_of_a_flash_and_comes_back(
     bench: Bench, what: str, act: Callable[[Bench, str], None], out: str, back: str
 ) -> None:
