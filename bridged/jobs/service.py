@@ -1311,7 +1311,8 @@ def _outcome(problem: BridgedError | None, touched: bool) -> JobState:
 
 def _by_record(job: Job, past: Past, image: Image) -> bool:
     """Whether an ensure asked for no more than the record, which has the answer. The target is not even reset then."""
-    return job.kind is JobKind.ENSURE and job.params.get("evidence") == "record" and past.content == image.digest
+    asked = job.params.get("evidence") == "record" and not job.params.get("protect")
+    return job.kind is JobKind.ENSURE and asked and past.content == image.digest
 
 
 def _weaker(job: Job, result: Mapping[str, Any]) -> bool:

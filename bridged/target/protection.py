@@ -52,7 +52,7 @@ from bridged.errors import (
     Unsupported,
     VerifyError,
 )
-from bridged.events import Phase, Planned, Retried, Warned
+from bridged.events import Identified, Phase, Planned, Retried, Warned
 from bridged.images.model import Image
 from bridged.images.plan import check_protected
 from bridged.protocol import an3155
@@ -505,6 +505,10 @@ def when_protected(
     nobody is told that anything was proven.
     """
     result.protected = True
+    names = "/".join(chip.names)
+    yield Report(
+        Identified(chip.pid, chip.family, names, line.loader.version_text, None, request.flash_bytes, "", "", protected=True)
+    )
     if request.kind == "ensure" and request.past.content == image.digest:
         result.content, result.evidence, result.age_s = image.digest, "record", round(request.past.age_s, 1)
         text = f"readout protection is on, nothing could be read: by the record of {request.past.age_s:.0f} s ago it is there"

@@ -272,6 +272,8 @@ def _sampled(plan: Plan, request: Request, known: Known, result: Result) -> Flow
     past = request.past
     if (request.kind, request.evidence) != ("ensure", "sample") or past.content != plan.image.digest or past.uid != result.uid:
         return False
+    if request.wishes.protect:
+        return False  # Nobody can look any more afterwards.
     reads = replace(plan, erase=()).reads()
     step = max(1, len(reads) // SAMPLES)
     # The ends always, for an image of another length; between them others each time.
