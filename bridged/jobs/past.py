@@ -31,7 +31,8 @@ def past_of(record: TargetRecord, sectors: Iterable[SectorProven], now: float) -
     # Without a proof of the whole nothing is known of the parts.
     known = tuple(sectors) if record.content else ()
     age_s = max(0.0, now - record.proven) if record.content else 0.0
-    return Past(record.uid, record.content, age_s, good_bauds=tuple(sorted(good)), bad_bauds=tuple(sorted(bad)), sectors=known)
+    rates = tuple(sorted(good)), tuple(sorted(bad))
+    return Past(record.uid, record.content, age_s, *rates, known, record.flash_bytes, record.layout)
 
 
 def learned(record: TargetRecord, result: Mapping[str, Any], now: float) -> TargetRecord:

@@ -42,6 +42,8 @@ from bridged.errors import (
     ConsentMissing,
     EntryWouldBeLost,
     Garbled,
+    ImageDoesNotFit,
+    LayoutUnknown,
     Nack,
     NoReply,
     NotAllowed,
@@ -55,6 +57,7 @@ from bridged.errors import (
 from bridged.events import Identified, Phase, Planned, Retried, Warned
 from bridged.images.model import Image
 from bridged.images.plan import check_protected
+from bridged.images.vectors import check_vectors_for
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Command, Timing
 from bridged.protocol.flow import Barrier, Checkpoint, Flow, Hazard, Now, Pause, Report
@@ -517,8 +520,42 @@ def when_protected(
     if not request.wishes.unprotect:
         known = "the record does not say that this image is there" if request.kind == "ensure" else ""
         raise ReadProtected("; ".join(filter(None, (refused.message, known))), **refused.facts) from refused
+    _look_ahead(request, chip, image)
     yield from unlock_readout(request, line, chip, result)
     return False
+
+
+def _look_ahead(request: Request, chip: Chip, image: Image) -> None:
+    """What would refuse the flash after everything is erased refuses it now, as far as it can be known without reading.
+
+    Raises ``ImageDoesNotFit``, ``ImageNotBootable``, ``LayoutUnknown``.
+    """
+    size = request.flash_bytes or request.past.flash_bytes
+    most = size or chip.flash_max_bytes
+    for seg in image.segments:
+        if seg.address < chip.flash_base or seg.end > chip.flash_base + most:
+            raise ImageDoesNotFit(
+                f"the image has bytes at {seg.address:#010x}..{seg.end - 1:#010x}, and the flash of {chip.title} is at most "
+                f"{most // 1024} KiB from {chip.flash_base:#010x}; nothing was erased",
+                start=seg.address,
+                end=seg.end,
+            )
+    if "vectors" not in request.force:
+        check_vectors_for(image, chip, most, request.spans)
+    possible = chip.layouts_for(size) if size else chip.layouts
+    named = request.layout in {lay.name for lay in possible}
+    sure = (
+        chip.layout_confirmed
+        and bool(possible)
+        and all(lay.confirmed or lay.name != request.past.layout != "" for lay in possible)
+    )
+    if not (named or sure) or not (size or chip.flash_size_register):
+        names = ", ".join(dict.fromkeys(lay.name for lay in possible)) or "none"
+        raise LayoutUnknown(
+            f"{chip.title}: while readout protection is on nobody can say whether its flash can be written afterwards, so it "
+            f"is not erased; state `flash_kib` and `layout` ({names})",
+            pid=chip.pid,
+        )
 
 
 def proven_marker(digest: str) -> bytes:

@@ -42,7 +42,8 @@ class Past:
     ``content``: what was last proven in it, ``age_s`` ago; empty while nobody knows.
 
     ``good_bauds`` and ``bad_bauds``: rates that carried a whole session, and rates that failed not long ago. ``sectors``: what
-    was last proven in its flash; never taken for granted, only looked at first.
+    was last proven in its flash; never taken for granted, only looked at first. ``flash_bytes``, ``layout``: as it was last
+    identified, for a look ahead where protection lets nobody ask.
     """
 
     uid: str = ""
@@ -51,6 +52,8 @@ class Past:
     good_bauds: tuple[int, ...] = ()
     bad_bauds: tuple[int, ...] = ()
     sectors: tuple[SectorProven, ...] = ()
+    flash_bytes: int = 0
+    layout: str = ""
 
 
 NO_PAST = Past()
@@ -146,12 +149,13 @@ class Request:
 
 def _past_to_list(past: Past) -> list[Any]:
     sectors = [[s.address, s.size_bytes, s.digest] for s in past.sectors]
-    return [past.uid, past.content, past.age_s, list(past.good_bauds), list(past.bad_bauds), sectors]
+    rates = list(past.good_bauds), list(past.bad_bauds)
+    return [past.uid, past.content, past.age_s, *rates, sectors, past.flash_bytes, past.layout]
 
 
 def _past_from_list(data: list[Any]) -> Past:
-    uid, content, age_s, good, bad, sectors = data
-    return Past(uid, content, age_s, tuple(good), tuple(bad), tuple(SectorProven(*s) for s in sectors))
+    uid, content, age_s, good, bad, sectors, flash_bytes, layout = data
+    return Past(uid, content, age_s, tuple(good), tuple(bad), tuple(SectorProven(*s) for s in sectors), flash_bytes, layout)
 
 
 def _talk_to_list(talk: Conversation) -> list[Any]:

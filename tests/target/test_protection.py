@@ -504,6 +504,7 @@ WHOLE: dict[str, Any] = {"unprotect": True, "protect": True, **CONSENT}
 @pytest.mark.parametrize("part", ["F407", "0x410", "L476", "F756", "H743", "G071"])
 def test_unprotect_flash_verify_boot_protect_in_one_session(part: str) -> None:
     bench = one(part, rdp=1, flash_bytes=512 * 1024 if part == "F407" else None)
+    bench.request = {"flash_bytes": bench.device.memory.map.size_bytes}
     image = make_image(bench.chip, 3000)
     result = ask(bench, "flash", image, **WHOLE)
     assert (result.evidence, result.protected, result.changed) == ("full", True, True)
@@ -534,6 +535,36 @@ def test_without_the_wish_a_protected_target_is_refused_untouched() -> None:
             ask(bench, kind, make_image(bench.chip, 700))
     assert bench.device.memory.rdp == 1
     assert bench.account.barriers == []
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "image", "error"),
+    [
+        ("L476", {"flash_bytes": 256 * 1024}, {}, errors.LayoutUnknown),  # Its numbering at that size is not sure.
+        ("F429", {}, {}, errors.LayoutUnknown),
+        ("F407", {}, {"offset": 1 << 20}, errors.ImageDoesNotFit),
+        ("F407", {}, {"chip": "H743"}, errors.ImageNotBootable),
+    ],
+)
+def test_what_would_refuse_the_flash_refuses_it_before_everything_is_erased(
+    part: str, settings: dict[str, Any], image: dict[str, Any], error: type[BridgedError]
+) -> None:
+    bench = one(part, rdp=1, **settings)
+    made = make_image(bench.chip, 768, offset=image.get("offset", 0))
+    if "chip" in image:
+        made = Image.of([(bench.chip.flash_base, bytes(768))])
+    with pytest.raises(error):
+        ask(bench, "flash", made, **WHOLE)
+    assert (bench.device.memory.rdp, bench.device.stats.mass_erases) == (1, 0)
+    assert bench.account.barriers == []
+
+
+def test_a_size_that_is_known_from_before_is_enough_to_go_on() -> None:
+    bench = one("L476", rdp=1)
+    past = Past(flash_bytes=1 << 20, layout="dual")
+    wishes = wishes_of("flash", WHOLE)
+    result = bench.run("flash", make_image(bench.chip, 768), past=past, wishes=wishes, force=frozenset(["erase-everything"]))
+    assert (result.evidence, result.protected) == ("full", True)
 
 
 def test_ensure_answers_by_the_record_and_says_so() -> None:
