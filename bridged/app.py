@@ -636,6 +636,7 @@ async def release_left(loaded: config.Config, state: Path) -> int:
 
 async def _release(loaded: config.Config, journal: Journal, left: OpenSession, hazard_s: float) -> bool:
     from bridged.jobs.journal import Change
+    from bridged.jobs.service import empty_chip
     from bridged.target.owner import Target
 
     settings = loaded.targets.get(left.target)
@@ -648,7 +649,8 @@ async def _release(loaded: config.Config, journal: Journal, left: OpenSession, h
     try:
         await target.open()
         await target.wait_idle_hardware(hazard_s + RELEASE_WAIT_S)
-        await target.release_after(0.0)
+        record = next((one for one in await asyncio.to_thread(journal.targets) if one.name == left.target), None)
+        await target.release_after(0.0, await asyncio.to_thread(empty_chip, journal, left.job, record, settings))
         await asyncio.wrap_future(journal.apply(Change(close=left.target)))
     except BridgedError as error:
         log_error(error, f"releasing target {left.target}", target=left.target, job=left.job)

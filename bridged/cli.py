@@ -232,6 +232,20 @@ def facts(data: Mapping[str, Any]) -> str:
     return "\n".join(f"{key.ljust(width)}  {value}" for key, value in pairs)
 
 
+# What a person has to know of how a job left its target (``boot=``).
+_LEFT = {
+    "go": "started by Go: a reset enters the loader again until the power of the target was cycled",
+    "needs_power_cycle": "NOT STARTED: the part enters its loader until its power is cycled; switch it off and on",
+    "needs_reset": "NOT STARTED: nothing is wired that could reset it; it stays in its loader until somebody does",
+    "empty": "nothing is in flash that could be started",
+}
+
+
+def _left(data: Mapping[str, Any]) -> str:
+    text = _LEFT.get(str(data.get("boot") or ""), "")
+    return f"\n  {text}" if text else ""
+
+
 def outcome(reply: Reply) -> str:
     """How a job went well, in a sentence."""
     data = reply.data
@@ -241,7 +255,7 @@ def outcome(reply: Reply) -> str:
     evidence = str(data.get("evidence") or "")
     if reply.code == 251:
         age = f", {float(data['age_s']):.0f} s old" if data.get("age_s") else ""
-        return f"{who}nothing to do: the image is there already (evidence: {evidence or 'none given'}{age})"
+        return f"{who}nothing to do: the image is there already (evidence: {evidence or 'none given'}{age}){_left(data)}"
     written = size_text(int(data.get("bytes_written") or 0))
     if kind in ("flash", "ensure"):
         proven = "every byte read back and compared" if evidence == "full" else f"evidence: {evidence or 'none given'}"
@@ -264,7 +278,7 @@ def outcome(reply: Reply) -> str:
     else:
         text = f"{who}{kind} done{seconds}"
     banner = str(data.get("banner") or "").strip()
-    return text + (f"\n  it says: {banner.splitlines()[0][:100]}" if banner else "")
+    return text + _left(data) + (f"\n  it says: {banner.splitlines()[0][:100]}" if banner else "")
 
 
 def options_text(data: Mapping[str, Any]) -> str:

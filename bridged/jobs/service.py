@@ -85,6 +85,7 @@ from bridged.jobs.model import Job, JobKind, JobState, Submission, Update, advan
 from bridged.jobs.past import learned, past_of
 from bridged.jobs.results import JOB_LIMIT_BYTES, Results
 from bridged.jobs.watch import Watch
+from bridged.target.kept import was_empty
 from bridged.target.request import NO_PAST, Past
 from bridged.target.wishes import wishes_of
 
@@ -160,7 +161,7 @@ class TargetPort(Protocol):
     def cancel(self) -> None: ...
     def stop(self) -> None: ...
     def hold_off(self, hazard_s: float) -> None: ...
-    async def release_after(self, hazard_s: float) -> None: ...
+    async def release_after(self, hazard_s: float, empty: str = "") -> None: ...
     async def wait_idle_hardware(self, timeout_s: float) -> bool: ...
     async def wait_present(self) -> None: ...
     def keeps_from(self, principal: str) -> bool: ...
@@ -205,6 +206,16 @@ def hazard_left_s(session: OpenSession, clock: Clock) -> float:
     return max(0.0, session.hazard_s - clock.boottime())
 
 
+def empty_chip(journal: Journal, job_id: str, record: TargetRecord | None, settings: TargetConfig) -> str:
+    """Which chip ``release_after`` has to start after its reset, because its flash was empty before ``job_id``; or nothing.
+
+    Parts that check for that at power-on enter their loader at every reset until their power is cycled (AN2606).
+    """
+    if not was_empty(journal.backup(job_id).kept):
+        return ""
+    return settings.chip or (f"{record.pid:#05x}" if record and record.pid else "")
+
+
 @dataclass(slots=True)
 class _Live:
     """A job that has not ended, and what is only in memory about it. ``lock`` is held while its state changes."""
@@ -238,9 +249,11 @@ class _Live:
 
 @dataclass(slots=True)
 class _Debt:
-    """A target that a crash left in a session. ``until``: monotonic end of its hazard; ``tried``: releasing it failed once."""
+    """A target that a crash left in a session of ``job``. ``until``: monotonic end of its hazard; ``tried``: releasing it
+    failed once."""
 
     until: float
+    job: str
     tried: bool = False
 
 
@@ -649,7 +662,7 @@ class Jobs:
             with contextlib.suppress(StorageFull):
                 await self._write(Change(close=session.target))
             return
-        lane.debt = _Debt(self._clock.monotonic() + left_s)
+        lane.debt = _Debt(self._clock.monotonic() + left_s, session.job)
         for mate in lane.group.lanes:  # Opening a neighbour would move the same wires.
             mate.port.hold_off(left_s)
 
@@ -668,7 +681,7 @@ class Jobs:
                 await self._clock.sleep(max(0.0, debt.until - self._clock.monotonic()))
                 if mate.port.state == "absent":
                     continue  # Its own lane waits for it.
-                await self._errand(mate.port.release_after(0.0))
+                await self._release(mate, debt.job)
             except BridgedError as error:
                 log.warning("target %s could not be released after a crash: %s", mate.name, error.message)
                 if mate is lane and not isinstance(error, PortGone):  # Gone again: it is absent, and waited for.
@@ -679,6 +692,20 @@ class Jobs:
             with contextlib.suppress(StorageFull):
                 await self._write(Change(close=mate.name))
         return problem
+
+    async def _release(self, lane: _Lane, job_id: str) -> None:
+        """Back to the application, also of a part that was empty when its power came on. Raises what the target raises."""
+        record, settings = self._records.get(lane.name), self._settings(lane.name)
+        empty = await asyncio.to_thread(empty_chip, self._journal, job_id, record, settings)
+        await self._errand(lane.port.release_after(0.0, empty))
+
+    async def _start_anyway(self, lane: _Lane, job_id: str) -> None:
+        """A job ends after its session died in the middle: nobody else will start a part that a reset does not start."""
+        record, settings = self._records.get(lane.name), self._settings(lane.name)
+        empty = await asyncio.to_thread(empty_chip, self._journal, job_id, record, settings)
+        if empty and lane.port.state == "idle":
+            with contextlib.suppress(BridgedError):
+                await self._release(lane, job_id)
 
     # --- lanes ----------------------------------------------------------------------------------------------------
 
@@ -813,6 +840,7 @@ class Jobs:
             text = f"interrupted in {before.attempts} of {before.attempts} attempts (the last time: {before.reason})"
             last = before.error or SessionDied(text).as_dict()
             last = {**last, "facts": {**last["facts"], "attempts": before.attempts}}
+            await self._start_anyway(lane, before.id)
             await self._finish(lane, live, {}, from_dict(last))
             return
         try:
@@ -849,6 +877,8 @@ class Jobs:
             reason = PARKED if parked else ABSENT if gone else str(problem.code if problem else "")
             await self._end(lane, live, state, problem, reason=reason)
         else:
+            if isinstance(problem, DeadlineExceeded):
+                await self._start_anyway(lane, live.job.id)
             self._remember(lane, live, result, problem)
             await self._finish(lane, live, result, problem)
 
@@ -866,7 +896,7 @@ class Jobs:
         finally:
             live.in_session = False
         if lane.port.unreleased and lane.debt is None:
-            lane.debt = _Debt(self._clock.monotonic())  # The session stays in the journal until it is paid (P4).
+            lane.debt = _Debt(self._clock.monotonic(), live.job.id)  # The session stays in the journal until it is paid (P4).
         await self._keep_trace(lane, live, problem)
         return result, problem
 
@@ -1101,7 +1131,7 @@ class Jobs:
             lane.dirty = True
         if problem is None and job.kind in WITH_IMAGE and result.get("evidence") == "full":
             restore = live.restore
-            # An image that was found in flash was proven, but nobody asked it how it is.
+            # One that cannot be asked (it needs a power cycle first) is proven, and not known to live.
             healthy = not self._probed(lane.name) or result.get("health") == "passed"
             good = rollback.good_fields(record, job, live.image_name) if healthy and restore is None else {}
             self._records[lane.name] = replace(

@@ -99,6 +99,10 @@ class Dialogue:
             before = data
         raise UnstableLink(f"{TRIES} readings of {count} bytes at {address:#010x} all differ", address=address)
 
+    def get_version(self) -> Flow[None]:
+        """The shortest command that answers with data, repeated where needed."""
+        yield from self._again("get version", lambda: an3155.get_version(self.timing))
+
     def prove(self, refusal: Nack) -> Flow[None]:
         """A refusal is only believed on a link that carries commands. Raises ``UnstableLink`` where it does not."""
         for _ in range(PROOFS):

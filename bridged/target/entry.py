@@ -58,7 +58,7 @@ from bridged.protocol.flow import (
     SetLines,
 )
 from bridged.target.expect import Conversation, printable, talk
-from bridged.target.request import Request, Result
+from bridged.target.request import Boot, Request, Result
 from bridged.target.speed import CHECK_BYTES, faster_bauds, first_baud
 
 LOWER_BAUDS = (57600, 38400, 19200, 9600)  # AN2606 advises 56000/57600 where the autobaud misses; below only for long wires.
@@ -337,8 +337,8 @@ def leave(request: Request, *, running: bool = False) -> Flow[None]:
         raise trouble
 
 
-def _start_by_go(request: Request, chip: Chip, timing: Timing, result: Result) -> Flow[None]:
-    """Jump into the application where a reset would not start it; with NRST wired a person is told what a reset will do."""
+def start_by_go(request: Request, chip: Chip, timing: Timing, result: Result) -> Flow[None]:
+    """Jump into the application where a reset would not start it. ``result.boot`` says what came of it."""
     # With a blank flash the loader is where the part belongs: Go would jump to nowhere.
     try:
         word: bytes = yield from an3155.read_memory(chip.flash_base, 4, timing)
@@ -346,21 +346,43 @@ def _start_by_go(request: Request, chip: Chip, timing: Timing, result: Result) -
         word = b""  # Readout protection forbids looking, not starting.
     if word == bytes([chip.erased_value]) * 4:
         yield Report(Warned("NOT_STARTED", "the flash is empty where an application would start"))
+        result.boot = Boot.EMPTY
         yield from leave(request)
         return
-    if request.wiring.has_reset:
-        text = "the part was empty at power-on: until its power is cycled a reset enters the loader, so Go starts it now"
-        yield Report(Warned("EMPTY_FLAG", text))
+    stuck = request.wiring.can_restart  # Then it is not for want of a line that it is not reset.
     try:
         if chip.has(Quirk.GO_BROKEN, result.loader_id):
             raise Unsupported(f"Go does not work in loader {result.loader_id:#04x}" if result.loader_id else "Go does not work")
         yield SetLines(boot0=False)
         yield from an3155.go(chip.flash_base, timing)
     except (LoaderError, ChipError) as error:
-        yield Report(Warned("NOT_STARTED", f"the application was not started: {error.message}"))
         yield from leave(request)
+        if stuck:
+            yield from _needs_power_cycle(result, error.message)
+        else:
+            result.boot = Boot.NEEDS_RESET
+            yield Report(Warned("NOT_STARTED", f"the application was not started: {error.message}"))
         return
+    result.boot = Boot.GO
+    if stuck:
+        text = "the part was empty at power-on: until its power is cycled a reset enters the loader, so Go starts it now"
+        yield Report(Warned("EMPTY_FLAG", text))
     yield SetFormat(request.application_baud, request.application_parity)
+
+
+def _needs_power_cycle(result: Result, why: str) -> Flow[None]:
+    """Whatever it is, it is no fault of the image: the job ends well, and says what a person has to do."""
+    result.boot = Boot.NEEDS_POWER_CYCLE
+    text = f"the part was empty at power-on and enters its loader until its power is cycled, which no line does here; {why}"
+    yield Report(Warned("NEEDS_POWER_CYCLE", text))
+
+
+def _cycle_power(request: Request, result: Result) -> Flow[None]:
+    yield SetFormat(request.application_baud, request.application_parity)
+    yield SetLines(boot0=False, power=False)
+    yield Pause(POWER_OFF_S)
+    yield SetLines(power=True)
+    result.boot = Boot.POWER_CYCLE
 
 
 def boot(
@@ -373,29 +395,57 @@ def boot(
     # Parts that check for an empty flash remember the answer from power-on: after the first flash a plain reset enters the
     # loader once more (AN2606). A power cycle forgets it; else Go, which leaves clocks and peripherals as the loader set them.
     stuck = chip is not None and chip.empty_check and result.was_empty and result.changed
+    # Who was asked to jump into the loader is put back as well; who was put there by hand may be meant to stay.
+    wanted = result.changed or bool(request.enter_by)
     if stuck and wiring.has_power:
-        yield SetFormat(request.application_baud, request.application_parity)
-        yield SetLines(boot0=False, power=False)
-        yield Pause(POWER_OFF_S)
-        yield SetLines(power=True)
-    elif chip and timing and result.changed and (stuck or not wiring.can_restart):
-        yield from _start_by_go(request, chip, timing, result)
+        yield from _cycle_power(request, result)
+    elif chip and timing and (stuck or (wanted and not wiring.can_restart)):
+        yield from start_by_go(request, chip, timing, result)
     else:
         yield from leave(request, running=running)
+        result.boot = Boot.RESET
         if timing and not wiring.can_restart:
-            text = "neither NRST nor power is wired: the target stays in its loader until somebody resets it"
-            yield Report(Warned("NOT_STARTED", text))
+            yield from say_not_started(result)
     first = yield from _first_words(request, request.listen_s)
     # Silent: perhaps such a part, empty when its power came on before an earlier job, that is in its loader again.
     suspect = not first and chip is not None and chip.empty_check and wiring.can_restart and not stuck
     if suspect and chip and timing and (yield from _loader_runs(request, chip, timing)):
-        yield from _start_by_go(request, chip, timing, result)
+        stuck = True
+        if wiring.has_power:
+            yield from _cycle_power(request, result)
+        else:
+            yield from start_by_go(request, chip, timing, result)
         first = yield from _first_words(request, request.listen_s)
-    if request.health and result.changed and request.kind in ("flash", "ensure"):
-        yield from _probe(request, result, first)
+    proven = request.kind in ("flash", "ensure", "verify") and result.evidence == "full"
+    if request.health and proven and result.boot is not None and result.boot.started:
+        yield from _ask_health(request, result, first, stuck=stuck)
     elif request.listen_s:
         result.banner = printable(first)
         yield Report(Booted(result.banner))
+
+
+def say_not_started(result: Result) -> Flow[None]:
+    result.boot = Boot.NEEDS_RESET
+    text = "neither NRST nor power is wired: the target stays in its loader until somebody resets it"
+    yield Report(Warned("NOT_STARTED", text))
+
+
+def _ask_health(request: Request, result: Result, first: bytes, *, stuck: bool) -> Flow[None]:
+    """Ask the probe, and judge the image only where it is the image that is asked.
+
+    One that was found in flash is not made undone: that it does not live is told. One that was started by Go, with clocks and
+    peripherals as the loader left them, may live after the power cycle that its part needs anyway.
+    """
+    try:
+        yield from _probe(request, result, first)
+    except Unhealthy as error:
+        if stuck and result.boot is Boot.GO:
+            yield from _needs_power_cycle(result, f"started by Go it did not pass its health probe: {error.message}")
+        elif result.changed:
+            raise
+        else:
+            result.health = "failed"
+            yield Report(Warned("UNHEALTHY", error.message))
 
 
 def _first_words(request: Request, wait_s: float) -> Flow[bytes]:

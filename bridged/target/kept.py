@@ -4,9 +4,12 @@ A job that was interrupted and goes on cannot read those bytes again: they are e
 sectors that were looked at. Somebody may have changed the configured layout in between, and sectors that are larger now hold
 bytes that nobody saved: hence the ranges beside the content.
 
-Encoding (little-endian): magic ``BRKEPT1\\n``, u32 number of ranges, for each u32 start and u32 size, then an encoded ``Image``
-(``images.model``), or nothing where all that was read was blank. Bytes without that magic are such an image alone, whose ranges
-are not known. Pure: no I/O.
+Beside them stands whether the flash was empty before: parts that check for that at power-on (AN2606) do not start what was
+flashed since by a reset, and after a crash nobody could find out any more.
+
+Encoding (little-endian): magic ``BRKEPT2\\n``, u32 flags (bit 0: was empty), u32 number of ranges, for each u32 start and u32
+size, then an encoded ``Image`` (``images.model``), or nothing where all that was read was blank. Bytes without that magic are
+such an image alone, whose ranges are not known. Pure: no I/O.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from bridged.images.model import Image
 from bridged.images.plan import Plan
 
 NOTHING_KEPT = b"BRIMG01\n\x00\x00\x00\x00"  # An encoded image without segments: "read, and all of it was blank".
-_MAGIC = b"BRKEPT1\n"
-_COUNT = struct.Struct("<I")
+_MAGIC = b"BRKEPT2\n"
+_WAS_EMPTY = 1
+_HEAD = struct.Struct("<II")  # flags, number of ranges
 _ENTRY = struct.Struct("<II")
 
 
@@ -32,6 +36,7 @@ class Kept:
 
     ranges: tuple[Range, ...] | None
     outside: Image | None
+    was_empty: bool = False
 
     def content(self, image: Image) -> Image:
         """``image`` and what was kept beside it."""
@@ -49,7 +54,7 @@ class Kept:
                 )
 
 
-def encode_kept(plan: Plan) -> bytes:
+def encode_kept(plan: Plan, *, was_empty: bool = False) -> bytes:
     """The content of the touched sectors that is not in the image."""
     inside = [(s.address, s.end) for s in plan.image.segments]
     parts: list[tuple[int, bytes]] = []
@@ -64,7 +69,7 @@ def encode_kept(plan: Plan) -> bytes:
         if at < seg.end:
             parts.append((at, seg.data[at - seg.address :]))
     ranges = _joined((*plan.erase, *plan.proven))
-    head = _MAGIC + _COUNT.pack(len(ranges)) + b"".join(_ENTRY.pack(r.start, r.size) for r in ranges)
+    head = _MAGIC + _HEAD.pack(_WAS_EMPTY * was_empty, len(ranges)) + b"".join(_ENTRY.pack(r.start, r.size) for r in ranges)
     return head + (Image.of(parts).encode() if parts else b"")
 
 
@@ -73,14 +78,22 @@ def decode_kept(encoded: bytes) -> Kept:
     if not encoded.startswith(_MAGIC):
         return Kept(None, None if encoded == NOTHING_KEPT else Image.decode(encoded))
     try:
-        (count,) = _COUNT.unpack_from(encoded, len(_MAGIC))
-        at = len(_MAGIC) + _COUNT.size
+        flags, count = _HEAD.unpack_from(encoded, len(_MAGIC))
+        at = len(_MAGIC) + _HEAD.size
         found = [_ENTRY.unpack_from(encoded, at + i * _ENTRY.size) for i in range(count)]
         ranges = tuple(Range(start, start + size) for start, size in found)
     except (struct.error, ValueError) as error:
         raise CorruptImage(f"the kept bytes of an interrupted job cannot be understood: {error}") from error
     rest = encoded[at + count * _ENTRY.size :]
-    return Kept(ranges, Image.decode(rest) if rest else None)
+    return Kept(ranges, Image.decode(rest) if rest else None, bool(flags & _WAS_EMPTY))
+
+
+def was_empty(encoded: bytes) -> bool:
+    """Whether the job that kept this found an empty flash; False also where that cannot be understood."""
+    try:
+        return decode_kept(encoded).was_empty
+    except CorruptImage:
+        return False
 
 
 def _joined(sectors: Iterable[Sector]) -> list[Range]:

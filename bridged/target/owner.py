@@ -20,12 +20,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ from bridged.errors import (
     BridgedError,
     DeadlineExceeded,
     LinkError,
+    PortBusy,
     PortGone,
     SessionDied,
     TargetBroken,
@@ -61,6 +63,8 @@ from bridged.target.wishes import wishes_of
 RETRY_S = 1.0  # How often an absent device is looked for, and a present one is looked after.
 PROGRESS_S = 0.2
 ENTER_LIMIT_S = 120.0  # Until the plan states its own limit: all attempts at all rates need about 20 s.
+
+log = logging.getLogger(__name__)
 
 Barrier = Callable[[str, float, bytes], Awaitable[None]]
 
@@ -171,9 +175,9 @@ class Target:
                     await self._look.wait()
             self._look.clear()
 
-    async def _gone(self) -> None:
+    async def _gone(self, reason: str = "") -> None:
         await self._drop()
-        await self._set("absent", f"{self.config.port} vanished")
+        await self._set("absent", reason or f"{self.config.port} vanished")
 
     async def _attach(self) -> None:
         """Let the console have the open port."""
@@ -254,11 +258,14 @@ class Target:
             return False
         return self.state == "idle"
 
-    async def release_after(self, hazard_s: float) -> None:
+    async def release_after(self, hazard_s: float, empty: str = "") -> None:
         """Bring a target that an interrupted session left back to its application, after ``hazard_s``.
 
-        Raises ``LineUnavailable``, and the target is marked broken then; ``PortGone`` where the port has vanished: the target
-        is absent, and the release is owed still.
+        ``empty``: the chip, where its flash was empty before that session and it may therefore be in its loader again after the
+        reset (AN2606); a session starts it then as after a flash.
+
+        Raises ``LineUnavailable``, and the target is marked broken then; ``PortGone`` where the port has vanished or somebody
+        else has it: the target is absent, and the release is owed still.
         """
         await asyncio.sleep(hazard_s)
         try:
@@ -267,14 +274,31 @@ class Target:
                 raise PortGone(f"target {self.name}: {self.reason}")
             await self._back_to_application()
             self.unreleased = False
+            if empty:
+                await self._start_empty(empty)
         except LinkError as error:
-            if self._vanished():
-                await self._gone()
-                raise PortGone(f"{self.config.port} vanished while the target was released: {error.message}") from error
+            # What could not be had is not what could not be driven: it is tried again when the port is back.
+            if isinstance(error, PortGone | PortBusy) or self._vanished():
+                await self._gone(error.message)
+                raise PortGone(f"{self.config.port} could not be had while the target was released: {error.message}") from error
             await self._set("broken", f"after an interrupted session: {error.message}")
             raise
         finally:
             await self._close_shared()
+
+    async def _start_empty(self, chip: str) -> None:
+        """Lines are idle by now, so nothing that goes wrong here makes the release undone."""
+        request = replace(self._request("reset", {}, (), (), NO_PAST), chip=chip)
+        await self._set("busy", "started after an interrupted session")
+        try:
+            await self._run(request, None, b"", lambda _event: None, lambda _done: None, None)
+        except BridgedError as error:
+            log.warning("target %s may be in its loader still: %s", self.name, error.message)
+        finally:
+            self._session = None
+            if self.state == "busy":
+                self._give_back()
+                await self._set("idle", "")
 
     async def _open_shared(self) -> None:
         if self._shared and self._uart is None:
@@ -629,7 +653,7 @@ class _Session:
         self.pid: int | None = None
         self.ending = "nothing"
         self.past_deadline = False
-        self.limit_s = ENTER_LIMIT_S
+        self.limit_s = enter_limit_s(request)
         self._uart, self._lines, self._request = uart, lines, request
         self._on_event, self._on_progress, self._on_barrier = on_event, on_progress, on_barrier
         self._on_heard = on_heard
@@ -771,6 +795,11 @@ def _counted(errors: Mapping[str, int]) -> str:
     counts = [f"{count} {name} errors ({reasons[name]})" for name, count in errors.items() if name in reasons and count]
     lost = [f"{count} bytes lost to overruns" for name, count in errors.items() if name == "overrun" and count]
     return ", ".join(counts + lost)
+
+
+def enter_limit_s(request: Request) -> float:
+    """How long a session may take that has stated no plan: also one that has none, and talks with the application."""
+    return ENTER_LIMIT_S + request.interlock.within_s + 4 * request.listen_s
 
 
 def _conversation(settings: config.Talk, quiet_s: float = 0.0) -> Conversation:

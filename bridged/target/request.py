@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from bridged.chips.model import Range
@@ -174,6 +175,27 @@ def _step_from_list(data: list[Any]) -> SetLines | Pause:
     return Pause(data[1]) if data[0] == "pause" else SetLines(data[1], data[2], data[3])
 
 
+class Boot(StrEnum):
+    """How the target was left: ``boot`` of a job's result.
+
+    ``GO``: jumped into from the loader, because a reset would have led there again. ``NEEDS_POWER_CYCLE``: the image is proven,
+    and only somebody who switches the supply off and on can start it. ``NEEDS_RESET``: it stays in its loader, for nothing is
+    wired that could reset it. ``EMPTY``: flash holds nothing that could be started.
+    """
+
+    RESET = "reset"
+    POWER_CYCLE = "power_cycle"
+    GO = "go"
+    NEEDS_POWER_CYCLE = "needs_power_cycle"
+    NEEDS_RESET = "needs_reset"
+    EMPTY = "empty"
+
+    @property
+    def started(self) -> bool:
+        """Whether an application may be expected to speak."""
+        return self in (Boot.RESET, Boot.POWER_CYCLE, Boot.GO)
+
+
 @dataclass(slots=True)
 class PhaseCost:
     """What one phase took. ``wire_bytes``: bytes that AN3155 needs for it, both directions, at 11 bit times each."""
@@ -188,11 +210,11 @@ class Result:
     """What a session did; filled in as it goes, so that a failed one can tell how far it came.
 
     ``evidence``: ``full`` when every byte of the content was compared, ``record`` when only the record could be asked.
-    ``was_empty``: the flash held no vectors before. ``changed``: something was erased or changed, by an interrupted run of the
-    same job perhaps. ``health``: ``passed`` when the application answered the health probe. ``baud``: the last
-    rate that was used; ``bad_bauds``: those that failed before. ``bytes_checksummed``: those of ``bytes_compared`` that a
-    checksum proved which the target computed. ``supply_range``: the voltage range that the loader was told, 0 for none.
-    ``data``: for kind read.
+    ``was_empty``: the flash held no vectors before this job. ``changed``: something was erased or changed, perhaps by an
+    earlier run of the same job. ``health``: ``passed`` when the application answered the health probe, ``failed`` when one that
+    was not changed did not. ``boot``: how it was left, None before the end. ``baud``: the last rate that was used;
+    ``bad_bauds``: those that failed before. ``bytes_checksummed``: those of ``bytes_compared`` that a checksum proved which the
+    target computed. ``supply_range``: the voltage range that the loader was told, 0 for none. ``data``: for kind read.
     ``options``: option bytes ``before`` and ``after``, as ``chips.options.Decoded.to_dict`` shows them. ``protected``: readout
     protection is on. ``age_s``: of the record, where that is the evidence.
     """
@@ -222,6 +244,7 @@ class Result:
     seconds: float = 0.0
     banner: str = ""
     health: str = ""
+    boot: Boot | None = None
     was_empty: bool = False
     phases: dict[str, PhaseCost] = field(default_factory=dict)
     findings: list[dict[str, Any]] = field(default_factory=list)

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from bridged import chips
 from bridged.chips.model import Chip, FlashMap, Quirk, Sector
 from bridged.errors import (
     BadRequest,
@@ -31,6 +32,7 @@ from bridged.errors import (
     LayoutUnknown,
     LineUnavailable,
     LinkError,
+    LoaderError,
     Nack,
     NoReply,
     NotErased,
@@ -67,7 +69,7 @@ from bridged.protocol.flow import (
 )
 from bridged.target.dialogue import Dialogue, Dirty
 from bridged.target.doctor import examine
-from bridged.target.entry import ask_interlock, boot, enter, leave, phase_started
+from bridged.target.entry import ask_interlock, boot, enter, leave, phase_started, say_not_started, start_by_go
 from bridged.target.identify import Known, identify
 from bridged.target.kept import NOTHING_KEPT, decode_kept, encode_kept
 from bridged.target.protection import (
@@ -83,6 +85,7 @@ from bridged.target.protection import (
     when_protected,
 )
 from bridged.target.request import PhaseCost, Request, Result
+from bridged.target.speed import first_baud
 
 ERASE_BATCH_S = 4.0  # Longest worst case of one erase command of several sectors: progress, and a bounded wait.
 # Twice the worst case that is known, and never less than this: worn flash goes beyond its data sheet (users report 6 to 10 s
@@ -105,35 +108,53 @@ def run(request: Request, image: Image | None = None, kept: bytes = b"") -> Flow
     that it could not be.
     """
     result = Result(kind=request.kind)
+    entered: list[Dialogue] = []
     started: float = yield Now()
     if not kept:  # Once a run of this job has begun to erase there is nobody who could answer.
         yield from ask_interlock(request)
     try:
-        yield from _work(request, image, kept, result)
+        yield from _work(request, image, kept, result, entered)
     except GeneratorExit:  # The process is going away: nothing can be yielded any more; the daemon releases the lines.
         raise
     except BaseException as error:
         yield from phase_started(Phase.RELEASE)
         try:
-            yield from leave(request)
+            if request.wiring.can_restart:
+                yield from leave(request)
+            else:
+                yield from _leave_without_lines(request, result, entered[0] if entered else None, error)
         except LinkError as second:  # The first error is what the job died of; the driver has noted that lines failed.
             if isinstance(error, BridgedError):
                 error.facts["release"] = second.message
+        if isinstance(error, BridgedError) and result.boot is not None and not result.boot.started:
+            error.facts["boot"] = result.boot.value
         raise
     ended: float = yield Now()
     result.seconds = ended - started
     return result
 
 
-def _work(request: Request, image: Image | None, kept: bytes, result: Result) -> Flow[None]:
+def _leave_without_lines(request: Request, result: Result, line: Dialogue | None, error: BaseException) -> Flow[None]:
+    """Nothing is wired that could reset it. An application that was asked to jump into the loader is started again by Go,
+    where the loader waits for a command; what would be sent in the middle of another could be taken for its data."""
+    at_boundary = isinstance(error, BridgedError) and not isinstance(error, LinkError | LoaderError)
+    if line is not None and line.chip is not None and request.enter_by and (at_boundary or isinstance(error, Nack)):
+        yield from start_by_go(request, line.chip, line.timing, result)
+        return
+    yield from leave(request)
+    if result.pid or request.enter_by:
+        yield from say_not_started(result)
+
+
+def _work(request: Request, image: Image | None, kept: bytes, result: Result, entered: list[Dialogue]) -> Flow[None]:
     if request.kind == "reset" and not request.stay_in_loader:
         if not request.wiring.can_restart:
             raise LineUnavailable("a reset was asked for, and neither NRST nor power is wired", line="nrst")
-        yield from boot(request, result, running=True)
+        yield from boot(request, result, *_configured(request), running=True)
         return
     if request.kind == "doctor":
         result.findings = [finding.as_dict() for finding in (yield from examine(request, result))]
-        yield from boot(request, result)
+        yield from boot(request, result, *(_configured(request) if result.pid else ()))
         return
     connected = yield from enter(request, result)
     result.baud = connected.baud
@@ -142,6 +163,7 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result) ->
         yield SetLines(boot0=False)  # The loader was chosen when NRST was released; the pin matters at the next reset only.
         return
     line = Dialogue(request, result, connected)
+    entered.append(line)
     yield from line.confirm()
     if is_proven(kept, image):
         yield from _protect_now(request, line, image, result)
@@ -200,6 +222,12 @@ def _protect_now(request: Request, line: Dialogue, image: Image | None, result: 
     yield from boot(unasked(request), result, locked.chip, locked.timing)
 
 
+def _configured(request: Request) -> tuple[Chip | None, Timing]:
+    """What is known of a part whose loader is not talked to: enough to see that it is in there again after a reset."""
+    chip = chips.find(request.chip) if request.chip else None
+    return chip, Timing.at(first_baud(request, chip))
+
+
 def _know(request: Request, line: Dialogue, result: Result) -> Flow[Known | None]:
     """What is known of the chip; None where its product id is in no table, which is enough to identify and to read."""
     result.pid, result.loader = line.pid, line.loader.version_text
@@ -250,13 +278,15 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     elif content is None:
         plan = yield from _backup(plan, known, result)
     yield Checkpoint()
-    if known.chip.empty_check:
+    if saved:
+        result.was_empty = saved.was_empty
+    elif known.chip.empty_check:
         word = yield from known.line.read_twice(known.chip.flash_base, 4)
         result.was_empty = word == bytes([known.chip.erased_value]) * 4
     if request.one_shot:
         known.line.may_reset = False  # From here on nothing says that the loader could be entered again (P10).
     if plan.erase:
-        yield from _erase(plan.erase, known, result, encode_kept(plan))
+        yield from _erase(plan.erase, known, result, encode_kept(plan, was_empty=result.was_empty))
     # All but the vector block is written and proven first; only then does the image become bootable.
     work = _Work(plan, known, result)
     yield from work.write(final=False)
@@ -347,7 +377,13 @@ def _leave_alone(plan: Plan, request: Request, known: Known, result: Result) -> 
 
 def _limit_s(plan: Plan, request: Request, known: Known, seconds: float) -> float:
     waits_s = sum(_wait_s(b) for b in _batches(plan.erase, known.chip, known.loader_id))
-    return 60 + 4 * seconds + waits_s + (longest_s(known.chip) if request.wishes.protect else 0)
+    protecting_s = longest_s(known.chip) + _after_s(request) if request.wishes.protect else 0
+    return 60 + 4 * seconds + waits_s + protecting_s + _after_s(request)
+
+
+def _after_s(request: Request) -> float:
+    """How long the application may be listened to at the end, at its first start and at one by Go."""
+    return 2 * request.listen_s + bool(request.health) * (request.health.within_s + request.health.quiet_s)
 
 
 def _flash_of(known: Known) -> FlashMap:
@@ -767,6 +803,7 @@ def _erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
     total = sum(s.size_bytes for s in sectors)
     seconds = sum(s.erase_typ_s for s in sectors) + total * 1.05 * known.line.timing.byte_s
     limit_s = 60 + 4 * seconds + 2 * chip.mass_erase_max_s + sum(_wait_s(b) for b in _batches(sectors, chip, known.loader_id))
+    limit_s += _after_s(request)
     yield Report(Planned(len(sectors), total, 0, 0, seconds, limit_s))
     if request.one_shot:
         known.line.may_reset = False  # As in ``_program``.
@@ -816,7 +853,7 @@ def _mass_erase(sectors: tuple[Sector, ...], known: Known, result: Result) -> Fl
 
 def _read(address: int, length: int, line: Dialogue) -> Flow[bytes]:
     seconds = length * 1.05 * line.timing.byte_s
-    yield Report(Planned(0, 0, 0, length, seconds, 60 + 4 * seconds))
+    yield Report(Planned(0, 0, 0, length, seconds, 60 + 4 * seconds + _after_s(line.request)))
     yield from phase_started(Phase.READ, length)
     most = line.chip.read_max_bytes if line.chip else CHECK_BYTES
     parts: list[bytes] = []

@@ -135,6 +135,7 @@ class ScriptedTarget:
         self.scripts = list(scripts or [])
         self.runs: list[Run] = []
         self.released = 0
+        self.started_empty: list[str] = []
         self.release_error: BridgedError | None = None
         self.reached: dict[str, asyncio.Event] = {}
         self.go = asyncio.Event()
@@ -180,7 +181,8 @@ class ScriptedTarget:
     def hold_off(self, hazard_s: float) -> None:
         self.wires.until = max(self.wires.until, self.wires.time.mono_s + hazard_s)
 
-    async def release_after(self, hazard_s: float) -> None:
+    async def release_after(self, hazard_s: float, empty: str = "") -> None:
+        self.started_empty += [empty] if empty else []
         await self.wires.time.sleep(hazard_s)
         self.wires.move(self.name)
         if self.release_error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -37,7 +38,7 @@ from bridged.errors import (
 )
 from bridged.events import Event, SectorErased
 from bridged.images.store import Store
-from bridged.jobs.journal import Change, Journal, OpenSession
+from bridged.jobs.journal import Backup, Change, Journal, OpenSession, TargetRecord
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
 from bridged.jobs.service import FREE_BYTES, Clock, Jobs, StorePort, TargetPort, hazard_left_s
 from bridged.target.owner import Target
@@ -739,6 +740,46 @@ def test_only_the_target_that_was_in_a_session_is_released_and_after_its_hazard(
                 JobState.RUNNING,
             ]
             assert bench.jobs.log("job-a")[1].seq > 1000, "numbers that were shown and lost are not used again"
+
+    run(work)
+
+
+EMPTY_BEFORE = b"BRKEPT2\n" + struct.pack("<II", 1, 0)  # As ``target.kept`` has it: nothing kept, and the flash was empty.
+
+
+def test_a_part_that_was_empty_is_started_by_its_release_after_a_crash(tmp_path: Path) -> None:
+    """The reset alone leads it into its loader again (AN2606); its job may have been canceled, so nobody else would do it."""
+
+    async def work() -> None:
+        bench = Bench(tmp_path)
+        job = Job("job", JobKind.RESET, "m1", JobState.QUEUED, 1, "", "", {}, "", 1.0)
+        bench.journal.admit(job, "", "{}").result(5)
+        session = OpenSession("m1", "job", 0.0, 0.0, "x", 1.0)
+        running = replace(job, state=JobState.RUNNING, attempts=1, seq=5)
+        record, backup = TargetRecord("m1", pid=0x460), Backup("0011", EMPTY_BEFORE)
+        bench.journal.apply(Change(running, session=session, backup=backup, target=record)).result(5)
+        async with bench:
+            assert (await bench.end(job)).state is JobState.SUCCEEDED
+            assert (bench["m1"].released, bench["m1"].started_empty) == (1, ["0x460"])
+            assert (await bench.flash()).state is JobState.SUCCEEDED
+            assert bench["m1"].released == 1
+
+    run(work)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_so_it_is_when_its_job_is_not_resumed_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: bool) -> None:
+    if empty:
+        monkeypatch.setattr("tests.jobs.bench.KEPT", EMPTY_BEFORE)
+
+    async def work() -> None:
+        async with Bench(tmp_path, resume_limit=1) as bench:
+            bench["m1"].scripts = [Script(fail_at="boot", error=SessionDied("killed")) for _ in range(2)]
+            assert (await bench.flash()).state is JobState.FAILED
+            assert bench["m1"].started_empty == (["0x449"] if empty else [])
+            bench["m1"].scripts = [Script(fail_at="boot", error=DeadlineExceeded("too long"))]
+            assert (await bench.flash()).state is JobState.TIMED_OUT
+            assert bench["m1"].started_empty == (["0x449"] * 2 if empty else [])
 
     run(work)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bridged import errors
-from bridged.events import Phase, SectorProven
+from bridged.events import Phase, SectorProven, Warned
 from bridged.protocol.flow import Flow, Now, Overheard, Receive, Send
 from bridged.sim import virtual
 from bridged.sim.application import Behaviour
@@ -84,7 +84,17 @@ def test_a_job_that_was_interrupted_before_its_probe_asks_though_nothing_is_left
     with pytest.raises(errors.Unhealthy):
         bench.run(kind, image, NOTHING_KEPT, proven=proven, health=Conversation(expect="another", within_s=0.5))
     assert bench.run(kind, image, NOTHING_KEPT, proven=proven, health=Conversation(expect="bench")).health == "passed"
-    assert bench.run("ensure", image, health=Conversation(expect="another")).health == "", "nobody asked for a change"
+
+
+@pytest.mark.parametrize("kind", ["ensure", "verify"])
+def test_an_image_that_was_found_in_flash_is_asked_too_and_not_blamed(kind: str) -> None:
+    """It may become the last known good one; but nobody asked for a change that could be taken back."""
+    bench = running()
+    image = make_image(bench.chip, 3000, seed=5)
+    assert bench.run(kind, image, health=Conversation(expect="bench")).health == "passed"
+    result = bench.run(kind, image, health=Conversation(expect="another", within_s=0.5))
+    assert (result.evidence, result.changed, result.health) == ("full", False, "failed")
+    assert [w.code for w in bench.events(Warned)] == ["UNHEALTHY"]
 
 
 def test_a_job_that_was_interrupted_in_its_erase_asks_no_interlock() -> None:

@@ -178,7 +178,7 @@ def test_sigkill_of_the_session_at_every_phase(tmp_path: Path, phase: Phase) -> 
 
 
 def test_a_session_past_its_deadline_is_ended_and_the_target_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner, "ENTER_LIMIT_S", 0.5)
+    monkeypatch.setattr(owner, "enter_limit_s", lambda _request: 0.5)
 
     async def act(rig: Rig) -> None:
         with pytest.raises(errors.DeadlineExceeded):
@@ -227,6 +227,47 @@ def test_a_port_that_takes_its_lines_along_leaves_a_debt(tmp_path: Path, monkeyp
         await rig.target.release_after(0)
         assert not rig.target.unreleased
         assert rig.mode() is not Mode.LOADER
+
+    play(tmp_path, act)
+
+
+def test_a_part_that_was_empty_is_started_after_a_crash_although_a_reset_does_not_start_it(tmp_path: Path) -> None:
+    image = make_image(chips.find("G071"), 3000)
+
+    async def act(rig: Rig) -> None:
+        with rig.port.lock:
+            for segment in image.segments:  # All is written and proven, and the power was never cycled.
+                rig.device.memory.program(segment.address, segment.data)
+        await rig.target.release_after(0)
+        await asyncio.sleep(0.2)
+        assert rig.mode() is Mode.MEASURING
+        await rig.target.release_after(0, "G071")
+        assert (rig.mode(), rig.target.state) == (Mode.APPLICATION, "idle")
+        with rig.port.lock:
+            rig.device.faults.add("nack:0x21:0:opcode:*")
+        await rig.target.release_after(0, "G071")
+        assert rig.target.state == "idle", "lines are idle: that it was not started breaks nothing"
+
+    play(tmp_path, act, "G071", options={"nBOOT_SEL": 0})
+
+
+@pytest.mark.parametrize("error", [errors.PortGone("unplugged"), errors.PortBusy("a getty has it")])
+def test_a_port_that_cannot_be_had_leaves_the_target_absent_and_is_tried_again(tmp_path: Path, error: errors.LinkError) -> None:
+    async def act(rig: Rig) -> None:
+        def refuse() -> None:
+            raise error
+
+        rig.target._let_go()
+        rig.target._shared = True
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rig.target, "_take", refuse)
+            with pytest.raises(errors.PortGone):
+                await rig.target.release_after(0)
+            assert rig.target.state == "absent"
+        rig.target._shared = False
+        assert await rig.target.wait_idle_hardware(5)
+        await rig.target.release_after(0)
+        assert rig.target.state == "idle"
 
     play(tmp_path, act)
 
