@@ -113,6 +113,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("api.http_tus:METADATA_CHARS", "`Upload-Metadata`", "400 `BAD_REQUEST`"),
         Row("api.http_tus:KNOWN_LIMIT", "Uploads of images that are here already", "the oldest is complete", "uploads"),
     ),
+    "Metrics": (
+        Row("api.metrics:CONNECTIONS", "Connections", "closed", "connections"),
+        Row("api.metrics:HEAD_BYTES", "A request", "closed"),
+        Row("api.metrics:TIMEOUT_S", "Time for a request and its answer", "closed"),
+    ),
     "Rights": (
         Row("api.line:STRANGERS_EACH", "Connections of one address without a token", "429 `TOO_MANY`, closed", "connections"),
         Row("api.line:Limits.login_timeout_s", "Silence of a client without a token", "421 `IDLE`, closed"),

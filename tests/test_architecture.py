@@ -73,7 +73,7 @@ OUTSIDE = {
     "serial": {"target"},
     "serial_asyncio": {"target"},
     "gpiod": {"target"},
-    "aiohttp": {"api"},
+    "aiohttp": {"api.web"},
     "prometheus_client": {"api.metrics"},
     "nats": {"fleet"},
     "bincopy": {"images.formats"},

@@ -19,21 +19,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import ipaddress
 import logging
-import re
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 from urllib.parse import unquote
 
-from aiohttp import web
-
 from bridged import __version__
-from bridged.api import http_images, http_jobs
+from bridged.api import http_images, http_jobs, web
 from bridged.api.auth import Peer, Principal, is_loopback
 from bridged.api.guarded import Guarded
+from bridged.api.hosts import Hosts
 from bridged.api.http_call import SAFE, Answer, Call, Operation, Param, Services, encoded, etag, reply, tags_match
 from bridged.api.http_events import Events
 from bridged.api.http_openapi import document
@@ -60,7 +57,6 @@ REMOTE_EACH = 64  # Of one address elsewhere; a browser opens six, and one for e
 HEAD_BYTES = 32 * 1024  # Of a whole header; browsers send 1 KiB, and cookies of everything else on localhost.
 LINE_BYTES = 8190  # Of the request line and of each field.
 MAX_FIELDS = 64  # Browsers send some 20.
-HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]{1,253}))(?::\d{1,5})?")
 LINGER_S = 2.0  # For the rest of a body that nobody wants, so that its sender can read why.
 
 
@@ -70,9 +66,7 @@ class HttpServer:
     def __init__(self, services: Services, hosts: Iterable[str] = (), tls: Tls | None = None) -> None:
         self.services, self.tls = services, tls
         self.events = Events()
-        self._hosts = {
-            name.lower().rstrip(".") for name in ("localhost", socket.gethostname(), services.gateway, *hosts) if name
-        }
+        self._hosts = Hosts((services.gateway, *hosts))
         self.operations: tuple[Operation, ...] = (
             *self._own_operations(),
             *http_jobs.OPERATIONS,
@@ -220,7 +214,7 @@ class HttpServer:
         hosts = request.headers.getall("Host", [])
         if len(hosts) != 1:
             raise BadRequest(f"a request has one Host, this one has {len(hosts)}")
-        if not self._ours(hosts[0]):
+        if not self._hosts.ours(hosts[0]):
             raise Refused(ForeignOrigin(f"this gateway is not called {hosts[0][:80]!r}", host=hosts[0][:80]), 421)
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2].lower() != hosts[0].lower():
@@ -232,17 +226,6 @@ class HttpServer:
             and not request.path.startswith("/v1")
         ):
             raise ForeignOrigin("a page of somebody else may not ask here", site=request.headers["Sec-Fetch-Site"][:20])
-
-    def _ours(self, host: str) -> bool:
-        """An address cannot be rebound to another one, a name can: so names must be known."""
-        found = HOST.fullmatch(host.lower())
-        if found is None:
-            return False
-        try:
-            ipaddress.ip_address(found["address"] or found["name"])
-        except ValueError:
-            return bool(found["name"]) and found["name"].rstrip(".") in self._hosts
-        return True
 
     # --- what is nobody's secret ----------------------------------------------------------------------------------
 

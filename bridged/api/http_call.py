@@ -17,9 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import ClientPayloadError, web
-from aiohttp.http_exceptions import HttpProcessingError
-
+from bridged.api import web
 from bridged.api.auth import Authority, Principal
 from bridged.api.guarded import Guarded
 from bridged.api.http_problem import Refused
@@ -44,8 +42,6 @@ SAFE: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 EVENTS = "text/event-stream"
-# How aiohttp says that a body did not come to its end.
-BROKEN_OFF = (ConnectionError, web.RequestPayloadError, HttpProcessingError, ClientPayloadError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +182,7 @@ class Call:
                     data += piece
                     if len(data) > JSON_BYTES:
                         raise TooLarge(f"a body in JSON has at most {JSON_BYTES} bytes", limit=JSON_BYTES)
-        except BROKEN_OFF as error:
+        except web.BROKEN_OFF as error:
             raise BadRequest("the body broke off") from error
         except TimeoutError:
             raise Refused(BadRequest(f"the body did not come within {self.limits.body_timeout_s:g} s"), 408) from None

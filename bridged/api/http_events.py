@@ -19,8 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from aiohttp import web
-
+from bridged.api import web
 from bridged.api.http_call import EVENTS, SAFE, Answer, Call, Operation, Param, encoded
 from bridged.api.http_jobs import JOB, TARGET, resource_of
 from bridged.api.replies import target_data, update_data

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aiohttp import web
-
-from bridged.api.http_call import BROKEN_OFF, CHUNK_BYTES, Answer, Body, Call, Operation, Param, go_on, reply
+from bridged.api import web
+from bridged.api.http_call import CHUNK_BYTES, Answer, Body, Call, Operation, Param, go_on, reply
 from bridged.api.http_jobs import COUNT, CURSOR, send_file
 from bridged.api.http_problem import Refused
 from bridged.api.ports import StagedFile, Upload
@@ -154,7 +153,7 @@ async def piece_of(call: Call, transfer: Transfer) -> bytes:
         if transfer.taken:
             text = "another request goes on with this upload; what was synced is kept"
         raise Refused(BadRequest(text), 408) from None
-    except BROKEN_OFF as error:
+    except web.BROKEN_OFF as error:
         raise BadRequest("the body broke off; what was synced is kept") from error
 
 

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
+from bridged.api import web
 from bridged.api.http_call import (
     CHUNK_BYTES,
     SAFE,

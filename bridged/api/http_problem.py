@@ -10,8 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import web
-
+from bridged.api import web
 from bridged.errors import BY_CODE, BridgedError, ChipError, ImageError, JobError, RequestError, TargetError
 
 MEDIA = "application/problem+json"

@@ -18,8 +18,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from email.utils import formatdate
 
-from aiohttp import web
-
+from bridged.api import web
 from bridged.api.http_call import Answer, Body, Call, Operation, Param, check_media, go_on
 from bridged.api.http_images import piece_of
 from bridged.api.http_problem import Refused

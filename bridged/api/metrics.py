@@ -22,12 +22,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
 from bridged import __version__
 from bridged.api.auth import check_loopback
+from bridged.api.hosts import Hosts
 from bridged.console.room import NOTHING_COUNTED, Figures
 from bridged.errors import BridgedError, ConfigError, TargetError
 from bridged.events import Event, SectorErased, StepDone
@@ -40,6 +40,11 @@ ACK_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1,
 TARGET_STATES = ("idle", "busy", "absent", "broken")
 UART_ERRORS = ("parity", "frame", "overrun", "brk")
 DIRECTIONS = ("out", "in")
+HEAD_BYTES = 8192  # Of a request: Prometheus sends 400 bytes.
+TIMEOUT_S = 10.0  # For a request and its answer; that is how long Prometheus waits for one.
+CONNECTIONS = 16  # At once; one scraper needs one.
+HEADERS = ("Cache-Control: no-store", "X-Content-Type-Options: nosniff", "Server: bridged", "Connection: close")
+TEXT = "text/plain; charset=utf-8"
 LAG_INTERVAL_S = 1.0
 LAG_WINDOW = 60  # Samples: a scraper that comes once a minute still sees the worst moment.
 
@@ -272,40 +277,70 @@ class Metrics:
 
 
 class MetricsServer:
-    """``/metrics`` and a pointer to it. ``before``: brings gauges up to date before each scrape; may be asynchronous."""
+    """``/metrics`` and a pointer to it. ``before``: brings gauges up to date before each scrape; may be asynchronous.
+
+    A few lines of HTTP of our own: one request on a connection, of which only the path and two fields matter. A gateway that is
+    only scraped does not load a web server for it.
+    """
 
     def __init__(self, metrics: Metrics, before: Callable[[], Awaitable[None] | None] = lambda: None) -> None:
         self._metrics, self._before = metrics, before
-        self._runner: web.AppRunner | None = None
+        self._hosts = Hosts()
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int) -> int:
         """Returns the port. Raises ``NotAllowed`` (P7) or ``ConfigError``."""
         check_loopback(host, "The metrics page")
-        app = web.Application(client_max_size=4096)
-        app.router.add_get("/metrics", self._page)
-        app.router.add_get("/", self._pointer)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host.strip("[]"), port)
         try:
-            await site.start()
+            self._server = await asyncio.start_server(self._accept, host.strip("[]"), port, limit=HEAD_BYTES)
         except OSError as error:
-            await self.stop()
             raise ConfigError(f"listening on {host}:{port} failed: {error.strerror or error}", host=host, port=port) from error
-        bound: int = self._runner.addresses[0][1]
+        bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
     async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for task in list(self._open):
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
 
-    async def _page(self, request: web.Request) -> web.Response:
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            if len(self._open) >= CONNECTIONS:
+                return
+            self._open.add(task)
+            async with asyncio.timeout(TIMEOUT_S):
+                status, body, media = await self._answer(await reader.readuntil(b"\r\n\r\n"))
+                head = [f"HTTP/1.1 {status}", f"Content-Type: {media}", f"Content-Length: {len(body)}", *HEADERS, "", ""]
+                writer.write("\r\n".join(head).encode() + body)
+                await writer.drain()
+        except (TimeoutError, asyncio.LimitOverrunError, asyncio.IncompleteReadError, ConnectionError):
+            pass  # No scraper: it is slow, says too much, or has gone.
+        finally:
+            self._open.discard(task)
+            writer.close()
+
+    async def _answer(self, head: bytes) -> tuple[str, bytes, str]:
+        """Status, body and its type."""
+        first, *fields = head.decode("latin-1").split("\r\n")
+        method, _, rest = first.partition(" ")
+        values = {name.strip().lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
+        path = rest.partition(" ")[0].partition("?")[0]
+        if not rest.endswith(("HTTP/1.1", "HTTP/1.0")) or not self._hosts.ours(values.get("host", "localhost")):
+            return "400 Bad Request", b"this is no request for this page\n", TEXT
+        if method != "GET":
+            return "405 Method Not Allowed", b"GET, please\n", TEXT
+        if path == "/":
+            return "200 OK", b"bridged: metrics for Prometheus are at /metrics\n", TEXT
+        if path != "/metrics":
+            return "404 Not Found", b"metrics for Prometheus are at /metrics\n", TEXT
         done = self._before()
         if inspect.isawaitable(done):
             await done
-        body, content_type = self._metrics.render(request.headers.get("Accept", ""))
-        return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
-
-    async def _pointer(self, _request: web.Request) -> web.Response:
-        return web.Response(text="bridged: metrics for Prometheus are at /metrics\n")
+        body, media = self._metrics.render(values.get("accept", ""))
+        return "200 OK", body, media

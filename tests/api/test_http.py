@@ -515,7 +515,26 @@ def test_nothing_is_loaded_for_http_that_is_off() -> None:
     import subprocess
     import sys
 
-    program = "import sys, bridged.app, bridged.api.line, bridged.api.guarded\nprint([m for m in sys.modules if 'http' in m])"
+    program = (
+        "import sys, bridged.app, bridged.api.line, bridged.api.guarded, bridged.api.metrics\n"
+        "print([m for m in sys.modules if 'http' in m])"
+    )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "bridged.api.http" not in out
     assert "aiohttp" not in out
+
+
+def test_the_client_half_of_aiohttp_is_loaded_only_for_who_asks() -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, bridged.api.http\n"
+        "print(sorted({'aiohttp.client', 'aiohttp.connector', 'aiohttp.web'} & set(sys.modules)))\n"
+        "import aiohttp\nfrom aiohttp import web, hdrs\n"
+        "print(aiohttp.ClientSession.__name__, web.Application.__name__, aiohttp.__version__ > '3')\n"
+        "from bridged.api import web as ours\nprint(ours.Response is web.Response)\n"
+        "try:\n    aiohttp.nothing\nexcept AttributeError:\n    print('no such thing')\n"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines() == ["[]", "ClientSession Application True", "True", "no such thing"]

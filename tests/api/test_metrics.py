@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridged.api.metrics import Metrics, MetricsServer
+from bridged.api.metrics import CONNECTIONS, Metrics, MetricsServer
 from bridged.errors import ConfigError, NoSync, NotAllowed, Unhealthy
 from bridged.events import Restoring, Retried, RolledBack, SectorErased, StepDone, encode
 from bridged.jobs.model import Job, JobKind, JobState, Update
@@ -216,3 +216,38 @@ def test_a_rollback_is_a_result_and_a_failure() -> None:
     assert value(metrics, "bridged_job_failures_total", target="motor1", code="UNHEALTHY") == 1
     assert value(metrics, "bridged_last_success_timestamp_seconds", target="motor1") == 0
     assert value(metrics, "bridged_job_phase_duration_seconds_sum", kind="flash", phase="restore") == 5
+
+
+def test_what_is_no_scraper_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridged.api.metrics.TIMEOUT_S", 0.3)
+
+    async def main() -> None:
+        server = MetricsServer(Metrics(["motor1"]))
+        port = await server.listen("127.0.0.1", 0)
+
+        async def say(data: bytes) -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(data)
+            try:
+                return await asyncio.wait_for(reader.read(), 5)
+            except ConnectionError:
+                return b""
+            finally:
+                writer.close()
+
+        ask = b"GET /metrics HTTP/1.1\r\nHost: %s\r\n\r\n"
+        assert (await say(ask % b"127.0.0.1")).startswith(b"HTTP/1.1 200 ")
+        for data in (ask % b"evil.example.com", b"FLASH motor1 x\r\n\r\n", b"\x16\x03\x01\r\n\r\n"):
+            assert (await say(data)).startswith(b"HTTP/1.1 400 ")
+        assert await say(b"GET /" + b"a" * 20_000) == b""
+        assert await say(b"GET /metrics") == b"", "nobody is listened to for ever"
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS)]
+        await asyncio.sleep(0.05)
+        assert await say(ask % b"localhost") == b""
+        for _, writer in idle:
+            writer.close()
+        await asyncio.sleep(0.05)
+        assert (await say(ask % b"localhost")).startswith(b"HTTP/1.1 200 ")
+        await server.stop()
+
+    asyncio.run(main())
