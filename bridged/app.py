@@ -393,7 +393,9 @@ class Daemon:
             idle_timeout_s=settings.api.idle_timeout_s,
         )
         gateway, transfers = self.line.gateway, self.line.transfers
-        services = Services(self.jobs, self.store, self.authority, transfers, limits, gateway, self.metrics.uploaded)
+        services = Services(
+            self.jobs, self.store, self.authority, transfers, limits, gateway, self.consoles, self.metrics.uploaded
+        )
         server = HttpServer(services, settings.api.hosts, self.tls)
         self.jobs.on_update.append(server.events.recent.note)
         return server

@@ -27,7 +27,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 from bridged import __version__
-from bridged.api import http_images, http_jobs, web
+from bridged.api import http_console, http_images, http_jobs, web
 from bridged.api.auth import Peer, Principal, is_loopback
 from bridged.api.guarded import Guarded
 from bridged.api.hosts import Hosts
@@ -73,6 +73,7 @@ class HttpServer:
             *http_images.OPERATIONS,
             *Uploads().operations(),
             *self.events.operations(),
+            *http_console.OPERATIONS,
         )
         self._router = Router(self.operations)
         self._document = b""
@@ -196,6 +197,8 @@ class HttpServer:
         """By its token where it has one, else by where it comes from. A connection remembers the token that it showed last."""
         authority, peer = self.services.authority, connection.peer
         said = request.headers.get("Authorization", "")
+        if not said and (offered := http_console.token_of(request)):
+            said = f"Bearer {offered}"
         if not said:
             return authority.known(peer)
         scheme, _, token = said.partition(" ")

@@ -23,6 +23,7 @@ from bridged.api.guarded import Guarded
 from bridged.api.http_problem import Refused
 from bridged.api.ports import JobsApi, StoreApi
 from bridged.api.transfers import Transfers
+from bridged.console.room import Console
 from bridged.errors import BadRequest, TooLarge
 from bridged.protocol.line import Scope
 
@@ -130,8 +131,8 @@ class Operation:
 
     @property
     def endless(self) -> bool:
-        """Whether its answer is a stream of events."""
-        return any(answer.media == EVENTS for answer in self.answers.values())
+        """Whether its answer has no end: a stream of events, or a WebSocket."""
+        return 101 in self.answers or any(answer.media == EVENTS for answer in self.answers.values())
 
 
 @dataclass(slots=True)
@@ -144,6 +145,7 @@ class Services:
     transfers: Transfers
     limits: Limits = field(default_factory=Limits)
     gateway: str = ""
+    consoles: Mapping[str, Console] = field(default_factory=dict)
     on_upload: Callable[[int, bool], None] = lambda _bytes, _resumed: None
     stopping: bool = False
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from bridged.api import web
 from bridged.api.http_call import EVENTS, SAFE, Answer, Call, Operation, Param, encoded
-from bridged.api.http_jobs import JOB, TARGET, resource_of
-from bridged.api.replies import target_data, update_data
+from bridged.api.http_jobs import JOB, TARGET, resource_of, target_resource
+from bridged.api.replies import update_data
 from bridged.errors import BridgedError, TooMany
 from bridged.jobs.model import TERMINAL, Job, Update
 from bridged.protocol.line import Scope
@@ -221,7 +221,7 @@ class Events:
         """What is not as it was shown."""
         rows = call.jobs.targets() if name is None else [call.jobs.info(name)]
         for row in rows:
-            data = target_data(row)
+            data = target_resource(call, row)
             body = encoded(data)
             if shown.get(str(row["name"])) != body:
                 shown[str(row["name"])] = body

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bridged.api import web
+from bridged.api import consoles, web
 from bridged.api.http_call import (
     CHUNK_BYTES,
     SAFE,
@@ -78,8 +78,16 @@ async def resource_of(call: Call, job: Job) -> dict[str, Any]:
 # --- targets ------------------------------------------------------------------------------------------------------
 
 
+def target_resource(call: Call, info: dict[str, Any]) -> dict[str, Any]:
+    """As INFO gives it, with who holds it: a job, a lock, or who writes on its console."""
+    name = str(info["name"])
+    held = consoles.holder(call.services.consoles[name]) if name in call.services.consoles else {}
+    shown = {key.removeprefix("owner_"): value for key, value in held.items() if key != "owner_since"}
+    return target_data(info) | {"held": shown or None}
+
+
 async def list_targets(call: Call) -> web.StreamResponse:
-    return tagged(call, encoded({"targets": [target_data(info) for info in call.jobs.targets()]}))
+    return tagged(call, encoded({"targets": [target_resource(call, info) for info in call.jobs.targets()]}))
 
 
 async def get_target(call: Call) -> web.StreamResponse:
@@ -87,7 +95,7 @@ async def get_target(call: Call) -> web.StreamResponse:
 
 
 def _target_body(call: Call) -> bytes:
-    return encoded(target_data(call.jobs.info(call.path["target"])))
+    return encoded(target_resource(call, call.jobs.info(call.path["target"])))
 
 
 def tagged(call: Call, body: bytes) -> web.Response:

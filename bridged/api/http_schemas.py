@@ -156,8 +156,22 @@ def components() -> dict[str, Schema]:
                 "proven": TIME,
                 "owner": {"type": "string", "description": "the job that runs"},
                 "queued": COUNT,
+                "held": {
+                    "type": ["object", "null"],
+                    "description": "who holds it: a job, a lock, or who writes on its console",
+                    "properties": {"owner": TEXT, "kind": {"type": "string", "enum": ["job", "lock", "console"]}, "note": TEXT},
+                },
             }
         ),
+        "LockRequest": shape(
+            {
+                "ttl": {"type": "integer", "minimum": 1, "maximum": 86400},
+                "note": {"type": "string", "pattern": "^[ -~]{0,80}$"},
+            },
+            *("ttl", "note"),
+            closed=True,
+        ),
+        "Lock": shape({"target": TEXT, "owner": TEXT, "ttl": {"type": "number"}}),
         "Targets": shape({"targets": {"type": "array", "items": ref("Target")}}),
         "Job": shape(
             {

@@ -136,6 +136,7 @@ async def bench(root: Path, limits: Limits = LIMITS, takeover_s: float = 5.0, **
         Transfers(takeover_s),
         limits,
         "gw1",
+        more.pop("consoles", {}),
         lambda count, resumed: uploads.append((count, resumed)),
     )
     server = HttpServer(services, **more)

@@ -31,7 +31,7 @@ from tests.api.http_bench import Bench, bench
 DATA = bytes(range(256)) * 8
 SHA = hashlib.sha256(DATA).hexdigest()
 # Streams without an end, and what can only be said byte by byte, have tests of their own.
-ENDLESS = ("jobEvents", "targetEvents", "allEvents")
+ENDLESS = ("jobEvents", "targetEvents", "allEvents", "console")
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
