@@ -33,7 +33,6 @@ from bridged.api.guarded import Guarded
 from bridged.api.hosts import Hosts
 from bridged.api.http_call import SAFE, Answer, Call, Operation, Param, Services, encoded, etag, reply, tags_match
 from bridged.api.http_events import Events
-from bridged.api.http_openapi import document
 from bridged.api.http_problem import Refused, answer
 from bridged.api.http_tus import Uploads
 from bridged.api.tls import HANDSHAKE_S, Tls, transport
@@ -260,7 +259,10 @@ class HttpServer:
         return reply({"version": __version__, "gateway": self.services.gateway, "principal": who.name, "scopes": scopes})
 
     async def _openapi(self, call: Call) -> web.StreamResponse:
-        self._document = self._document or encoded(document(self.operations))
+        if not self._document:
+            from bridged.api.http_openapi import document  # late: most gateways are never asked
+
+            self._document = encoded(document(self.operations))
         tag = etag(self._document)
         if tags_match(call.header("If-None-Match"), tag):
             return web.Response(status=304, headers={"ETag": tag})
