@@ -228,6 +228,12 @@ class WrongSector(LoaderError):
     code = "WRONG_SECTOR"
 
 
+class SecondStageFailed(LoaderError):
+    """The second-stage loader did not start, or gave up; the job goes on with the ROM loader."""
+
+    code = "SECOND_STAGE_FAILED"
+
+
 class NotSafeToStop(TargetError):
     """The interlock did not allow to reset the target."""
 
@@ -603,6 +609,10 @@ HINTS: dict[str, Hint] = {
     "WRONG_SECTOR": Hint(
         "The flash is laid out differently than thought (dual bank, another part), or the chip swaps its banks.",
         "State the layout in the target's configuration (`layout = ...`); nothing but the named sector was erased.",
+    ),
+    "SECOND_STAGE_FAILED": Hint(
+        "The second-stage loader did not start on this part (its table was never tried on silicon), or the line is too bad.",
+        "None is needed: the job goes on through the ROM loader. Please report the part and the message.",
     ),
     "NOT_SAFE_TO_STOP": Hint(
         "The application did not say that it may be stopped (`application.interlock`), so it was not reset.",

@@ -327,7 +327,7 @@ CALL u32 open(u32 address, u32 control)
     return bank;
 }
 
-static int in_flash(u32 address, u32 count)
+CALL int in_flash(u32 address, u32 count)
 {
     /* Written so that nothing wraps; and no range spans two controllers. */
     if (address < C.flash_start || address >= C.flash_end || count > C.flash_end - address)
@@ -419,9 +419,9 @@ static int execute(u32 verb, u8 *at, u32 count)
     if (verb == WRITE) /* address, then the bytes */
         return count < 4 ? fail(BAD_ARGUMENT, 0, count) : program(words[0], at + 4, count - 4);
     /* FILL: address, length, byte */
-    if (count != 12)
-        return fail(BAD_ARGUMENT, 0, count);
     u32 address = words[0], left = words[1], byte = words[2] & 0xFF;
+    if (count != 12 || !in_flash(address, left))
+        return fail(BAD_ARGUMENT, address, left);
     for (u32 n = 0; n < PIECE; n++)
         at[n] = (u8)byte;
     while (left && !failed) {

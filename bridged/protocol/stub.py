@@ -1,0 +1,461 @@
+"""The wire of the second-stage loader, host side: frames, questions, and a stream with a window. Flows without I/O.
+
+Its other side is ``bridged/stub/stub.c``, where the frame is described. What this module does not know: chips, images, RAM, and
+when to use the loader at all. Whoever calls it falls back to AN3155 at the first ``SecondStageFailed``.
+
+How it keeps its promises on a line that loses and changes bytes:
+
+- A frame counts only with its CRC-32, in both directions. Anything else is skipped up to the next mark.
+- Questions (HELLO, CRC, READ, STATUS, BAUD, ABORT) carry a number that the answer repeats; they may be asked again at will.
+- Commands that change flash are numbered without gap. The loader carries each out once, in this order, and goes on only after
+  success, so an answer to number n says that all up to n are done. After a NAK everything is sent again from the number that it
+  expects (go-back-N). A command sent twice is answered and not carried out again.
+- No more bytes are on their way than fit into the ring that the DMA fills, so none is lost while the loader erases.
+- Every ERASE declares its hazard before it is sent (P9); the hazard ends with its answer, or by its time.
+
+An answer to a WRITE proves more than an ACK of AN3155 (the loader compared what it had programmed), and is still not the proof:
+that is ``crc_map`` over the whole image at the end.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from bridged.errors import Garbled, LoaderError, Nack, SecondStageFailed
+from bridged.protocol import an3155
+from bridged.protocol.flow import Checkpoint, Flow, Hazard, Now, Receive, Send, SetFormat, Step
+
+MARK = 0xA5
+HEAD_BYTES = 7  # mark, verb, number, length, header check
+FRAME_BYTES = HEAD_BYTES + 4  # around a payload
+TRAIN = b"\x55" * 64  # 640 bits; the loader measures 256 of them, wherever it begins
+GREETING_S = 1.0
+ANSWER_S = 0.3  # beyond transmission and work; an adapter's latency and a busy gateway
+CONFIRM_S = 0.5  # the loader returns to the old rate after this
+TRIES = 6
+STALLS = 12  # in a row without any progress
+WINDOW = 64  # frames; less than half of the numbers, so that old and new can be told apart
+SLACK_BYTES = 64  # of the ring, for questions and noise
+UPLOAD_TRIES = 3
+
+
+class Verb(IntEnum):
+    HELLO = 0
+    ERASE = 1
+    WRITE = 2
+    FILL = 3
+    CRC = 4
+    READ = 5
+    BAUD = 6
+    STATUS = 7
+    ABORT = 8
+    GO = 9
+    NAK = 0x7F
+
+
+class Reason(IntEnum):
+    """Why the loader refuses; the same words as in stub.h."""
+
+    NO_REASON = 0
+    BAD_CRC = 1
+    BAD_HEADER = 2
+    TOO_LONG = 3
+    OUT_OF_SEQUENCE = 4
+    PAUSE = 5
+    BAD_VERB = 6
+    BAD_ARGUMENT = 7
+    STOPPED = 8
+    FLASH_ERROR = 9
+    NOT_ERASED = 10
+    NOT_BLANK = 11
+    NOT_EQUAL = 12
+
+    @property
+    def by_wire(self) -> bool:
+        """Whether sending it again may help: the line, not the loader."""
+        return self in (Reason.BAD_CRC, Reason.BAD_HEADER, Reason.OUT_OF_SEQUENCE, Reason.PAUSE)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    verb: int
+    number: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a NAK says. ``expected``: the number of the first command that was not carried out."""
+
+    expected: int
+    reason: Reason
+    where: int
+    detail: int
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What the loader knows of itself. ``train``: cycles of 256 bits of the train, 0 where it heard none."""
+
+    protocol: int
+    build: bytes
+    ring_bytes: int
+    block_max: int
+    train: int
+    brr: int
+    cpuid: int
+    ccr: int
+
+    @property
+    def data_cache(self) -> bool:
+        return bool(self.ccr >> 16 & 1)
+
+    def clock_hz(self, baud: int, nominal_hz: int) -> float:
+        """The real clock, measured against the host's at ``baud``."""
+        return self.train * baud / 256 if self.train else nominal_hz
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    expected: int
+    reason: Reason
+    where: int
+    detail: int
+    stopped: bool
+    frames: int
+    bad_frames: int
+    bad_headers: int
+    gaps: int
+    pauses: int
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One sequenced verb. ``work_s``: the longest it may take; ``hazard_s``: for how long a reset would do damage (P9).
+
+    ``done``: steps that are yielded when it is known to be carried out, in order.
+    """
+
+    verb: Verb
+    payload: bytes
+    work_s: float
+    hazard_s: float = 0.0
+    done: tuple[Step, ...] = ()
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def frame(verb: int, number: int, payload: bytes = b"") -> bytes:
+    head = struct.pack("<BBH", verb, number, len(payload))
+    running = zlib.crc32(head)
+    check = struct.pack("<H", ~running & 0xFFFF)
+    body = head + check + payload
+    return bytes([MARK]) + body + struct.pack("<I", zlib.crc32(body))
+
+
+def head_of(data: bytes) -> tuple[int, int, int] | None:
+    """Verb, number and length from seven bytes, None when they are no header."""
+    if data[0] != MARK or ~zlib.crc32(data[1:5]) & 0xFFFF != int.from_bytes(data[5:7], "little"):
+        return None
+    verb, number, count = struct.unpack_from("<BBH", data, 1)
+    return verb, number, count
+
+
+def erase(sectors: Sequence[tuple[int, int, int]], work_s: float, hazard_s: float, done: tuple[Step, ...] = ()) -> Command:
+    """``sectors``: address, number in the flash controller's register, and size of each."""
+    return Command(Verb.ERASE, b"".join(struct.pack("<III", *s) for s in sectors), work_s, hazard_s, done)
+
+
+def write(address: int, data: bytes, work_s: float, done: tuple[Step, ...] = ()) -> Command:
+    """``data`` where a uniform block goes as a FILL, which is three words."""
+    if len(data) >= 64 and data.count(data[0]) == len(data):
+        return Command(Verb.FILL, struct.pack("<III", address, len(data), data[0]), work_s, 0.0, done)
+    return Command(Verb.WRITE, struct.pack("<I", address) + data, work_s, 0.0, done)
+
+
+def _failed(message: str, refusal: Refusal | None = None) -> SecondStageFailed:
+    if refusal is None:
+        return SecondStageFailed(message)
+    return SecondStageFailed(
+        f"{message}: {refusal.reason.name} at {refusal.where:#010x} ({refusal.detail:#x})",
+        reason=refusal.reason.name,
+        address=refusal.where,
+        detail=refusal.detail,
+    )
+
+
+class Link:
+    """A conversation with one running loader. ``baud``: the rate of the line now; ``ring_bytes``: what may be on its way."""
+
+    def __init__(self, baud: int, ring_bytes: int) -> None:
+        self.baud = baud
+        self.ring_bytes = ring_bytes
+        self.spoilt = 0  # bytes that were skipped
+        self.resent = 0  # commands that were sent more than once
+        self._number = 0
+        self._left = bytearray()
+
+    @property
+    def byte_s(self) -> float:
+        return 10 / self.baud
+
+    # --- receiving ----------------------------------------------------------------------------------------------------
+
+    def receive(self, timeout_s: float) -> Flow[Answer | None]:
+        """The next good frame, None when ``timeout_s`` passed without a byte that could begin one."""
+        left = self._left
+        while True:
+            while len(left) < HEAD_BYTES:
+                got: bytes = yield Receive(HEAD_BYTES - len(left), timeout_s if not left else ANSWER_S)
+                if not got:
+                    self._skip(len(left))
+                    return None
+                left += got
+                at = left.find(MARK)
+                self._skip(at if at >= 0 else len(left))
+            head = head_of(bytes(left[:HEAD_BYTES]))
+            if head is None:
+                self._skip_to_mark()
+                continue
+            verb, number, count = head
+            size = FRAME_BYTES + count
+            while len(left) < size:
+                got = yield Receive(size - len(left), ANSWER_S + (size - len(left)) * self.byte_s)
+                if not got:
+                    break
+                left += got
+            body, check = left[1 : size - 4], left[size - 4 : size]
+            if len(left) < size or zlib.crc32(body) != int.from_bytes(check, "little"):
+                self._skip_to_mark()
+                continue
+            del left[:size]
+            return Answer(verb, number, bytes(body[HEAD_BYTES - 1 :]))
+
+    def _skip(self, count: int) -> None:
+        self.spoilt += count
+        del self._left[:count]
+
+    def _skip_to_mark(self) -> None:
+        at = self._left.find(MARK, 1)
+        self._skip(at if at >= 0 else len(self._left))
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def ask(self, verb: Verb, payload: bytes = b"", *, work_s: float = 0.0, expect: int = 0, tries: int = TRIES) -> Flow[bytes]:
+        """Ask until it is answered. ``expect``: length of the answer's payload, for how long to wait."""
+        for _ in range(tries):
+            self._number = (self._number + 1) & 0xFF
+            data = frame(verb, self._number, payload)
+            yield Send(data)
+            limit_s = ANSWER_S + work_s + (len(data) + expect + FRAME_BYTES) * self.byte_s
+            now: float = yield Now()
+            deadline = now + limit_s
+            while now < deadline:
+                answer = yield from self.receive(deadline - now)
+                if answer is None:
+                    break
+                if answer.verb == verb | 0x80 and answer.number == self._number:
+                    return answer.payload
+                refusal = refusal_of(answer)
+                if refusal is None:
+                    now = yield Now()  # an answer to something before, or one more greeting, and there may be many
+                    continue
+                if not refusal.reason.by_wire and answer.number == self._number:
+                    raise _failed(f"the second-stage loader refuses {verb.name}", refusal)
+                break
+        raise _failed(f"the second-stage loader did not answer {verb.name}, asked {tries} times at {self.baud} baud")
+
+    def hello(self) -> Flow[Greeting]:
+        """Begin anew: the next command has the number 0, and ABORT is forgotten."""
+        return greeting_of((yield from self.ask(Verb.HELLO, expect=36)))
+
+    def crc_map(self, address: int, stride: int, count: int, *, byte_s: float) -> Flow[list[int]]:
+        """CRC-32 (zlib's) of ``count`` pieces of ``stride`` bytes. ``byte_s``: how long the target takes for one byte."""
+        work_s = 2 * stride * count * byte_s
+        payload = struct.pack("<III", address, stride, count)
+        found = yield from self.ask(Verb.CRC, payload, work_s=work_s, expect=4 * count)
+        if len(found) != 4 * count:
+            raise _failed(f"{len(found)} bytes of CRC came, expected {4 * count}")
+        return list(struct.unpack(f"<{count}I", found))
+
+    def read(self, address: int, count: int) -> Flow[bytes]:
+        """``count`` bytes of memory, at most a block."""
+        found = yield from self.ask(Verb.READ, struct.pack("<II", address, count), expect=count)
+        if len(found) != count:
+            raise _failed(f"{len(found)} bytes came from {address:#010x}, expected {count}")
+        return found
+
+    def status(self) -> Flow[Status]:
+        return status_of((yield from self.ask(Verb.STATUS, expect=40)))
+
+    def abort(self, *, work_s: float = 0.0) -> Flow[Status]:
+        """Refuse everything that is still in the ring. The answer means that the flash rests."""
+        return status_of((yield from self.ask(Verb.ABORT, work_s=work_s, expect=40)))
+
+    def change_rate(self, baud: int, brr: int) -> Flow[bool]:
+        """Go to ``baud``; False when the line does not carry it, and both ends are at the old rate again."""
+        old = self.baud
+        yield from self.ask(Verb.BAUD, struct.pack("<I", brr))
+        # The loader changes when its answer has left it; what it hears before a good frame is noise.
+        try:
+            yield SetFormat(baud, "N")
+            self.baud = baud
+            yield from self.ask(Verb.STATUS, expect=40, tries=2)
+        except LoaderError:
+            self.baud = old
+            self._left.clear()
+            yield SetFormat(old, "N")
+            yield from self._outlast_confirmation()
+            return False
+        return True
+
+    def _outlast_confirmation(self) -> Flow[None]:
+        yield Receive(1, 1.2 * CONFIRM_S)
+        self._left.clear()
+        yield from self.ask(Verb.STATUS, expect=40)
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def run(self, commands: Sequence[Command], first: int = 0) -> Flow[int]:
+        """Have ``commands`` carried out, numbered from ``first`` on; returns the number after the last.
+
+        Raises ``SecondStageFailed`` when the loader refuses one for another reason than the line, or nothing moves any more.
+        """
+        frames = [frame(c.verb, (first + n) & 0xFF, c.payload) for n, c in enumerate(commands)]
+        done = sent = furthest = stalls = 0
+        while done < len(commands):
+            yield Checkpoint()
+            while sent < len(commands) and self._may_send(frames, done, sent):
+                if commands[sent].hazard_s:
+                    yield _hazard(commands[done : sent + 1])
+                yield Send(frames[sent])
+                self.resent += sent < furthest
+                sent += 1
+                furthest = max(furthest, sent)
+            on_wire_s = sum(len(f) for f in frames[done:sent]) * self.byte_s
+            # The first that is not answered may wait for those before it in the ring, but they are answered.
+            answer = yield from self.receive(ANSWER_S + on_wire_s + commands[done].work_s)
+            before = done
+            if answer is None:
+                sent = done
+            elif (refusal := refusal_of(answer)) is not None:
+                ahead = (refusal.expected - first - done) & 0xFF
+                if ahead <= sent - done:
+                    done += ahead
+                if not refusal.reason.by_wire:
+                    # It goes no further than this one, so nothing is being erased any more.
+                    if any(c.hazard_s for c in commands[before:sent]):
+                        yield Hazard(0)
+                    raise _failed(f"the second-stage loader refuses {commands[done].verb.name}", refusal)
+                sent = done
+            else:
+                ahead = (answer.number - first - done) & 0xFF
+                if ahead < sent - done and answer.verb in _COMMANDS:
+                    done += ahead + 1
+            for command in commands[before:done]:
+                if command.hazard_s:
+                    yield _hazard(commands[done:sent])
+                yield from command.done
+            stalls = 0 if done > before else stalls + 1
+            if stalls > STALLS:
+                raise _failed(f"command {done} of {len(commands)} to the second-stage loader was not carried out")
+        return (first + len(commands)) & 0xFF
+
+    def _may_send(self, frames: list[bytes], done: int, sent: int) -> bool:
+        if sent == done:
+            return True
+        return sent - done < WINDOW and sum(map(len, frames[done : sent + 1])) <= self.ring_bytes - SLACK_BYTES
+
+
+_COMMANDS = {verb | 0x80 for verb in (Verb.ERASE, Verb.WRITE, Verb.FILL)}
+
+
+def _hazard(commands: Sequence[Command]) -> Hazard:
+    """Erases that are under way follow each other, so their times add up; none: the hazard is over."""
+    return Hazard(sum(c.hazard_s for c in commands))
+
+
+def refusal_of(answer: Answer) -> Refusal | None:
+    if answer.verb != Verb.NAK | 0x80 or len(answer.payload) != 16:
+        return None
+    expected, reason, where, detail = struct.unpack("<IIII", answer.payload)
+    return Refusal(expected & 0xFF, _reason(reason), where, detail)
+
+
+def greeting_of(payload: bytes) -> Greeting:
+    if len(payload) != 36:
+        raise _failed(f"a greeting of {len(payload)} bytes came, expected 36")
+    protocol, mask, block_max, train, brr, cpuid, ccr = struct.unpack("<I8x6I", payload)
+    return Greeting(protocol, payload[4:12], mask + 1, block_max, train, brr, cpuid, ccr)
+
+
+def status_of(payload: bytes) -> Status:
+    if len(payload) != 40:
+        raise _failed(f"a status of {len(payload)} bytes came, expected 40")
+    expected, reason, where, detail, stopped, *counts = struct.unpack("<10I", payload)
+    frames, bad_frames, bad_headers, gaps, pauses = counts
+    return Status(expected, _reason(reason), where, detail, bool(stopped), frames, bad_frames, bad_headers, gaps, pauses)
+
+
+def _reason(value: int) -> Reason:
+    return Reason(value) if value in set(Reason) else Reason.NO_REASON
+
+
+# --- getting there ----------------------------------------------------------------------------------------------------
+
+
+def upload(address: int, image: bytes, timing: an3155.Timing) -> Flow[None]:
+    """Write ``image`` to RAM by the ROM loader, and read it back: a wrong byte in it would be executed.
+
+    Raises ``SecondStageFailed`` when a block cannot be brought to be right, and what the commands raise after silence.
+    """
+    for at in range(0, len(image), an3155.MAX_BLOCK):
+        block = image[at : at + an3155.MAX_BLOCK]
+        block += bytes(-len(block) % 4)
+        for _ in range(UPLOAD_TRIES):
+            try:
+                yield from an3155.write_memory(address + at, block, timing)
+                if (yield from an3155.read_memory(address + at, len(block), timing)) == block:
+                    break
+            except Nack:
+                continue  # at a command boundary again; a block of RAM can be written twice
+        else:
+            raise _failed(f"{len(block)} bytes written to RAM at {address + at:#010x} do not read back")
+
+
+def start(address: int, build: bytes, baud: int, timing: an3155.Timing) -> Flow[tuple[Link, Greeting]]:
+    """Go, the train, and the greeting of the loader with this ``build``; the line is at ``baud`` 8N1 then.
+
+    Raises ``SecondStageFailed`` when it does not greet within ``GREETING_S``, or is not fit to be used.
+    """
+    try:
+        yield from an3155.go(address, timing)
+    except Garbled as error:
+        # Its ACK and the first greeting may touch each other; a loader that did not start will not greet.
+        if error.facts.get("stage") != "address":
+            raise
+    yield SetFormat(baud, "N")
+    link = Link(baud, 0)
+    greeting: Greeting | None = None
+    round_s = len(TRAIN) * link.byte_s + 0.12
+    for _ in range(max(2, round(GREETING_S / round_s))):
+        yield Send(TRAIN)
+        answer = yield from link.receive(0.12)
+        if answer is not None and answer.verb == Verb.HELLO | 0x80:
+            greeting = greeting_of(answer.payload)
+        if greeting is not None and greeting.train:
+            break
+    if greeting is None:
+        raise _failed(f"the second-stage loader did not greet within {GREETING_S:.3g} s after Go to {address:#010x}")
+    greeting = yield from link.hello()
+    if greeting.build != build or greeting.protocol != 1:
+        raise _failed(f"another program greets: build {greeting.build.hex()}, expected {build.hex()}")
+    if greeting.data_cache:
+        raise _failed("the data cache is on: what the DMA writes would not be what the loader reads")
+    link.ring_bytes = greeting.ring_bytes
+    return link, greeting
