@@ -1,8 +1,8 @@
 """Writes the parts of the documentation that the code knows better: ``python -m tests.build_docs [--check]``.
 
 ``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes, ``docs/limits.md`` by ``tests.limits``, and
-``systemd/bridged.catalog`` from ``logs.Notice``. ``docs/line-protocol.md`` and ``docs/http-api.md`` are written by hand down
-to ``MARK`` and are the references from the tables of the listeners after it; ``tests.build_shell`` adds what shells and `man`
+``systemd/bridged.catalog`` from ``logs.Notice``. ``docs/line-protocol.md``, ``docs/http-api.md`` and ``docs/protection.md`` are
+written by hand down to ``MARK`` and made from the tables of the code after it; ``tests.build_shell`` adds what shells and `man`
 want. A test runs the check, so none can drift.
 """
 
@@ -15,12 +15,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bridged import doctor, logs
+from bridged import chips, doctor, logs
 from bridged.api import http_problem
 from bridged.api.auth import Authority
 from bridged.api.http import HttpServer
 from bridged.api.http_call import Operation, Services
 from bridged.api.transfers import Transfers
+from bridged.chips.option_rows import LAYOUTS
+from bridged.chips.options import WrpKind
 from bridged.errors import BY_CODE, HINTS, BridgedError
 from bridged.protocol import line
 from tests import build_shell, limits
@@ -82,6 +84,20 @@ def doctor_page() -> str:
     return f"{head}{mark or MARK}\n{doctor.reference()}"
 
 
+def protection_page() -> str:
+    """The hand-written head as it is in the file, then the layouts of option bytes."""
+    head, mark, _ = (DOCS / "protection.md").read_text().partition(MARK)
+    rows = ["| product id | parts | option bytes | write protection of | source, confidence |", "|---|---|---|---|---|"]
+    units = {WrpKind.SECTORS: "single sectors", WrpKind.GROUPS: "4 KiB each", WrpKind.AREAS: "two runs of pages"}
+    for pid, layout in sorted(LAYOUTS.items()):
+        sure = layout.wrp is not None and all(layout.field(name).settable for name in layout.wrp.fields)
+        unit = (units[layout.wrp.kind] + ("" if sure else ", shown only")) if layout.wrp else "not shown"
+        written = f"shown only: {layout.why_not}" if layout.why_not else "written"
+        source = f"{layout.source.source}; {layout.source.confidence}"
+        rows.append(f"| `{pid:#05x}` | {', '.join(chips.CHIPS[pid].names)} | {written} | {unit} | {source} |")
+    return "\n".join([f"{head}{mark or MARK}", *rows, ""])
+
+
 def http_page() -> str:
     """The hand-written head as it is in the file, then the table of operations."""
     head, mark, _ = (DOCS / "http-api.md").read_text().partition(MARK)
@@ -104,6 +120,7 @@ def pages() -> dict[str, str]:
         "limits.md": limits.page(),
         "line-protocol.md": protocol_page(),
         "http-api.md": http_page(),
+        "protection.md": protection_page(),
         "../systemd/bridged.catalog": logs.catalog(),
     }
 
