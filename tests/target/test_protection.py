@@ -698,6 +698,30 @@ def test_a_write_of_option_bytes_that_the_target_cut_off_is_told_and_unprotect_h
     assert ask(bench, "option-bytes", set="BOR_LEV:1").options["after"]["fields"]["BOR_LEV"] == 1
 
 
+def test_a_write_that_got_halfway_is_finished_from_what_was_read_before_it() -> None:
+    """Readable still, since the byte for protection came first; the rest is erased, and is not what is merged with."""
+    bench = one("0x410")
+    ask(bench, "option-bytes", set="Data0:0x12,nRST_STDBY:0")
+    journal = Journal()
+    with pytest.raises(PowerCut):
+        ask(bench, "option-bytes", set="WDG_SW:0", barrier=_then_die(journal))
+    content = bench.device.memory._options[0][1]
+    content[:] = bytes.fromhex("a55a") + b"\xff" * 14
+    bench.device.memory.load_options()
+    _wait_out(bench)
+    shown = ask(bench, "option-bytes").options["before"]
+    assert (shown["readout_protection"], len(shown["broken"])) == (0, 7)
+    result = ask(bench, "option-bytes", kept=journal.kept, set="WDG_SW:0")
+    after = result.options["after"]
+    assert "broken" not in after
+    assert {name: after["fields"][name] for name in ("Data0", "nRST_STDBY", "WDG_SW", "nRST_STOP")} == {
+        "Data0": "0x12",
+        "nRST_STDBY": 0,
+        "WDG_SW": 0,
+        "nRST_STOP": 1,
+    }
+
+
 def _then_die(journal: Journal) -> Callable[[Barrier], None]:
     def barrier(step: Barrier) -> None:
         journal.barrier(step)
