@@ -143,12 +143,13 @@ def log_error(error: BridgedError, doing: str = "", notice: Notice | None = None
     log.error("%s", error_text(error, doing), extra=note(notice, code=error.code, **fields))
 
 
-def allow_descriptors(connections: int, targets: int) -> int:
-    """Raise the soft limit on open files as far as needed and allowed; how many connections that leaves.
+def allow_descriptors(connections: int, targets: int, clients: int = 0) -> int:
+    """Raise the soft limit on open files as far as needed and allowed; how many connections that leaves. ``clients``: of all
+    consoles together.
 
     Without room for a descriptor nothing can be accepted, so a client would not even be told that there are too many.
     """
-    others = OTHER_DESCRIPTORS + 16 * targets
+    others = OTHER_DESCRIPTORS + 16 * targets + clients
     needed = connections + others
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -376,7 +377,8 @@ class Daemon:
         """Connections of the line protocol and over HTTP; fewer of both where there are not enough open files."""
         api = self.config.api
         line, http = api.connections, api.http_connections if api.http else 0
-        possible = allow_descriptors(line + http, len(self.config.targets))
+        clients = sum(t.console.clients for t in self.config.targets.values() if t.console.listen or t.console.socket)
+        possible = allow_descriptors(line + http, len(self.config.targets), clients)
         if possible >= line + http:
             return line, http
         return max(8, line * possible // (line + http)), max(8, http * possible // (line + http))

@@ -138,10 +138,10 @@ class Seat:
         """Become the writer. Raises ``TargetBusy``."""
         if self.mode == READ_ONLY:
             raise TargetBusy(f"{self.name} came to read only", owner=self.name)
-        was = self.writing
+        before = self.console.target.leases.writer
         self.console.target.leases.write(self.name, self.principal, take=take, right=right)
-        if not was:
-            self.console.writer_changed(self)
+        if before is None or before.holder != self.name:
+            self.console.writer_changed(self, before.holder if before else "")
 
     def say(self, data: bytes) -> bool:
         """Whether the bytes are on their way to the target; dropped and counted where not."""
@@ -362,8 +362,11 @@ class Console:
     def drop_bytes(self, count: int) -> None:
         self.dropped += count
 
-    def writer_changed(self, writer: Seat) -> None:
+    def writer_changed(self, writer: Seat, before: str) -> None:
         log.info("console of %s: %s writes", self.name, writer.name)
+        for seat in self._seats:
+            if seat.name == before:
+                seat.sink.notice(f"{writer.name} has taken over and writes now")
 
     # --- locks (the line protocol's LOCK and UNLOCK) -------------------------------------------------------------------
 

@@ -46,8 +46,10 @@ class _AsSerial:
     def write(self, data: bytes) -> int:
         try:
             return self._uart.write(data)
-        except BridgedError as error:
-            raise serial.SerialException(error.message) from error
+        except BridgedError:
+            # A device that is gone says so on the next read, which ends the connection in order. The transport would report a
+            # failed write as a defect, with a traceback, each time that somebody unplugs an adapter while another types.
+            return len(data)
 
     def flush(self) -> None:
         """Nothing is waited for: what is not sent when a port closes is thrown away by ``Uart.close``."""

@@ -216,6 +216,7 @@ def test_console_lock_and_unlock_on_the_line_protocol(tmp_path: Path) -> None:
         assert code == 101, text
         third.sock.sendall(b"mine\n")
         assert third.file.readline() == b"ok mine\r\n"
+        assert b"has taken over and writes now" in writer.file.readline() + writer.file.readline()
         for client in (writer, other, third):
             client.close()
         code, text = found.client.do("LOCK m ttl=60 note=measuring")

@@ -168,7 +168,7 @@ def test_a_writer_that_is_faster_than_the_port_is_held_and_loses_nothing(tmp_pat
     play(tmp_path, act)
 
 
-def test_the_device_may_come_late_and_vanish_and_return(tmp_path: Path) -> None:
+def test_the_device_may_come_late_and_vanish_and_return(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def act(b: Bench) -> None:
         client = await b.connect()
         client.say(b"too early")
@@ -185,10 +185,12 @@ def test_the_device_may_come_late_and_vanish_and_return(tmp_path: Path) -> None:
             b.link.unlink()
             os.close(slave)
             os.close(master)
+            client.say(b"typed while it goes")
             await client.expect(b"tty vanished]\r\n")
         assert b.console.seats, "the client is there still"
 
     play(tmp_path, act, present=False)
+    assert "Traceback" not in caplog.text
 
 
 def test_what_is_said_after_the_clients_end_of_input_still_arrives(tmp_path: Path) -> None:
