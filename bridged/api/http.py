@@ -27,7 +27,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 from bridged import __version__
-from bridged.api import http_console, http_images, http_jobs, web
+from bridged.api import http_console, http_images, http_jobs, http_page, web
 from bridged.api.auth import Peer, Principal, is_loopback
 from bridged.api.guarded import Guarded
 from bridged.api.hosts import Hosts
@@ -73,6 +73,7 @@ class HttpServer:
             *Uploads().operations(),
             *self.events.operations(),
             *http_console.OPERATIONS,
+            *http_page.OPERATIONS,
         )
         self._router = Router(self.operations)
         self._document = b""

@@ -486,7 +486,9 @@ def test_rights_are_those_of_the_line_protocol(tmp_path: Path) -> None:
         for name, verb in same.items():
             assert scopes[name] == VERBS[verb].scope, name
         everybody = {name for name, scope in scopes.items() if scope is None}
-        assert everybody == {"livez", "readyz", "openapi", "whoAmI", "uploadOptions", "uploadOptionsOfOne"}
+        assert everybody == {
+            *("livez", "readyz", "openapi", "whoAmI", "uploadOptions", "uploadOptionsOfOne", "page", "pageFile", "favicon")
+        }
 
     run(tmp_path, body)
 

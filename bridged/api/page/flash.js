@@ -1,0 +1,121 @@
+// From a file to a job: drop, upload, look at the plan, start.
+
+import { ask, upload } from "./api.js";
+import { bytes, h, problemBox, tell } from "./dom.js";
+import { planView } from "./plan.js";
+
+const NEEDS_ADDRESS = "IMAGE_ADDRESS_MISSING";
+const ODD_VECTORS = "IMAGE_NOT_BOOTABLE";
+
+export function flashView(target, may, signal) {
+  if (!may("flash")) return h("section", { class: "card" }, h("h2", null, "Flash"), h("p", null, "Your token may look, not flash."));
+  const state = { image: "", name: "", plan: null, needs: new Set() };
+  const input = h("input", { type: "file", class: "unseen", id: "file", onchange: () => input.files[0] && take(input.files[0]) });
+  const drop = h("label", { class: "drop", for: "file", ondragover: (event) => { event.preventDefault(); drop.classList.add("over"); },
+    ondragleave: () => drop.classList.remove("over"),
+    ondrop: (event) => { event.preventDefault(); drop.classList.remove("over"); if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]); } },
+    h("strong", null, "Drop a firmware file here"), h("br"), "or press to choose one: ELF, HEX, BIN, S-record, DfuSe", input);
+  const staged = h("select", { id: "staged", onchange: () => { if (staged.value) use(staged.value, staged.selectedOptions[0].textContent); } });
+  const sending = h("div", { hidden: true }, h("label", { for: "sent" }, "Upload"), h("progress", { id: "sent", max: 1, value: 0 }), h("p", { class: "hint" }));
+  const options = h("div");
+  const shown = h("div");
+  const view = h("section", { class: "card", "aria-labelledby": "flash-title" }, h("h2", { id: "flash-title" }, "Flash"), drop,
+    h("label", { for: "staged" }, "or an image that is on the gateway"), staged, sending, options, shown);
+  ask("GET", "/v1/images?limit=50").then((page) => {
+    staged.append(h("option", { value: "" }, page.images.length ? "choose…" : "none yet"),
+      ...page.images.map((image) => h("option", { value: image.image }, `${image.name || image.image.slice(7, 19)} (${bytes(image.size)})`)));
+  }).catch(() => {});
+
+  async function take(file) {
+    sending.hidden = false;
+    shown.replaceChildren();
+    options.replaceChildren();
+    const [, bar, words] = sending.children;
+    try {
+      const digest = await upload(file, {
+        signal,
+        progress: (done, total) => { bar.max = total; bar.value = done; words.textContent = `${bytes(done)} of ${bytes(total)}`; },
+        note: (text) => { words.textContent = text; tell(`${file.name}: ${text}`); },
+      });
+      words.textContent = `${file.name} is on the gateway, SHA-256 ${digest.slice(0, 12)}…`;
+      tell(`${file.name} is on the gateway`);
+      await use(`sha256:${digest}`, file.name);
+    } catch (error) {
+      shown.replaceChildren(problemBox(error));
+    }
+    input.value = "";
+  }
+
+  async function use(image, name) {
+    Object.assign(state, { image, name, plan: null, needs: new Set() });
+    await show();
+  }
+
+  const address = h("input", { id: "addr", value: "0x08000000", class: "mono", inputmode: "text", spellcheck: "false", onchange: () => show() });
+  const kind = h("select", { id: "kind" }, h("option", { value: "flash" }, "Flash"), h("option", { value: "ensure" }, "Flash unless it is there already (ensure)"), h("option", { value: "verify" }, "Only compare (verify)"));
+  const discard = h("input", { type: "checkbox", id: "discard", onchange: () => show() });
+  const vectors = h("input", { type: "checkbox", id: "vectors", onchange: () => show() });
+
+  function asked() {
+    return { image: state.image,
+      ...(state.needs.has(NEEDS_ADDRESS) ? { addr: address.value.trim() } : {}),
+      ...(discard.checked ? { outside: "discard" } : {}),
+      ...(vectors.checked ? { force: ["vectors"] } : {}) };
+  }
+
+  async function show() {
+    if (!state.image) return;
+    let problem = null;
+    state.plan = null;
+    for (let tries = 0; tries < 2; tries++) {
+      try {
+        problem = null;
+        state.plan = await ask("POST", `/v1/targets/${target}/plan`, asked());
+        break;
+      } catch (error) {
+        problem = error;
+        const code = error.problem && error.problem.code;
+        if (code !== NEEDS_ADDRESS || state.needs.has(code)) {
+          if (code === ODD_VECTORS) state.needs.add(code);
+          break;
+        }
+        state.needs.add(code);
+      }
+    }
+    const plan = state.plan;
+    options.replaceChildren(...[
+      h("h3", null, state.name),
+      state.needs.has(NEEDS_ADDRESS) && h("div", null, h("label", { for: "addr" }, "Address of the raw binary"), address),
+      plan && (plan.keep_bytes > 0 || discard.checked) && h("label", { class: "inline", for: "discard" }, discard, "Other bytes of the touched sectors may be lost (faster)"),
+      state.needs.has(ODD_VECTORS) && h("label", { class: "inline", for: "vectors" }, vectors, "The vector table looks wrong; it is meant so"),
+    ].filter(Boolean));
+    if (problem) {
+      shown.replaceChildren(problemBox(problem));
+      return;
+    }
+    const start = h("button", { class: "primary", type: "button", id: "start", onclick: () => submit(start) }, "Start");
+    shown.replaceChildren(planView(plan), h("label", { for: "kind" }, "What to do"), kind, h("div", { class: "row" }, start));
+    tell(`Plan: ${plan.erase_sectors} sectors are erased, ${bytes(plan.write_bytes)} written`);
+  }
+
+  async function submit(button) {
+    button.disabled = true;
+    // The same key for the same press: a lost answer starts nothing twice.
+    const key = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    const { outside, force, ...rest } = asked();
+    const body = { kind: kind.value, ...rest, ...(kind.value === "verify" ? {} : { ...(outside && { outside }), ...(force && { force }) }) };
+    for (let tries = 0; ; tries++) {
+      try {
+        const job = await ask("POST", `/v1/targets/${target}/jobs`, body, { "Idempotency-Key": key });
+        location.hash = `#/j/${job.job}`;
+        return;
+      } catch (error) {
+        if (error.problem === undefined && tries < 5) { await new Promise((done) => setTimeout(done, 1000 * (tries + 1))); continue; }
+        shown.append(problemBox(error));
+        button.disabled = false;
+        return;
+      }
+    }
+  }
+  return view;
+}
