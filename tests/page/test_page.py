@@ -73,7 +73,7 @@ def test_a_dropped_elf_is_planned_flashed_watched_and_remembered(tmp_path: Path)
     async def body(page: Page, gateway: Gateway, url: str) -> None:
         await page.go(url)
         await page.says("m1")
-        assert await page.js("document.querySelector('#link').dataset.state") == "live"
+        await page.until("document.querySelector('#link').dataset.state === 'live'")
         await picture(page, "targets")
         await page.click("h2 a[href='#/t/m1']")
         await page.until("document.querySelector('.drop')")
