@@ -63,6 +63,8 @@ fuzz: $(DEV_STAMP) ## the guided fuzzer for a minute: make fuzz FUZZ_SECONDS=600
 	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 soak: $(DEV_STAMP) ## what takes hours: make soak SOAK_MINUTES=480
+	$(BIN)/python -m tests.product --flashes 10000 --seed $$(date +%s)
+	BRIDGED_FAULTS=10000 $(BIN)/python -m pytest -q tests/target/test_faults.py
 	BRIDGED_SOAK=1 SOAK_MINUTES=$$(( $(SOAK_MINUTES) / 4 )) $(BIN)/python -m pytest --timeout 0 tests/console/test_throughput.py
 	$(BIN)/python -m tests.fuzz.run --seconds $$(( $(SOAK_MINUTES) * 45 ))
 

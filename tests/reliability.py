@@ -24,6 +24,7 @@ from bridged.errors import BridgedError
 from bridged.sim.application import Behaviour
 from bridged.sim.loader import Timing
 from bridged.target.request import Result, Wiring
+from tests import product
 from tests.target.bench import WIRED, Bench, make_image
 from tests.target.kinds import (
     KINDS,
@@ -259,6 +260,7 @@ def _code(bench: Bench, **request: Any) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=250, help="positions tried for each fault and part (default 250)")
+    parser.add_argument("--flashes", type=int, default=10_000, help="flashes through the whole product (default 10000)")
     parser.add_argument("--print", action="store_true", help="print the page instead of writing it")
     args = parser.parse_args(argv)
     begun = time.monotonic()
@@ -293,7 +295,10 @@ def main(argv: list[str] | None = None) -> int:
             total.false += tally.false
             total.hangs += tally.hangs
         print(f"{time.monotonic() - begun:6.0f} s  {title}", file=sys.stderr)
-    text = page(lines, more, situations(), runs, total, args.most)
+    whole = product.run(args.flashes)
+    bad += len(whole.wrong)
+    print("\n".join([f"{time.monotonic() - begun:6.0f} s  the whole product", *whole.wrong[:50]]), file=sys.stderr)
+    text = page(lines, more, situations(), runs, total, args.most, whole.text())
     if args.print:
         print(text)
     else:
@@ -301,7 +306,15 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def page(lines: list[str], more: list[str], cases: list[tuple[str, str, str, str]], runs: int, total: Tally, most: int) -> str:
+def page(
+    lines: list[str],
+    more: list[str],
+    cases: list[tuple[str, str, str, str]],
+    runs: int,
+    total: Tally,
+    most: int,
+    whole: str,
+) -> str:
     parts = [NAMES.get(part, part) for part in PARTS]
     head = "| fault | " + " | ".join([*parts, "stm32flash 0.7", "stm32loader 0.7.1"]) + " |"
     return f"""# Reliability
@@ -328,6 +341,9 @@ that the application runs afterwards. The last rows: the supply of the target fa
 | job | {" | ".join(NAMES.get(part, part) for part in FEW)} |
 |{"---|" * (len(FEW) + 1)}
 {chr(10).join(more)}
+
+The whole product (jobs, queue, journal, store, owner; the session in virtual time in the place of its process; eight targets
+side by side): {whole}
 
 | situation | bridged | stm32flash 0.7 | stm32loader 0.7.1 |
 |---|---|---|---|

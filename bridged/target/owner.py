@@ -579,7 +579,7 @@ class Target:
         self._uart.set_break(False)
         self._uart.discard_output()
         before = self._uart.counters()
-        session = _Session(self._uart, self._lines, request, on_event, on_progress, on_barrier, self._heard)
+        session = self._new_session(request, on_event, on_progress, on_barrier)
         self._session = session
         if self._asked:
             session.ask(self._asked)
@@ -612,6 +612,18 @@ class Target:
             return result
         finally:
             session.close()
+
+    def _new_session(
+        self,
+        request: Request,
+        on_event: Callable[[Event], None],
+        on_progress: Callable[[int], None],
+        on_barrier: Barrier | None,
+    ) -> _Session:
+        """Where tests put one in virtual time in the place of the process."""
+        assert self._uart is not None
+        assert self._lines is not None
+        return _Session(self._uart, self._lines, request, on_event, on_progress, on_barrier, self._heard)
 
     def _uart_errors(self, before: Counters | None) -> dict[str, int]:
         """What the kernel counted on the port during the session; empty where the driver does not count (a pty)."""

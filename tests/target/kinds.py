@@ -16,6 +16,7 @@ from bridged.events import Planned
 from bridged.images.model import Image
 from bridged.sim.device import Mode
 from bridged.sim.faults import Faults
+from bridged.sim.virtual import Account
 from bridged.target import lines
 from bridged.target.owner import ENTER_LIMIT_S
 from bridged.target.request import Result, Wiring
@@ -143,11 +144,13 @@ def judge(bench: Bench, name: str, result: Result | None, error: BridgedError | 
 
 
 def overtime(bench: Bench) -> str:
+    return beyond(bench.account, bench.started_s)
+
+
+def beyond(account: Account, started_s: float) -> str:
     """How far a session went beyond the times that it stated: until its plan, and from there to its end. Empty: not at all."""
-    ended = bench.account.total_s
-    planned = [
-        (when / 1e9 - bench.started_s, event.limit_s) for when, event in bench.account.events if isinstance(event, Planned)
-    ]
+    ended = account.total_s
+    planned = [(when / 1e9 - started_s, event.limit_s) for when, event in account.events if isinstance(event, Planned)]
     first = planned[0][0] if planned else ended
     if first > ENTER_LIMIT_S:
         return f"{first:.1f} s until the plan, at most {ENTER_LIMIT_S:g} are allowed"
