@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
+import os
 import re
 import socket
 import struct
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import serial  # type: ignore[import-untyped]
 
 from bridged import chips
 from bridged.sim.application import Behaviour
@@ -189,6 +194,28 @@ def test_the_application_has_its_own_speed_and_a_job_leaves_it_so(tmp_path: Path
         listener.say(b"hello\n")
         listener.wait(b"ok hello\r\n")
         listener.close()
+
+
+def test_pyserials_client_lives_through_a_flash_and_keeps_its_settings(tmp_path: Path) -> None:
+    """Nothing but the application's bytes is in what it reads; it hears of the job beside them, and its speed is back."""
+    console = 'protocol = "rfc2217"\nreplay_kib = 0'
+    with contextlib.ExitStack() as stack:
+        found = stack.enter_context(site(tmp_path, paced=False, console=console))
+        url = f"rfc2217://127.0.0.1:{found.port}?timeout=10"
+        port = stack.enter_context(serial.serial_for_url(url, baudrate=115200, timeout=10))
+        port.write(b"hello\n")
+        assert port.read_until(b"\n") == b"ok hello\r\n"
+        port.stopbits = serial.STOPBITS_TWO
+        code, text = found.flash(b"version two")
+        assert code == 250, text
+        assert port.read_until(b"\n") == b"version two\r\n"
+        port.write(b"again\n")
+        assert port.read_until(b"\n") == b"ok again\r\n"
+        settings = array.array("B", bytes(44))
+        with open(f"{tmp_path}/m", "rb", buffering=0, opener=lambda path, _: os.open(path, os.O_RDONLY | os.O_NOCTTY)) as tty:
+            fcntl.ioctl(tty, 0x802C542A, settings)  # TCGETS2
+        (cflag,) = struct.unpack_from("=I", settings, 8)
+        assert cflag & termios.CSTOPB, "what the client set before the job is set again"
 
 
 def test_console_lock_and_unlock_on_the_line_protocol(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def free_port() -> int:
 
 def flash(client: Client, phases: tuple[str, ...] = ("erase", "write", "verify")) -> str:
     """Begin a session; its job once it is in one of ``phases``."""
-    code, text = client.do("FLASH f7 app.bin addr=0x08000000 outside=discard trace=1")
+    code, text = client.do("FLASH f7 app.bin addr=0x08000000 outside=discard mode=full trace=1")
     assert code == 250, text
     job = pairs(text)["job"]
 
