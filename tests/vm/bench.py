@@ -164,6 +164,16 @@ class Bench:
         self.vm.run("systemctl restart bridged")
         self.wait_idle()
 
+    def recover(self) -> None:
+        """Devices plugged in, the daemon running, nothing to do."""
+        plugs = "/sys/bus/platform/drivers/uartpair"
+        self.vm.run(
+            f"test -e {plugs}/uartpair.0 || echo uartpair.0 > {plugs}/bind; "
+            f"test -e /dev/gpiochip0 || {LIB}/hardware.sh plug; "
+            "systemctl is-active --quiet bridged || { systemctl reset-failed bridged; systemctl start bridged; }"
+        )
+        self.wait_idle()
+
     # --- the daemon -------------------------------------------------------------------------------------------------
 
     def say(self, *requests: str, payload: bytes = b"", timeout_s: float = 120.0) -> str:

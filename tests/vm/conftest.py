@@ -54,6 +54,7 @@ def rig(guest: build.Guest, package: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def bench(rig: Bench) -> Bench:
-    """The rig, with no line moved yet."""
+    """The rig as it should be, whatever the test before left, with no line moved yet."""
+    rig.recover()
     rig.forget_moves()
     return rig

@@ -88,14 +88,57 @@ class Agent:
                         waiting.put(answer)
 
 
-class Machine:
+class Inside:
+    """A guest with an agent in it, whatever it runs on: running commands, reading and writing files."""
+
+    _agent: Agent | None = None
+
+    def try_(self, command: str, *, stdin: bytes = b"", timeout_s: float = ANSWER_LIMIT_S) -> Answer:
+        """Run a line of shell; its end may be any."""
+        assert self._agent is not None
+        request = {"run": command, "stdin": base64.b64encode(stdin).decode(), "timeout_s": timeout_s}
+        answer = self._agent.ask(request, timeout_s + 20)
+        return Answer(int(answer["status"]), str(answer["out"]), str(answer["err"]))
+
+    def run(self, command: str, *, stdin: bytes = b"", timeout_s: float = ANSWER_LIMIT_S) -> str:
+        """Run a line of shell that has to succeed; what it said."""
+        answer = self.try_(command, stdin=stdin, timeout_s=timeout_s)
+        assert answer.status == 0, f"{command!r} ended with {answer.status}:\n{answer.out[-3000:]}{answer.err[-3000:]}"
+        return answer.out
+
+    def write(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
+        assert self._agent is not None
+        raw = data.encode() if isinstance(data, str) else data
+        answer = self._agent.ask({"write": path, "data": base64.b64encode(raw).decode(), "mode": mode}, ANSWER_LIMIT_S)
+        assert answer["status"] == 0, answer
+
+    def read(self, path: str) -> bytes:
+        assert self._agent is not None
+        answer = self._agent.ask({"read": path}, ANSWER_LIMIT_S)
+        assert answer["status"] == 0, answer
+        return base64.b64decode(answer["data"])
+
+    def wait_for(self, what: str, command: str, timeout_s: float = 60.0) -> str:
+        """Until a line of shell succeeds; what it said then."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answer = self.try_(command)
+            if answer.status == 0:
+                return answer.out
+            if time.monotonic() > deadline:
+                raise AssertionError(
+                    f"{what} did not happen within {timeout_s:.0f} s: {answer.out[-2000:]}{answer.err[-2000:]}"
+                )
+            time.sleep(0.1)
+
+
+class Machine(Inside):
     """``with Machine(...) as vm: vm.boot(); vm.run("true")``. The disk lives as long as the object: a boot after a power cut
     finds what the cut left."""
 
     def __init__(self, guest: Guest, folder: Path, devices: Sequence[str] = (), cpus: int = 2) -> None:
         self._guest, self._folder, self._devices, self._cpus = guest, folder, tuple(devices), cpus
         self._process: subprocess.Popen[bytes] | None = None
-        self._agent: Agent | None = None
         self.boots = 0
         self.console = folder / "console.log"
 
@@ -180,46 +223,6 @@ class Machine:
         if self._agent is not None:
             self._agent.close()
             self._agent = None
-
-    # --- in the guest ---------------------------------------------------------------------------------------------
-
-    def try_(self, command: str, *, stdin: bytes = b"", timeout_s: float = ANSWER_LIMIT_S) -> Answer:
-        """Run a line of shell; its end may be any."""
-        assert self._agent is not None
-        request = {"run": command, "stdin": base64.b64encode(stdin).decode(), "timeout_s": timeout_s}
-        answer = self._agent.ask(request, timeout_s + 20)
-        return Answer(int(answer["status"]), str(answer["out"]), str(answer["err"]))
-
-    def run(self, command: str, *, stdin: bytes = b"", timeout_s: float = ANSWER_LIMIT_S) -> str:
-        """Run a line of shell that has to succeed; what it said."""
-        answer = self.try_(command, stdin=stdin, timeout_s=timeout_s)
-        assert answer.status == 0, f"{command!r} ended with {answer.status}:\n{answer.out[-3000:]}{answer.err[-3000:]}"
-        return answer.out
-
-    def write(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
-        assert self._agent is not None
-        raw = data.encode() if isinstance(data, str) else data
-        answer = self._agent.ask({"write": path, "data": base64.b64encode(raw).decode(), "mode": mode}, ANSWER_LIMIT_S)
-        assert answer["status"] == 0, answer
-
-    def read(self, path: str) -> bytes:
-        assert self._agent is not None
-        answer = self._agent.ask({"read": path}, ANSWER_LIMIT_S)
-        assert answer["status"] == 0, answer
-        return base64.b64decode(answer["data"])
-
-    def wait_for(self, what: str, command: str, timeout_s: float = 60.0) -> str:
-        """Until a line of shell succeeds; what it said then."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            answer = self.try_(command)
-            if answer.status == 0:
-                return answer.out
-            if time.monotonic() > deadline:
-                raise AssertionError(
-                    f"{what} did not happen within {timeout_s:.0f} s: {answer.out[-2000:]}{answer.err[-2000:]}"
-                )
-            time.sleep(0.1)
 
 
 def quote(*words: str) -> str:
