@@ -95,12 +95,15 @@ install: ## as root: the daemon for systemd under PREFIX, /opt/bridged
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(PREFIX)/bin/python -m pip install --quiet --no-deps --no-build-isolation .
-	install -D -m 644 -t /etc/systemd/system systemd/bridged.service systemd/bridged.socket
+	install -D -m 644 -t /etc/systemd/system systemd/bridged.service systemd/bridged*.socket
+	install -D -m 644 systemd/bridged.tmpfiles /etc/tmpfiles.d/bridged.conf
+	install -D -m 644 systemd/bridged.catalog /usr/lib/systemd/catalog/bridged.catalog
 	sed -i 's|/opt/bridged/|$(abspath $(PREFIX))/|' /etc/systemd/system/bridged.service
 	install -D -m 644 systemd/bridged.sysusers /etc/sysusers.d/bridged.conf
 	install -D -m 644 -t /etc/udev/rules.d systemd/60-bridged.rules
 	test -e /etc/bridged/bridged.toml || install -D -m 644 config/bridged.toml /etc/bridged/bridged.toml
-	@echo 'installed; next:  systemd-sysusers && udevadm control --reload && systemctl daemon-reload'
+	@echo 'installed; next:  systemd-sysusers && systemd-tmpfiles --create bridged.conf && udevadm control --reload'
+	@echo '                  journalctl --update-catalog && systemctl daemon-reload'
 	@echo 'then edit /etc/bridged/bridged.toml and:  systemctl enable --now bridged'
 
 clean: ## remove what was built

@@ -417,7 +417,7 @@ class Daemon:
     async def _close_consoles(self) -> None:
         await asyncio.gather(*(console.close() for console in self.consoles.values()), return_exceptions=True)
 
-    async def _listen_console(self, name: str, settings: config.Console) -> None:
+    async def _listen_console(self, name: str, settings: config.Console, passed: Sequence[socket.socket]) -> None:
         from bridged.api.auth import Peer
         from bridged.api.line import bind_unix
         from bridged.console.server import Admission, Listeners
@@ -429,10 +429,14 @@ class Daemon:
 
         listeners = Listeners(self.consoles[name], admit)
         self._listeners.append(listeners)
-        if settings.listen:
+        for sock in passed:
+            await listeners.listen_socket(sock)
+            self.listening.append(f"{_address(sock)} (console of {name}, passed)")
+        families = {sock.family for sock in passed}
+        if settings.listen and not families & {socket.AF_INET, socket.AF_INET6}:
             host = settings.listen.rpartition(":")[0]
             self.listening.append(f"{host}:{await listeners.listen_tcp(settings.listen)} (console of {name})")
-        if settings.socket:
+        if settings.socket and socket.AF_UNIX not in families:
             await listeners.listen_unix(Path(settings.socket), bind_unix)
             self.listening.append(f"{settings.socket} (console of {name})")
 
@@ -448,15 +452,15 @@ class Daemon:
         from bridged.api.metrics import MetricsServer
 
         parts.push_async_callback(self._close_listeners)
-        for name, target in self.config.targets.items():
-            await self._listen_console(name, target.console)
         api, passed = self.config.api, passed_sockets()
+        for name, target in self.config.targets.items():
+            await self._listen_console(name, target.console, passed.pop(f"console-{name}", ()))
         schemes = {"line": "", "line-unix": "", "line-tls": "tls", "line-plaintext": "plaintext"}
         line = [(sock, scheme) for name, scheme in schemes.items() for sock in passed.pop(name, [])]
         over_http = {"http": "", "http-tls": "tls", "http-plaintext": "plaintext"} if self.http is not None else {}
         http = [(sock, scheme) for name, scheme in over_http.items() for sock in passed.pop(name, [])]
         for name in passed:
-            known = ", ".join([*schemes, *over_http])
+            known = ", ".join([*schemes, *over_http, "console-TARGET"])
             log.warning("a socket called %r was passed in; known are %s, so it is not used", name, known)
         for sock, scheme in line:
             await self.line.listen_socket(sock, scheme)

@@ -33,6 +33,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+UNITS = ("bridged.service", "bridged.socket", "bridged-http.socket", "bridged-console@.socket")
 SCRIPTS = ("postinst", "prerm", "postrm")
 OPT = "opt/bridged"
 PLATFORMS = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -162,7 +163,7 @@ def _files(root: Path, version: str) -> None:
         path.write_text((ROOT / source).read_text() if text is None else text)
         path.chmod(0o644)
 
-    for unit in ("bridged.service", "bridged.socket"):
+    for unit in UNITS:
         put(f"systemd/{unit}", f"lib/systemd/system/{unit}")
     put("systemd/bridged.sysusers", "usr/lib/sysusers.d/bridged.conf")
     put("systemd/bridged.tmpfiles", "usr/lib/tmpfiles.d/bridged.conf")

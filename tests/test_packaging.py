@@ -18,7 +18,7 @@ import pytest
 from tests.support import missing, require_tool
 
 ROOT = Path(__file__).resolve().parent.parent
-UNITS = ("bridged.service", "bridged.socket")
+UNITS = ("bridged.service", "bridged.socket", "bridged-http.socket", "bridged-console@.socket")
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 

@@ -423,6 +423,18 @@ class Listeners:
         bound: int = server.sockets[0].getsockname()[1]
         return bound
 
+    async def listen_socket(self, sock: socket.socket) -> None:
+        """A listening socket that was passed in (socket activation); the same rule holds for it."""
+        loop = asyncio.get_running_loop()
+        if sock.family == socket.AF_UNIX:
+            self._servers.append(await loop.create_unix_server(self._accept, sock=sock))
+            return
+        host, port = sock.getsockname()[:2]
+        listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if why := config.wrong_loopback(listen):
+            raise NotAllowed(f"The console of {self.console.name} on {listen}, which was passed in: {why}", listen=listen)
+        self._servers.append(await loop.create_server(self._accept, sock=sock, backlog=BACKLOG))
+
     async def listen_unix(self, path: Path, bind: Callable[[Path, int], socket.socket]) -> None:
         """``bind``: makes a listening socket that never answers to the wrong people. Raises ``ConfigError``."""
         sock = await asyncio.to_thread(bind, path, 0o660)

@@ -48,6 +48,7 @@ WAIT_LIMIT_S = 10.0  # Of one wait in a sequence: capacitors and supervisors tak
 
 # Linux uapi, linux/gpio.h: _IOWR(0xB4, 0x0F, struct gpio_v2_line_values); the struct is two u64, first bits, then mask.
 _LINE_VALUES = struct.Struct("=QQ")
+_GET_VALUES = (3 << 30) | (_LINE_VALUES.size << 16) | (0xB4 << 8) | 0x0E
 _SET_VALUES = (3 << 30) | (_LINE_VALUES.size << 16) | (0xB4 << 8) | 0x0F
 
 
@@ -115,6 +116,10 @@ class Lines(ABC):
             self._drive(line, state)
         elif state is not _IDLE[line] and not (line is Line.BOOT0 and self.boot0_by_hand):
             raise LineUnavailable(f"Setting {line.pin.upper()}: it is not wired (lines.{line.pin} is empty)", line=line.pin)
+
+    def gone(self) -> str:
+        """Why these lines are no more, in words; empty while they are there. Asked once a second, so it moves nothing."""
+        return ""
 
     @abstractmethod
     def _drive(self, line: Line, state: bool) -> None:
@@ -229,6 +234,11 @@ class SocketLines(Lines):
                 socket=self._where,
             )
 
+    def gone(self) -> str:
+        poller = select.poll()
+        poller.register(self._fd(), select.POLLRDHUP)
+        return f"the line box {self._where} closed the connection" if poller.poll(0) else ""
+
     def _discard_stale(self, request: str) -> None:
         self._buffer = b""
         reads = 0
@@ -316,6 +326,15 @@ class GpioLines(Lines):
             raise LineUnavailable(
                 f"Setting {line.pin.upper()} ({name}): {why}", line=line.pin, name=name, errno=error.errno or 0
             ) from error
+
+    def gone(self) -> str:
+        for line, (index, bit) in self._bits.items():
+            try:
+                fcntl.ioctl(self._fd(index), _GET_VALUES, line_values({bit: False}))
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return f"the GPIO chip of {line.pin} ({self._names.get(line, '')}) vanished"
+        return ""
 
     def describe(self) -> dict[str, Any]:
         return {

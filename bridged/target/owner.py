@@ -168,16 +168,16 @@ class Target:
                     else:
                         await self._attach()
                     await self._set("idle", "")
-            elif self.state == "idle" and self._vanished():
-                await self._gone()
+            elif self.state == "idle" and (lost := self._lost()):
+                await self._gone(lost)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_S):
                     await self._look.wait()
             self._look.clear()
 
-    async def _gone(self, reason: str = "") -> None:
+    async def _gone(self, reason: str) -> None:
         await self._drop()
-        await self._set("absent", reason or f"{self.config.port} vanished")
+        await self._set("absent", reason)
 
     async def _attach(self) -> None:
         """Let the console have the open port."""
@@ -220,18 +220,21 @@ class Target:
                     part.close()
         self._lines = self._uart = None
 
-    def _vanished(self) -> bool:
-        """Whether the open port no longer is what its name means."""
+    def _lost(self) -> str:
+        """What of the port and the lines that were taken is no more, in words; empty: nothing."""
+        vanished = f"{self.config.port} vanished"
         if self._uart is None:
-            return not os.path.exists(self.config.port)
+            return "" if os.path.exists(self.config.port) else vanished
         try:
             if os.stat(self.config.port).st_rdev != os.fstat(self._uart.fd).st_rdev:
-                return True
+                return vanished
             # A device that hung up is readable, and its bytes are not ours to take.
             self._uart.wait_readable(0)
         except (OSError, LinkError):
-            return True
-        return self._port is not None and not self._port.alive
+            return vanished
+        if self._port is not None and not self._port.alive:
+            return vanished
+        return self._lines.gone() if self._lines is not None else ""
 
     async def _set(self, state: str, reason: str) -> None:
         async with self._changed:
@@ -278,7 +281,7 @@ class Target:
                 await self._start_empty(empty)
         except LinkError as error:
             # What could not be had is not what could not be driven: it is tried again when the port is back.
-            if isinstance(error, PortGone | PortBusy) or self._vanished():
+            if isinstance(error, PortGone | PortBusy) or self._lost():
                 await self._gone(error.message)
                 raise PortGone(f"{self.config.port} could not be had while the target was released: {error.message}") from error
             await self._set("broken", f"after an interrupted session: {error.message}")
@@ -557,8 +560,8 @@ class Target:
             self.leases.end_job()
             await self._close_shared()
             if self.state == "busy":
-                if self._vanished():
-                    await self._gone()
+                if lost := self._lost():
+                    await self._gone(lost)
                 else:
                     self._give_back()
                     await self._set("idle", "")
@@ -601,9 +604,9 @@ class Target:
                 if isinstance(error, TargetError) and (counted := _counted(errors)):
                     error = type(error)(f"{error.message}; the kernel counted {counted}", **error.facts)
                 error.facts.update({f"uart_{name}_errors": count for name, count in errors.items() if count})
-                if isinstance(error, LinkError) and not isinstance(error, PortGone) and self._vanished():
+                if isinstance(error, LinkError) and not isinstance(error, PortGone) and (lost := self._lost()):
                     # A line box or GPIO chip on the adapter may have noticed first that it was unplugged.
-                    raise PortGone(f"{self.config.port} vanished: {error.message}", **error.facts) from error
+                    raise PortGone(f"{lost}: {error.message}", **error.facts) from error
                 raise error
             result: dict[str, Any] = {**outcome["result"], "uart_errors": errors, "uart_bytes": outcome["uart_bytes"]}
             result["turnaround_us"] = outcome["turnaround_us"]
@@ -641,7 +644,7 @@ class Target:
         try:
             await self._back_to_application()
         except LinkError as error:
-            if isinstance(error, PortGone) or self._vanished():
+            if isinstance(error, PortGone) or self._lost():
                 self.unreleased = True  # The keeper finds out; the lines went with the port, the target stays in its loader.
             else:
                 await self._set("broken", f"the lines could not be brought back to idle: {error.message}")

@@ -13,8 +13,9 @@ Invariants:
 - Parity errors do not change bytes. INPCK stays off: with it a byte with wrong parity would arrive as 0x00, or vanish
   (IGNPAR), or PARMRK would make the count of bytes depend on their value. The intact byte is the better evidence (an
   application that prints at 8N1 stays readable), and the driver counts each error in either case: compare ``counters``.
-- An exclusive port: TIOCEXCL stops further opens (not those of root), flock stops other careful programs, and a look
-  through /proc finds those that opened it before us and lock nothing (getty, a terminal program).
+- An exclusive port: TIOCEXCL stops further opens (not those of root; not on a pty), flock stops other careful programs, and
+  a look through /proc finds those that opened it before us and lock nothing (getty, a terminal program), as far as we may
+  see them: as a user of its own, the daemon does not see other people's.
 - A device that is gone raises ``PortGone`` from whatever call meets it first.
 """
 
@@ -197,7 +198,9 @@ class Uart:
                 if holder is not None:
                     raise _busy(self.path, holder, "open")
             # 4. Ours: exclusive, raw, at once.
-            _ioctl(self.fd, termios.TIOCEXCL, 0)
+            # Not on a pty: the flag outlives us where somebody keeps the other end's device open, as a simulator does.
+            if not self.is_pty:
+                _ioctl(self.fd, termios.TIOCEXCL, 0)
             self._put(_raw(self._get()))
         except OSError as error:
             if error.errno in (errno.ENOTTY, errno.EINVAL):
@@ -231,6 +234,8 @@ class Uart:
         if self._owned:
             with suppress(OSError):  # The device may be gone, and its bytes with it.
                 _ioctl(fd, termios.TCFLSH, termios.TCOFLUSH)
+                # The flag is the device's, not the descriptor's: while anybody has it open it would keep us out, too.
+                _ioctl(fd, termios.TIOCNXCL, 0)
         os.close(fd)
 
     def describe(self) -> dict[str, str | int | bool]:

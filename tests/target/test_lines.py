@@ -214,7 +214,8 @@ class Request:
         self.gone = False
 
     def ioctl(self, fd: int, request: int, argument: bytes) -> int:
-        assert request == 0xC010B40F, "GPIO_V2_LINE_SET_VALUES_IOCTL, from the kernel's header by a C compiler"
+        # GPIO_V2_LINE_GET_VALUES_IOCTL and ..._SET_..., from the kernel's header by a C compiler.
+        assert request in (0xC010B40E, 0xC010B40F)
         assert len(argument) == 16
         if self.gone:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
@@ -223,7 +224,7 @@ class Request:
         if not mask or mask >> len(lines) or bits & ~mask:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         for bit in range(len(lines)):
-            if mask >> bit & 1:
+            if request == 0xC010B40F and mask >> bit & 1:
                 lines[bit] = bool(bits >> bit & 1)
         return 0
 
@@ -245,7 +246,9 @@ def test_gpio_lines_over_two_chips(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel.values == {70: [True, True], 71: [False]}
     lines.idle()
     assert kernel.values == {70: [False, False], 71: [True]}
+    assert lines.gone() == ""
     kernel.gone = True
+    assert lines.gone() == "the GPIO chip of boot0 () vanished"
     with pytest.raises(LineUnavailable, match=r"NRST \(rp1:17 GPIO17\): its GPIO chip is gone"):
         lines.set(reset=False)
 
@@ -468,10 +471,12 @@ def test_anything_but_ok_is_a_failure(box: tuple[Box, str], answer: bytes, said:
 
 def test_a_box_that_went_away(box: tuple[Box, str]) -> None:
     lines = open_lines(boxed(box[1]), NO_UART, "bridged")
+    assert lines.gone() == ""
     box[0].closing = True
     for _ in range(2):
         with pytest.raises(LineUnavailable):
             lines.set(reset=True)
+    assert "closed the connection" in lines.gone()
     lines.close()
 
 

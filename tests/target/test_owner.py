@@ -191,18 +191,54 @@ def test_a_session_past_its_deadline_is_ended_and_the_target_released(tmp_path: 
 
 def test_lines_that_fail_mark_the_target_broken(tmp_path: Path) -> None:
     async def act(rig: Rig) -> None:
-        def unplug() -> None:
-            for connection, _ in rig.port._connections.values():
-                connection.shutdown(2)
+        with pytest.MonkeyPatch.context() as patch:
 
-        with pytest.raises(errors.BridgedError):
-            await rig.run("identify", on=when(Phase.IDENTIFY, unplug))
+            def stick() -> None:
+                patch.setattr(rig.port, "_command", lambda _line: b"error stuck")
+
+            with pytest.raises(errors.LineUnavailable, match="stuck"):
+                await rig.run("identify", on=when(Phase.IDENTIFY, stick))
         assert rig.target.state == "broken"
         with pytest.raises(errors.TargetBroken):
             await rig.run("identify")
         rig.target.clear()
         assert await rig.target.wait_idle_hardware(5)
         assert (await rig.run("identify"))["pid"] == 0x415
+
+    play(tmp_path, act)
+
+
+def test_lines_that_vanish_are_waited_for_and_the_release_is_owed(tmp_path: Path) -> None:
+    """A line box that is started anew, or a GPIO chip on an adapter of its own: the port is still there."""
+
+    async def act(rig: Rig) -> None:
+        def unplug() -> None:
+            for connection, _ in rig.port._connections.values():
+                connection.shutdown(2)
+
+        with pytest.raises(errors.PortGone, match="closed the connection"):
+            await rig.run("identify", on=when(Phase.IDENTIFY, unplug))
+        assert rig.target.state == "absent"
+        assert "closed the connection" in rig.target.reason
+        assert rig.target.unreleased
+        assert await rig.target.wait_idle_hardware(5)
+        await rig.target.release_after(0)
+        assert not rig.target.unreleased
+        assert (await rig.run("identify"))["pid"] == 0x415
+
+    play(tmp_path, act)
+
+
+def test_idle_lines_that_vanish_are_noticed(tmp_path: Path) -> None:
+    async def act(rig: Rig) -> None:
+        resets = rig.device.stats.resets
+        for connection, _ in rig.port._connections.values():
+            connection.shutdown(2)
+        async with asyncio.timeout(10):
+            while rig.target.state != "absent":
+                await asyncio.sleep(0.02)
+        assert await rig.target.wait_idle_hardware(5)
+        assert rig.device.stats.resets == resets
 
     play(tmp_path, act)
 

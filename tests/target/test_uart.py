@@ -234,7 +234,7 @@ class Driver:
                 argument[0] = self.discipline
             case 0x5411:  # TIOCOUTQ
                 argument[0] = self.out_queue
-            case 0x540B | 0x540C:  # TCFLSH, TIOCEXCL
+            case 0x540B | 0x540C | 0x540D:  # TCFLSH, TIOCEXCL, TIOCNXCL
                 pass
             case _:
                 raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
@@ -426,10 +426,31 @@ def test_low_latency_where_the_driver_has_it(
 # --- opening ------------------------------------------------------------------------------------------------------------
 
 
+def is_exclusive(fd: int) -> bool:
+    flag = array("i", [0])
+    fcntl.ioctl(fd, TIOCGEXCL, flag)
+    return bool(flag[0])
+
+
+def test_a_port_is_exclusive_until_it_is_closed(monkeypatch: pytest.MonkeyPatch, line: Pty) -> None:
+    """The flag is the device's: left behind it keeps everybody out, us too, while anybody still has the device open."""
+    monkeypatch.setattr(module, "is_pty_device", lambda _: False)
+    monkeypatch.setattr(module, "find_holder", lambda *_args, **_more: None)
+    other = os.open(line.path, os.O_RDWR | os.O_NOCTTY)
+    try:
+        uart = Uart.open(line.path)
+        assert is_exclusive(other)
+        uart.close()
+        assert not is_exclusive(other)
+    finally:
+        os.close(other)
+
+
+def test_a_pty_is_not_made_exclusive_since_the_flag_would_outlive_a_kill(uart: Uart) -> None:
+    assert not is_exclusive(uart.fd)
+
+
 def test_opening_takes_the_port_for_ourselves_and_leaves_no_trap_at_close(line: Pty, uart: Uart) -> None:
-    exclusive = array("i", [0])
-    fcntl.ioctl(uart.fd, TIOCGEXCL, exclusive)
-    assert exclusive[0] == 1
     assert not termios.tcgetattr(uart.fd)[2] & termios.HUPCL
     assert os.get_blocking(uart.fd) is False
     assert os.get_inheritable(uart.fd) is False
@@ -587,7 +608,7 @@ def test_only_the_owner_discards_output_at_close(monkeypatch: pytest.MonkeyPatch
     inherited.close()
     assert seen == []
     uart.close()
-    assert seen == [(termios.TCFLSH, termios.TCOFLUSH)]
+    assert seen == [(termios.TCFLSH, termios.TCOFLUSH), (termios.TIOCNXCL, 0)]
 
 
 def test_a_pty_is_known_by_its_number() -> None:

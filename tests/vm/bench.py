@@ -152,6 +152,7 @@ class Bench:
         for name, text in UNITS.items():
             self.vm.write(f"/etc/systemd/system/{name}", text)
         self.vm.run("systemctl daemon-reload && systemctl enable --now vm-hardware vm-follow-out")
+        self.vm.write("/etc/systemd/system/bridged.service.d/tests.conf", "[Unit]\nStartLimitIntervalSec=0\n")
         self.vm.write("/root/bridged.deb", self._package.read_bytes())
         # Without its own syncs: what is tested is not dpkg's patience with a disk.
         self.vm.run("dpkg --force-unsafe-io -i /root/bridged.deb", timeout_s=240)

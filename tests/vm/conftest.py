@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import missing
-from tests.vm import build
+from tests.vm import build, container
 from tests.vm.bench import Bench
+from tests.vm.container import Container
+from tests.vm.inside import install, set_up
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,3 +60,14 @@ def bench(rig: Bench) -> Bench:
     rig.recover()
     rig.forget_moves()
     return rig
+
+
+@pytest.fixture(scope="session")
+def installed(guest: build.Guest, package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
+    """A container with the package in it and a target beside it."""
+    if reason := container.lacking():
+        missing("a container", reason)
+    with Container(guest, tmp_path_factory.mktemp("container")) as inside:
+        install(inside, package)
+        set_up(inside)
+        yield inside

@@ -1,0 +1,265 @@
+"""The unit, as systemd sees it, in a container: readiness, sockets, secrets, the sandbox, the journal."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from bridged import chips
+from bridged.logs import Notice
+from tests.target.bench import make_image
+from tests.vm.bench import raw
+from tests.vm.container import Container
+from tests.vm.inside import configure, flash, say, wait_for
+
+F407 = chips.find("F407")
+
+
+def image(size_bytes: int, seed: int) -> bytes:
+    return raw(make_image(F407, size_bytes, seed=seed))
+
+
+def show(inside: Container, name: str, unit: str = "bridged") -> str:
+    return inside.run(f"systemctl show -P {name} {unit}").strip()
+
+
+def entries(inside: Container, *matches: str) -> list[dict[str, str]]:
+    text = inside.run(f"journalctl --sync; journalctl -b -o json --no-pager {' '.join(matches)}")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# --- notify and the watchdog ------------------------------------------------------------------------------------------
+
+
+def test_systemd_knows_that_it_is_ready_and_what_it_does(installed: Container) -> None:
+    assert show(installed, "Type") == "notify"
+    assert show(installed, "StatusText") == "1 target"
+    job = flash(installed, image(20 * 1024, 1), "status")
+    wait_for(installed, job, phase="write")
+    assert show(installed, "StatusText") == f"1 target, job {job}"
+    assert wait_for(installed, job, state="succeeded|failed")["state"] == "succeeded"
+    installed.wait_for("the job is out of the status", "test \"$(systemctl show -P StatusText bridged)\" = '1 target'")
+
+
+def test_a_reload_is_told_and_a_bad_configuration_leaves_the_old_one(installed: Container) -> None:
+    before = show(installed, "MainPID")
+    good = installed.read("/etc/bridged/bridged.toml")
+    try:
+        installed.write("/etc/bridged/bridged.toml", good.replace(b"F407", b"F999"))
+        installed.run("systemctl reload bridged")
+        installed.wait_for("the mistake is told", f"journalctl -b MESSAGE_ID={Notice.CONFIG_REJECTED.message_id} | grep F999")
+        assert "chip=F407" in say(installed, "TARGETS")
+    finally:
+        installed.write("/etc/bridged/bridged.toml", good)
+    installed.run("systemctl reload bridged")
+    assert (show(installed, "ActiveState"), show(installed, "MainPID")) == ("active", before)
+
+
+def test_a_configuration_with_mistakes_is_not_tried_again_and_again(installed: Container) -> None:
+    good = installed.read("/etc/bridged/bridged.toml")
+    try:
+        installed.write("/etc/bridged/bridged.toml", good.replace(b"F407", b"F999"))
+        assert installed.try_("systemctl restart bridged").status != 0
+        assert (show(installed, "ActiveState"), show(installed, "ExecMainStatus")) == ("failed", "78")
+        assert show(installed, "NRestarts") == "0"
+    finally:
+        installed.write("/etc/bridged/bridged.toml", good)
+        installed.run("systemctl reset-failed bridged")
+        configure(installed)
+
+
+def test_the_watchdog_is_fed_while_it_works_and_bites_when_it_does_not(installed: Container) -> None:
+    installed.write("/etc/systemd/system/bridged.service.d/watchdog.conf", "[Service]\nWatchdogSec=2\n")
+    try:
+        installed.run("systemctl daemon-reload && systemctl restart bridged && sleep 5")
+        assert show(installed, "NRestarts") == "0", "fed"
+        installed.run("kill -STOP $(systemctl show -P MainPID bridged)")
+        installed.wait_for("it is started again", "test $(systemctl show -P NRestarts bridged) = 1")
+        assert "Watchdog timeout (limit 2s)" in installed.run("journalctl -b -u bridged --no-pager")
+        installed.wait_for("and ready", "test $(systemctl is-active bridged) = active")
+    finally:
+        installed.run("rm /etc/systemd/system/bridged.service.d/watchdog.conf; systemctl daemon-reload")
+        configure(installed)
+
+
+# --- sockets ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sockets(installed: Container) -> Iterator[Container]:
+    """systemd holds every socket; the daemon is not running."""
+    units = "bridged.socket bridged-http.socket bridged-console@sim.socket"
+    installed.run(f"systemctl stop bridged && systemctl start {units}")
+    yield installed
+    installed.run(f"systemctl stop {units} bridged && systemctl start bridged")
+
+
+def test_a_client_starts_the_daemon_by_connecting(sockets: Container) -> None:
+    assert show(sockets, "ActiveState") == "inactive"
+    assert "250 PONG" in say(sockets, "PING")
+    sockets.wait_for("ready", "test $(systemctl is-active bridged) = active")
+    text = sockets.run("journalctl -b -u bridged --no-pager -n 30")
+    for where in ("127.0.0.1:7100", "/run/bridged/bridged.sock", "http 127.0.0.1:7101", "/run/bridged/console-sim.sock"):
+        assert re.search(rf"{re.escape(where)} \([^)]*passed\)", text), f"{where} in {text}"
+    request = "GET /v1/targets HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n"
+    assert "HTTP/1.1 200" in sockets.run(f"exec 3<>/dev/tcp/127.0.0.1/7101; printf '{request}' >&3; cat <&3")
+
+
+def test_nobody_is_refused_while_it_restarts(sockets: Container) -> None:
+    say(sockets, "PING")
+    # A restart, and connections all the while: each is answered, some a little later.
+    sockets.run(
+        "systemctl --no-block restart bridged; "
+        "for i in $(seq 20); do printf 'PING\\nQUIT\\n' | nc -N 127.0.0.1 7100 | grep -q PONG || exit 1; done"
+    )
+
+
+def test_the_console_of_a_target_waits_on_its_socket(sockets: Container) -> None:
+    """The application echoes nothing by itself; what it prints after a reset comes out of the console."""
+    say(sockets, "PING")
+    sockets.wait_for("the target is idle", "printf 'TARGETS\\nQUIT\\n' | nc -N 127.0.0.1 7100 | grep -q 'sim state=idle'")
+    job = flash(sockets, image(4096, 3), "console")
+    assert wait_for(sockets, job, state="succeeded|failed")["state"] == "succeeded"
+    sockets.run(
+        "systemd-run --quiet --collect --unit=listener sh -c 'exec nc -U /run/bridged/console-sim.sock > /root/console.out'"
+    )
+    out = sockets.run(
+        "sleep 0.5; "
+        "printf 'RESET sim wait=1\\nQUIT\\n' | nc -N 127.0.0.1 7100 > /dev/null; "
+        "for i in $(seq 50); do grep -q 'bench application' /root/console.out && break; sleep 0.2; done; cat /root/console.out"
+    )
+    assert "bench application" in out
+
+
+# --- secrets and the sandbox --------------------------------------------------------------------------------------------
+
+
+def test_secrets_come_from_systemd_and_nobody_else_sees_them(installed: Container) -> None:
+    installed.run("umask 077; echo s3cret > /etc/bridged/credentials/token")
+    try:
+        installed.run("systemctl restart bridged")
+        folder = installed.run(
+            "tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID bridged)/environ | sed -n 's/^CREDENTIALS_DIRECTORY=//p'"
+        ).strip()
+        assert installed.run(f"cat {folder}/bridged_token") == "s3cret\n"
+        as_daemon = "setpriv --reuid=bridged --regid=bridged --clear-groups"
+        assert installed.try_(f"{as_daemon} cat /etc/bridged/credentials/token").status != 0, "only systemd reads the file"
+        assert installed.try_(f"setpriv --reuid=nobody --regid=nogroup --clear-groups cat {folder}/bridged_token").status != 0
+    finally:
+        installed.run("rm /etc/bridged/credentials/token")
+
+
+def test_the_private_key_of_tls_as_a_secret(installed: Container) -> None:
+    key, certificate = self_signed()
+    installed.write("/etc/bridged/credentials/tls.key", key, 0o600)
+    installed.write("/etc/bridged/credentials/tls.pem", certificate, 0o600)
+    try:
+        configure(
+            installed,
+            '[tls]\ncertificate = "credential:bridged_tls.pem"\nkey = "credential:bridged_tls.key"\n'
+            '[api]\nlisten = "127.0.0.1:7100 tls:127.0.0.1:7443"\n',
+        )
+        said = installed.run(
+            '/opt/bridged/bin/python3 -c "import socket, ssl; c = ssl.create_default_context(); c.check_hostname = False; '
+            "c.verify_mode = ssl.CERT_NONE; s = c.wrap_socket(socket.create_connection(('127.0.0.1', 7443))); "
+            'print(s.version(), s.recv(100))"'
+        )
+        assert "TLSv1.3" in said
+        assert "220 bridged" in said
+    finally:
+        installed.run("rm -f /etc/bridged/credentials/tls.*")
+        configure(installed)
+
+
+def self_signed() -> tuple[bytes, bytes]:
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gateway")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(1).not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
+    return (
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+        made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM),
+    )
+
+
+def test_the_running_unit_is_locked_down(installed: Container) -> None:
+    text = installed.run("systemd-analyze security --no-pager bridged.service")
+    found = re.search(r"Overall exposure level for bridged.service: (\d+\.\d+)", text)
+    assert found, text
+    assert float(found[1]) <= 2.0, text
+
+
+def test_the_daemon_can_write_its_own_state_only(installed: Container) -> None:
+    pid = show(installed, "MainPID")
+    inside = f"nsenter --target {pid} --mount --root -- setpriv --reuid=bridged --regid=bridged --clear-groups"
+    assert installed.try_(f"{inside} touch /var/lib/bridged/x").status == 0
+    installed.run("rm /var/lib/bridged/x")
+    for place in ("/etc/bridged", "/opt/bridged", "/var/lib", "/usr"):
+        answer = installed.try_(f"nsenter --target {pid} --mount --root -- touch {place}/x")
+        assert "Read-only file system" in answer.err, (place, answer)
+
+
+# --- the journal --------------------------------------------------------------------------------------------------------
+
+
+def test_the_journal_can_be_asked_by_job_target_and_kind(installed: Container) -> None:
+    job = flash(installed, image(4096, 4), "journal")
+    assert wait_for(installed, job, state="succeeded|failed")["state"] == "succeeded"
+    (found,) = entries(installed, f"BRIDGED_JOB={job}")
+    assert found["MESSAGE_ID"] == Notice.JOB_ENDED.message_id
+    assert (found["BRIDGED_TARGET"], found["BRIDGED_STATE"], found["PRIORITY"]) == ("sim", "succeeded", "6")
+    assert found["_SYSTEMD_UNIT"] == "bridged.service"
+    assert found["SYSLOG_IDENTIFIER"] == "bridged"
+    assert entries(installed, f"MESSAGE_ID={Notice.STARTED.message_id}")
+
+
+def test_a_failure_is_an_error_with_its_code(installed: Container) -> None:
+    answer = say(installed, "VERIFY sim journal addr=0x08000000 wait=1")
+    assert "state=succeeded" in answer, answer
+    installed.run("systemctl stop sim")
+    try:
+        installed.wait_for("the target is gone", "printf 'TARGETS\\nQUIT\\n' | nc -N 127.0.0.1 7100 | grep -q 'state=absent'")
+        (*_, found) = entries(installed, "BRIDGED_TARGET=sim", f"MESSAGE_ID={Notice.TARGET_ABSENT.message_id}")
+        assert found["PRIORITY"] == "4"
+    finally:
+        installed.run("systemctl start sim")
+        configure(installed)
+
+
+def test_the_catalogue_explains_messages(installed: Container) -> None:
+    text = installed.run(f"journalctl -b -x --no-pager MESSAGE_ID={Notice.STARTED.message_id}")
+    assert Notice.STARTED.subject in text
+    assert "no other target was reset" in text
+    assert installed.run("journalctl --list-catalog --no-pager").count(" bridged:") == len(Notice)
+
+
+def test_no_field_is_lost_when_the_journal_is_restarted(installed: Container) -> None:
+    installed.run("systemctl restart systemd-journald")
+    job = flash(installed, image(4096, 5), "restarted")
+    assert wait_for(installed, job, state="succeeded|failed")["state"] == "succeeded"
+    assert [entry["BRIDGED_STATE"] for entry in entries(installed, f"BRIDGED_JOB={job}")] == ["succeeded"]
+
+
+# --- users, folders, devices ----------------------------------------------------------------------------------------
+
+
+def test_user_groups_and_folders(installed: Container) -> None:
+    assert "dialout" in installed.run("systemctl show -P SupplementaryGroups bridged")
+    assert installed.run("getent group gpio")
+    assert installed.run("stat -c '%a %U' /etc/bridged/credentials /var/lib/bridged").splitlines() == [
+        "700 root",
+        "700 bridged",
+    ]
+    assert installed.run("getent passwd bridged").rstrip().endswith("/nologin")
+    pid = show(installed, "MainPID")
+    assert installed.run(f"ps -o user= -p {pid}").strip() == "bridged"
