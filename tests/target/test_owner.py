@@ -213,7 +213,7 @@ def test_lines_that_vanish_are_waited_for_and_the_release_is_owed(tmp_path: Path
 
     async def act(rig: Rig) -> None:
         def unplug() -> None:
-            for connection, _ in rig.port._connections.values():
+            for connection, _ in list(rig.port._connections.values()):
                 connection.shutdown(2)
 
         with pytest.raises(errors.PortGone, match="closed the connection"):
@@ -232,7 +232,7 @@ def test_lines_that_vanish_are_waited_for_and_the_release_is_owed(tmp_path: Path
 def test_idle_lines_that_vanish_are_noticed(tmp_path: Path) -> None:
     async def act(rig: Rig) -> None:
         resets = rig.device.stats.resets
-        for connection, _ in rig.port._connections.values():
+        for connection, _ in list(rig.port._connections.values()):
             connection.shutdown(2)
         async with asyncio.timeout(10):
             while rig.target.state != "absent":
