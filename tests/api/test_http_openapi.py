@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from schemathesis import GenerationMode, checks
 from schemathesis.core.result import Ok
 
@@ -123,6 +123,8 @@ def test_the_server_answers_as_its_document_says(operations: dict[str, Any], lab
     def ask(case: Any) -> None:
         nonlocal asked
         asked += 1
+        # What schemathesis itself cannot put into a path, braces above all, it replaces by a character that is not allowed there.
+        assume(mode is GenerationMode.NEGATIVE or "%EF%BF%BD" not in str(case.path_parameters))
         answer = case.call(timeout=20)
         # tus refuses with numbers of its own (412, 409), which the check does not know.
         rejected = [checks.negative_data_rejection] if "uploads" not in label else []
