@@ -123,7 +123,7 @@ def test_the_server_answers_as_its_document_says(operations: dict[str, Any], lab
     def ask(case: Any) -> None:
         nonlocal asked
         asked += 1
-        # What schemathesis itself cannot put into a path, braces above all, it replaces by a character that is not allowed there.
+        # What schemathesis cannot put into a path, braces above all, it replaces by a character that is not allowed there.
         assume(mode is GenerationMode.NEGATIVE or "%EF%BF%BD" not in str(case.path_parameters))
         answer = case.call(timeout=20)
         # tus refuses with numbers of its own (412, 409), which the check does not know.
