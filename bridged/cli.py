@@ -506,11 +506,14 @@ class Command:
             "force": ",".join(getattr(args, "force", None) or []) or None,
             "sig": ",".join(signature_text(Path(name)) for name in getattr(args, "sig", None) or []) or None,
             "trace": 1 if getattr(args, "trace", False) else None,
+            "resets": ",".join(getattr(args, "resets", None) or []) or None,
         }
         return {name: values[name] for name in names}
 
     def _run_job(self, verb: str, target: str, *words: str, **options: Any) -> Exit:
-        reply = self.client.submitted(verb, target, *words, id=self.args.id or "", **self._options("trace"), **options)
+        reply = self.client.submitted(
+            verb, target, *words, id=self.args.id or "", **self._options("trace", "resets"), **options
+        )
         self.screen.reply(reply)
         self.job = str(reply.data.get("job", ""))
         if reply.code == 251:  # An ensure that was true already; there was nothing to wait for.
@@ -855,6 +858,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def job(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--id", metavar="TEXT", help="your own id: the same command with the same id starts nothing twice")
+        text = "another target that this resets as well, because they share NRST or power; has to be said for each"
+        sub.add_argument("--resets", metavar="TARGET", action="append", help=text)
         sub.add_argument("--trace", action="store_true", help="keep the flight recording also when all goes well")
         sub.add_argument("--no-wait", action="store_true", help="print the job's id and return at once")
 

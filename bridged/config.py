@@ -280,7 +280,10 @@ class Target:
     layout: str = _f("", "Sector layout where option bits decide or the table is unsure; empty: ask the chip.")
     startup_s: float = _f(0.0, "From reset to the listening loader; 0: the table's value.", low=0, high=60)
     shares: list[str] = _f(
-        list, "Names of targets that share UART, NRST, BOOT0 or power; they run one at a time.", kind="target"
+        list,
+        "Names of targets that share UART, NRST, BOOT0 or power; they run one at a time. Where a reset of this one resets them"
+        " as well, each job has to name them: resets=NAME.",
+        kind="target",
     )
     protect: list[str] = _f(
         list,
@@ -746,6 +749,38 @@ def _things(target: Target) -> set[str]:
     if lines.kind == "socket" and lines.socket:
         found.add(f"line box {lines.socket}")
     return found
+
+
+def neighbours(targets: Mapping[str, Target], name: str) -> tuple[str, ...]:
+    """The other targets that a reset of ``name`` resets as well: they declare that they share, and it is NRST or the power.
+
+    Where two that share have nothing in common by name (one line under two names) nobody can tell what it is: it counts.
+    """
+    target = targets[name]
+    ours, resets = _things(target), _resets(target)
+    if not resets:
+        return ()
+    found = []
+    for other in targets:
+        if other != name and (other in target.shares or name in targets[other].shares):
+            common = ours & _things(targets[other])
+            if not common or common & resets & _resets(targets[other]):
+                found.append(other)
+    return tuple(found)
+
+
+def _resets(target: Target) -> set[str]:
+    """What of ``_things`` can reset it. A line box and the lines of a port are one thing: who has one moves all of it."""
+    lines = target.lines
+    wired = [v for v in (lines.nrst, lines.power) if v]
+    match lines.kind if wired else "none":
+        case "gpio":
+            return {f"line {v}" for v in wired}
+        case "modem":
+            return {f"port {target.port}"}
+        case "socket":
+            return {f"line box {lines.socket}"}
+    return set()
 
 
 def _wrong_value(kind: Any, meta: Mapping[str, Any], value: Any) -> str:

@@ -422,7 +422,7 @@ class AgainstPolicy(NotAllowed):
 
 
 class ConsentMissing(RequestError):
-    """What the job asks for destroys more than it names."""
+    """What the job asks for destroys, or resets, more than it names."""
 
     code = "CONSENT_MISSING"
 
@@ -726,7 +726,7 @@ HINTS: dict[str, Hint] = {
         "The message names the rule; sign an image that meets it, or change the policy on the gateway.",
     ),
     "CONSENT_MISSING": Hint(
-        "The job would destroy more than it says.", "Say it in the words of the message if that is what you want."
+        "The job would destroy, or reset, more than it says.", "Say it in the words of the message if that is what you want."
     ),
     "LOGIN_FIRST": Hint(
         "Beyond loopback and the Unix socket nothing is answered without a token or a client certificate.",

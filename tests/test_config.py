@@ -322,6 +322,40 @@ def test_what_is_shared_must_be_declared_by_both() -> None:
     assert len(config.load(two(by_hand, by_hand)).targets) == 2, "by hand is no line of the gateway"
 
 
+GPIO = 'lines = { kind = "gpio", nrst = "GPIO17", boot0 = "GPIO27" }'
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "ports", "found"),
+    [
+        (GPIO, GPIO, "2", ("b",)),
+        (GPIO, GPIO.replace("17", "18"), "2", ()),  # BOOT0 alone resets nobody.
+        (GPIO.replace("nrst", "power"), GPIO, "2", ("b",)),
+        (GPIO, GPIO.replace("GPIO17", "pin:11").replace("GPIO27", "pin:13"), "2", ("b",)),  # One line under two names.
+        (GPIO, GPIO.replace("17", "18").replace("27", "22"), "1", ()),  # The same UART, and an NRST for each.
+        ('lines = { kind = "modem", nrst = "dtr" }', 'lines = { kind = "modem", nrst = "dtr" }', "1", ("b",)),
+        ('lines = { kind = "modem", boot0 = "rts" }', 'lines = { kind = "modem", boot0 = "rts" }', "1", ()),
+        (
+            'lines = { kind = "socket", socket = "/run/box", nrst = "nrst" }',
+            'lines = { kind = "socket", socket = "/run/box", nrst = "nrst" }',
+            "2",
+            ("b",),
+        ),
+        ("", "", "1", ()),
+    ],
+)
+def test_whom_a_reset_resets_as_well(a: str, b: str, ports: str, found: tuple[str, ...]) -> None:
+    text = two(f'{a}\nshares = ["b"]', f'{b}\nshares = ["a"]')
+    loaded = config.load(text.replace("ttyS1", "ttyS0") if ports == "1" else text)
+    assert config.neighbours(loaded.targets, "a") == found
+    assert config.neighbours(loaded.targets, "b") == (("a",) if found else ())
+
+
+def test_who_shares_nothing_resets_nobody() -> None:
+    loaded = config.load(two(GPIO, GPIO.replace("17", "18").replace("27", "22")))
+    assert config.neighbours(loaded.targets, "a") == ()
+
+
 def test_other_rules_over_two_values() -> None:
     check('[api]\nmetrics = "127.0.0.1:7100"\n', "2:1: api.metrics: 127.0.0.1:7100 is taken by api.listen already")
     check("[store]\nlimit_mib = 8\n", "1:2: store.image_limit_mib: exceeds store.limit_mib, which is 8")

@@ -40,7 +40,8 @@ class Guarded:
         """The submission gets the name and the place of its sender here, and nowhere else."""
         doing = str(sub.kind)
         try:
-            self.require(Scope.FLASH, sub.target, doing)
+            for target in (sub.target, *filter(None, str(sub.params.get("resets") or "").split(","))):
+                self.require(Scope.FLASH, target, doing)
             job = await self._jobs.submit(replace(sub, principal=self.who.name, source=self.who.source))
         except BridgedError as error:
             self.note(doing, target=sub.target, result=error.code)

@@ -78,6 +78,7 @@ def _item(kind: str) -> Schema:
     """One of a list: without the comma that separates them."""
     patterns = {"images": r"^[ -+\--~]{1,100}$", "patches": r"^0[xX][0-9A-Fa-f]{1,8}:([0-9A-Fa-f]{2}){1,16}$"}
     patterns["signatures"] = r"^[A-Za-z0-9+/]{100,900}={0,2}$"
+    patterns["targets"] = r"^[A-Za-z0-9_.-]{1,64}$"
     return {"type": "string", "pattern": patterns[kind]}
 
 

@@ -59,7 +59,7 @@ def values_of(verb: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 NUMBERS = frozenset({"address", "length", "number", "size"})
-LISTS = frozenset({"list", "images", "patches", "signatures"})
+LISTS = frozenset({"list", "images", "patches", "signatures", "targets"})
 
 
 def _text(verb: str, param: Param, value: Any) -> str:

@@ -35,13 +35,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
-from bridged.config import Config, parse_range
+from bridged.config import Config, neighbours, parse_range
 from bridged.config import Policy as PolicyConfig
 from bridged.config import Target as TargetConfig
 from bridged.errors import (
     BadRequest,
     BridgedError,
     Canceled,
+    ConsentMissing,
     DeadlineExceeded,
     DigestMismatch,
     EntryWouldBeLost,
@@ -587,6 +588,7 @@ class Jobs:
         request = _canonical(sub)
         if sub.id and (known := self._journal.submitted(sub.id, request)):
             return self.get(known)
+        self._check_neighbours(sub)
         if sub.kind in WRITING:
             await asyncio.to_thread(self._check_policy, sub.target, sub.image, sub.params)
         if lane.waiting + lane.admitting >= self._config.jobs.queue_limit:
@@ -610,6 +612,23 @@ class Jobs:
         lane.wake.set()
         self._show(live, update_of(job, now))
         return job
+
+    def _check_neighbours(self, sub: Submission) -> None:
+        """Who resets a neighbour names it. Raises ``ConsentMissing``; ``BadRequest`` where what is named is none."""
+        found = neighbours(self._config.targets, sub.target) if sub.target in self._config.targets else ()
+        named = [name for name in str(sub.params.get("resets") or "").split(",") if name]
+        if strange := [name for name in named if name not in found]:
+            known = f"it resets {', '.join(found)} as well" if found else "it resets no other target"
+            raise BadRequest(
+                f"resets={','.join(strange)}: a job on {sub.target} does not reset that; {known}", target=sub.target
+            )
+        if missing := [name for name in found if name not in named]:
+            raise ConsentMissing(
+                f"a job on {sub.target} resets {', '.join(missing)} as well, which shares its NRST or power: say resets="
+                f"{','.join(found)}",
+                target=sub.target,
+                resets=",".join(found),
+            )
 
     async def _cancel(self, live: _Live, force: bool) -> Job:
         if live.job.touched and not force:

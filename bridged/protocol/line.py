@@ -279,8 +279,9 @@ _EVIDENCE = Param(
 )
 _FULL = Param("mode", "choice", "full: every sector of the image is erased and written", ("full",))
 _TRACE = Param("trace", "flag", "1: keep the recording of the dialogue also when the job succeeds", ("0", "1"))
+_RESETS = Param("resets", "targets", "other targets that this resets as well: those that share its NRST or power must be named")
 _SIG = Param("sig", "signatures", "base64 of the image's .minisig file; of several images each, by comma")
-_WRITING = (_ADDR, _TYPE, _PATCH, _SIG, _VERIFY, _OUTSIDE, _ENTRY, _UNPROTECT, _PROTECT, _FORCE, _TRACE, _ID, _WAIT)
+_WRITING = (_ADDR, _TYPE, _PATCH, _SIG, _VERIFY, _OUTSIDE, _ENTRY, _UNPROTECT, _PROTECT, _FORCE, _RESETS, _TRACE, _ID, _WAIT)
 _SUBMITTED = "250 job=ID state=queued (wait=1: 150 lines, then 250 done, 251 nothing to do, 400 and others failed)"
 
 _TABLE = (
@@ -347,7 +348,7 @@ _TABLE = (
         "Compares the flash with an image; changes nothing.",
         _SUBMITTED,
         (_TARGET, _IMAGE),
-        (_ADDR, _TYPE, _PATCH, _TRACE, _ID, _WAIT),
+        (_ADDR, _TYPE, _PATCH, _RESETS, _TRACE, _ID, _WAIT),
         scope=Scope.FLASH,
     ),
     Verb(
@@ -355,7 +356,7 @@ _TABLE = (
         "Reads memory; fetch the bytes with GET <job>.",
         _SUBMITTED,
         (_TARGET, Param("addr", "address", "first address"), Param("len", "length", "number of bytes")),
-        (_TRACE, _ID, _WAIT),
+        (_RESETS, _TRACE, _ID, _WAIT),
         scope=Scope.FLASH,
     ),
     Verb(
@@ -363,7 +364,7 @@ _TABLE = (
         "Erases the sectors of a range, which must begin and end on sector bounds: an erase is never widened.",
         _SUBMITTED,
         (_TARGET, Param("range", "range", "ADDR+LEN, or all")),
-        (_ENTRY, _TRACE, _ID, _WAIT),
+        (_ENTRY, _RESETS, _TRACE, _ID, _WAIT),
         scope=Scope.FLASH,
     ),
     Verb(
@@ -371,7 +372,7 @@ _TABLE = (
         "Resets the target into its application, or into the loader.",
         _SUBMITTED,
         (_TARGET,),
-        (Param("mode", "choice", "app: the application, boot: the ROM loader", ("app", "boot")), _TRACE, _ID, _WAIT),
+        (Param("mode", "choice", "app: the application, boot: the ROM loader", ("app", "boot")), _RESETS, _TRACE, _ID, _WAIT),
         scope=Scope.FLASH,
     ),
     Verb(
@@ -379,7 +380,7 @@ _TABLE = (
         "Examines the wiring and the chip without changing its flash; resets it several times. The findings are in the result.",
         _SUBMITTED,
         (_TARGET,),
-        (_TRACE, _ID, _WAIT),
+        (_RESETS, _TRACE, _ID, _WAIT),
         scope=Scope.FLASH,
     ),
     Verb(
@@ -393,6 +394,7 @@ _TABLE = (
             Param("raw", "patches", "bytes to lay over the block, complements computed; takes fields="),
             Param("fields", "text", "the fields that the bytes of raw= may change, by comma"),
             _INTERLOCK,
+            _RESETS,
             _TRACE,
             _ID,
             _WAIT,
@@ -408,6 +410,7 @@ _TABLE = (
             _WHAT,
             Param("sectors", "sectors", "with what=write: numbers as PLAN shows them, 0,2-5"),
             _INTERLOCK,
+            _RESETS,
             _TRACE,
             _ID,
             _WAIT,
@@ -428,13 +431,14 @@ _TABLE = (
                 "erase-everything: yes, the whole flash; interlock: reset without asking",
                 ("erase-everything", "interlock"),
             ),
+            _RESETS,
             _TRACE,
             _ID,
             _WAIT,
         ),
         scope=Scope.FLASH,
     ),
-    Verb("ID", "Asks the chip who it is.", _SUBMITTED, (_TARGET,), (_TRACE, _ID, _WAIT), scope=Scope.FLASH),
+    Verb("ID", "Asks the chip who it is.", _SUBMITTED, (_TARGET,), (_RESETS, _TRACE, _ID, _WAIT), scope=Scope.FLASH),
     Verb(
         "PLAN",
         "Shows what FLASH would erase, keep and write; touches nothing.",

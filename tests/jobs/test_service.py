@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bridged.config import Config
+from bridged.config import Config, Lines
 from bridged.errors import (
     BadRequest,
     BridgedError,
     Canceled,
+    ConsentMissing,
     CorruptImage,
     DeadlineExceeded,
     EntryWouldBeLost,
@@ -573,6 +574,29 @@ def test_targets_that_share_wires_run_one_at_a_time(tmp_path: Path) -> None:
             assert [(j.state, j.reason) for j in held] == [(JobState.WAITING, "lock")] * 2
             bench["a"].go.set()
             assert {(await bench.end(job)).state for job in (first, *others)} == {JobState.SUCCEEDED}
+
+    run(work)
+
+
+def test_who_resets_a_neighbour_names_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path, "a", "b", "c", shares={"a": ["b"], "b": ["a"]})
+        one_nrst = Lines(kind="gpio", nrst="GPIO17")
+        wired = {name: replace(one, lines=one_nrst) if name != "c" else one for name, one in bench.config.targets.items()}
+        bench.jobs._config = replace(bench.config, targets=wired)
+        async with bench:
+            for kind in (JobKind.FLASH, JobKind.IDENTIFY, JobKind.RESET, JobKind.DOCTOR):
+                with pytest.raises(ConsentMissing, match="say resets=b") as refused:
+                    await bench.submit("a", kind)
+                assert refused.value.facts["resets"] == "b"
+                assert (await bench.end(await bench.submit("a", kind, resets="b"))).state is JobState.SUCCEEDED
+            for target, named in (("a", "b,c"), ("a", "c"), ("c", "a")):
+                with pytest.raises(BadRequest, match="does not reset that"):
+                    await bench.submit(target, JobKind.IDENTIFY, resets=named)
+            assert (await bench.end(await bench.submit("c", JobKind.IDENTIFY))).state is JobState.SUCCEEDED
+            job = await bench.submit("a", JobKind.IDENTIFY, "mine", resets="b")
+            bench.jobs._config = bench.config
+            assert (await bench.submit("a", JobKind.IDENTIFY, "mine", resets="b")).id == job.id, "accepted is accepted"
 
     run(work)
 
