@@ -66,6 +66,8 @@ soak: $(DEV_STAMP) ## what takes hours: make soak SOAK_MINUTES=480
 	$(BIN)/python -m tests.product --flashes 10000 --seed $$(date +%s)
 	BRIDGED_FAULTS=10000 $(BIN)/python -m pytest -q tests/target/test_faults.py
 	BRIDGED_SOAK=1 SOAK_MINUTES=$$(( $(SOAK_MINUTES) / 4 )) $(BIN)/python -m pytest --timeout 0 tests/console/test_throughput.py
+	$(BIN)/python -m tests.stub.mutations
+	$(BIN)/python -m tests.stub.full_flash
 	$(BIN)/python -m tests.fuzz.run --seconds $$(( $(SOAK_MINUTES) * 45 ))
 
 bench: $(DEV_STAMP) ## beside stm32flash and others on one compiled device; writes docs/benchmarks.md: make bench ARGS=--quick

@@ -37,7 +37,7 @@ GREETING_S = 1.0
 ANSWER_S = 0.3  # beyond transmission and work; an adapter's latency and a busy gateway
 CONFIRM_S = 0.5  # the loader returns to the old rate after this
 TRIES = 6
-STALLS = 12  # in a row without any progress
+STALLS = 12  # tries in a row without any progress
 WINDOW = 64  # frames; less than half of the numbers, so that old and new can be told apart
 SLACK_BYTES = 64  # of the ring, for questions and noise
 UPLOAD_TRIES = 3
@@ -328,6 +328,7 @@ class Link:
         """
         frames = [frame(c.verb, (first + n) & 0xFF, c.payload) for n, c in enumerate(commands)]
         done = sent = furthest = stalls = 0
+        deadline: float | None = None  # of the present try; answers to what was sent twice do not move it
         while done < len(commands):
             yield Checkpoint()
             while sent < len(commands) and self._may_send(frames, done, sent):
@@ -337,33 +338,36 @@ class Link:
                 self.resent += sent < furthest
                 sent += 1
                 furthest = max(furthest, sent)
-            on_wire_s = sum(len(f) for f in frames[done:sent]) * self.byte_s
-            # The first that is not answered may wait for those before it in the ring, but they are answered.
-            answer = yield from self.receive(ANSWER_S + on_wire_s + commands[done].work_s)
-            before = done
-            if answer is None:
-                sent = done
-            elif (refusal := refusal_of(answer)) is not None:
+            now: float = yield Now()
+            if deadline is None:
+                on_wire_s = sum(len(f) for f in frames[done:sent]) * self.byte_s
+                deadline = now + ANSWER_S + on_wire_s + commands[done].work_s
+            answer = (yield from self.receive(deadline - now)) if now < deadline else None
+            before, again = done, answer is None
+            if answer is not None and (refusal := refusal_of(answer)) is not None:
                 ahead = (refusal.expected - first - done) & 0xFF
-                if ahead <= sent - done:
-                    done += ahead
+                done += ahead if ahead <= sent - done else 0
                 if not refusal.reason.by_wire:
                     # It goes no further than this one, so nothing is being erased any more.
                     if any(c.hazard_s for c in commands[before:sent]):
                         yield Hazard(0)
                     raise _failed(f"the second-stage loader refuses {commands[done].verb.name}", refusal)
-                sent = done
-            else:
+                again = True
+            elif answer is not None and answer.verb in _COMMANDS:
                 ahead = (answer.number - first - done) & 0xFF
-                if ahead < sent - done and answer.verb in _COMMANDS:
-                    done += ahead + 1
+                done += ahead + 1 if ahead < sent - done else 0
             for command in commands[before:done]:
                 if command.hazard_s:
                     yield _hazard(commands[done:sent])
                 yield from command.done
-            stalls = 0 if done > before else stalls + 1
-            if stalls > STALLS:
-                raise _failed(f"command {done} of {len(commands)} to the second-stage loader was not carried out")
+            if again:
+                sent, deadline = done, None
+            if done > before:
+                stalls, deadline = 0, None
+            elif again:
+                stalls += 1
+                if stalls > STALLS:
+                    raise _failed(f"command {done} of {len(commands)} to the second-stage loader was not carried out")
         return (first + len(commands)) & 0xFF
 
     def _may_send(self, frames: list[bytes], done: int, sent: int) -> bool:

@@ -75,7 +75,6 @@ class Controller:
     BUSY, LOCK, PROGRAM, ERASE, START = 1, 1, 1, 2, 4
     ERRORS, ONE_FOR_REFUSAL = 0, 0
     UNIT, WIDTHS, ECC = 1, (1,), False
-    PLAIN_CONTROL = 0  # bits of the control register that mean nothing here
 
     def __post_init__(self) -> None:
         self.banks = [Bank()]
@@ -107,6 +106,8 @@ class Controller:
             return bank.status | (self.BUSY if self.busy(bank) else 0)
         if register == self.CONTROL:
             return bank.control | (self.LOCK if bank.locked else 0)
+        if register == self.CLEAR:
+            return 0
         if register in self.others():
             return self.others()[register]
         self.bad(f"read of register {offset:#x}")
@@ -151,7 +152,7 @@ class Controller:
         if bank.pending:
             self.bad("a unit was begun and not finished")
         if value & self.LOCK:
-            if value & ~self.LOCK & ~self.PLAIN_CONTROL:
+            if value & (self.PROGRAM | self.ERASE | self.START):
                 self.bad(f"locked with bits set: {value:#x}")
             bank.locked, bank.control = True, 0
             return

@@ -36,6 +36,7 @@ CYCLES_PER_INSTRUCTION = 1.5  # of a Cortex-M0+; memory of the bus matrix and wa
 ACCESS_INSTRUCTIONS = 8  # what an access to a peripheral is worth within a slice
 IDLE_POLLS = 3  # looks at something that did not happen yet, after which the time is moved on
 LONGEST_SKIP_NS = 500_000
+WAITS_WITHOUT_REFRESH = 8  # looks after which the watchdog must have been refreshed
 STACK_PAINT = 0xDEADBEEF
 SCS = 0xE000E000
 
@@ -97,8 +98,10 @@ class Usart:
             self.pump()
             free = self.waiting is None
             idle = free and machine.now_ns >= self.shift_free
-            if not idle:
+            if not free:
                 machine.polled(self.shift_free)
+            elif not idle:
+                machine.polled(self.shift_free, certain=False)  # only who waits for the end of transmission looks again
             return (0x80 if free else 0) | (0x40 if idle else 0) | (0x08 if self.overrun else 0)
         if offset in self.registers:
             return self.registers[offset]
@@ -291,6 +294,7 @@ class Machine:
         self.polls = 0
         self.skip_to: int | None = None
         self.halted = False
+        self.unrefreshed = 0
         cpu.mem_write(self.load_address, self.image)
         stack, entry = struct.unpack_from("<II", self.image)
         code_end = self.load_address + len(self.image)
@@ -428,12 +432,12 @@ class Machine:
     def progress(self) -> None:
         self.polls = 0
 
-    def polled(self, until_ns: int | None) -> None:
+    def polled(self, until_ns: int | None, *, certain: bool = True) -> None:
         """The loader looks whether something happened. After enough of it the slice ends, and time moves on.
 
-        ``until_ns``: when it will happen, where that is certain; one look is enough then.
+        ``until_ns``: when it will happen, where that is known; where the loader ``certain``ly waits, two looks are enough.
         """
-        self.polls += IDLE_POLLS if until_ns is not None else 1
+        self.polls += 2 if until_ns is not None and certain else 1
         if self.polls > IDLE_POLLS:
             self.skip_to = until_ns if until_ns is not None else 1 << 62
             self.cpu.emu_stop()
@@ -468,13 +472,21 @@ class Machine:
                 if self.levels:
                     times.append(self.levels[0][0])
                 self.now_ns = max(self.now_ns, min(times))
-                self.polls = IDLE_POLLS - 1
+                self.polls = 1
+                self.waited()
             self.deliver()
             self.usart.pump()
         self.now_ns = max(self.now_ns, until_ns)
         self.deliver()
 
+    def waited(self) -> None:
+        """Time was moved on. A loop that waits without refreshing the watchdog is a violation, wherever it is."""
+        self.unrefreshed += 1
+        if self.unrefreshed > WAITS_WITHOUT_REFRESH:
+            self.bad("a loop waits and does not refresh the watchdog")
+
     def refreshed(self) -> None:
+        self.unrefreshed = 0
         gap = self.instructions - self.watchdog_at
         self.longest_watchdog_gap = max(self.longest_watchdog_gap, gap)
         self.watchdog_at = self.instructions
