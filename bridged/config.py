@@ -156,11 +156,25 @@ class Lines:
     nrst: str = _f("", "The line that drives NRST; empty: not wired.", kind="line")
     boot0: str = _f("", "The line that drives BOOT0; empty: not wired; by-hand: held high by a person.", kind="line")
     power: str = _f("", "The line that switches the supply; empty: not wired.", kind="line")
+    safe: str = _f(
+        "",
+        "The line by which the target says that it may be stopped: an input, asked before the first reset (see"
+        " application.interlock; modem: cts, dsr, ri, cd); empty: not asked.",
+        kind="line",
+    )
+    alive: str = _f(
+        "",
+        "The line by which the application says that it lives: an input, asked after the start of an image (see"
+        " application.health); empty: not asked.",
+        kind="line",
+    )
     socket: str = _f("", "kind = socket: path of the Unix stream socket of the line box.", kind="socket")
     nrst_active_low: bool = _f(True, "Electrically low holds the target in reset.")
     nrst_open_drain: bool = _f(True, "gpio: drive NRST low or let it float, never push it high.")
     boot0_active_low: bool = _f(False, "Electrically low selects the loader (a transistor in between).")
     power_active_low: bool = _f(False, "Electrically low switches the supply on.")
+    safe_active_low: bool = _f(False, "Electrically low says that it may be stopped.")
+    alive_active_low: bool = _f(False, "Electrically low says that it lives.")
     reset_s: float = _f(0.02, "How long NRST is held low.", low=0.0001, high=10)
     boot0_setup_s: float = _f(0.005, "From BOOT0 to the release of NRST, at least.", low=0, high=10)
     enter: list[str] = _f(
@@ -185,10 +199,15 @@ class Application:
     parity: str = _f("N", "Parity of the application.", choices=("N", "E", "O"))
     listen_s: float = _f(1.0, "How long the start of the application is listened to after a job.", low=0, high=60)
     enter: str = _f("", "What makes the application jump into the loader, where no line does.", high=256, kind="bytes")
-    interlock: Talk = _f(Talk, "Asked before the first reset: may this target be stopped?")
-    health: Talk = _f(Talk, "Asked after the start of a new image: does it live?")
+    interlock: Talk = _f(
+        Talk, "Asked before the first reset: may this target be stopped? With lines.safe that has to be active, too."
+    )
+    health: Talk = _f(Talk, "Asked after the start of an image: does it live? With lines.alive that has to be active, too.")
     crash_loop_s: float = _f(
-        0.0, "Within so long after a good answer it may not come a second time; 0: not watched.", low=0, high=300
+        0.0,
+        "Within so long after a good answer it may not come a second time, nor lines.alive go inactive; 0: not watched.",
+        low=0,
+        high=300,
     )
 
 
@@ -544,6 +563,8 @@ class _Scanner:
 BY_HAND = "by-hand"
 _NUMBER = r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}"
 _LINE_NAMES = ("nrst", "boot0", "power")
+_INPUT_NAMES = ("safe", "alive")
+_MODEM_INPUTS = ("cts", "dsr", "ri", "cd", "!cts", "!dsr", "!ri", "!cd")
 _MODEM_LINES = ("dtr", "rts", "!dtr", "!rts")
 _LOOPBACK_ONLY = (
     "only loopback can be bound (127.0.0.1, [::1], localhost): this page asks nobody for a token; for a remote client forward"
@@ -683,7 +704,7 @@ class _Loader:
     def _lines(self, lines: Lines, path: KeyPath) -> None:
         if (*path, "kind") in self.wrong:
             return  # Whatever is said of the lines depends on it.
-        for name in _LINE_NAMES:
+        for name in (*_LINE_NAMES, *_INPUT_NAMES):
             value = getattr(lines, name)
             if value and (*path, name) not in self.wrong and (text := _wrong_line(lines.kind, name, value)):
                 self.note((*path, name), text)
@@ -745,7 +766,7 @@ def _things(target: Target) -> set[str]:
     lines = target.lines
     found = {f"port {target.port}"} if target.port else set()
     if lines.kind == "gpio":
-        found |= {f"line {v}" for n in _LINE_NAMES if (v := getattr(lines, n)) not in ("", BY_HAND)}
+        found |= {f"line {v}" for n in (*_LINE_NAMES, *_INPUT_NAMES) if (v := getattr(lines, n)) not in ("", BY_HAND)}
     if lines.kind == "socket" and lines.socket:
         found.add(f"line box {lines.socket}")
     return found
@@ -941,11 +962,10 @@ def _wrong_line(kind: str, name: str, value: str) -> str:
         case "none":
             return 'names a line, but kind is "none"; say kind = "gpio", "modem" or "socket"'
         case "modem":
-            if value in _MODEM_LINES:
+            known = _MODEM_INPUTS if name in _INPUT_NAMES else _MODEM_LINES
+            if value in known:
                 return ""
-            return (
-                f"{_shown(value)} is not one of {', '.join(map(json.dumps, _MODEM_LINES))}{_did_you_mean(value, _MODEM_LINES)}"
-            )
+            return f"{_shown(value)} is not one of {', '.join(map(json.dumps, known))}{_did_you_mean(value, known)}"
         case "socket":
             # The line box knows its lines by these names; the setting only says that this one is wired.
             return (

@@ -615,7 +615,7 @@ HINTS: dict[str, Hint] = {
         "None is needed: the job goes on through the ROM loader. Please report the part and the message.",
     ),
     "NOT_SAFE_TO_STOP": Hint(
-        "The application did not say that it may be stopped (`application.interlock`), so it was not reset.",
+        "The application did not say that it may be stopped (`application.interlock`, `lines.safe`), so it was not reset.",
         "Bring the machine into a safe state and submit again; `force=interlock` overrides.",
     ),
     "UNHEALTHY": Hint(

@@ -1169,8 +1169,8 @@ class Jobs:
 
     def _probed(self, name: str) -> bool:
         """Whether a health probe is configured."""
-        health = self._settings(name).application.health
-        return bool(health.send or health.expect)
+        settings = self._settings(name)
+        return bool(settings.application.health.send or settings.application.health.expect or settings.lines.alive)
 
     # --- writing --------------------------------------------------------------------------------------------------
 

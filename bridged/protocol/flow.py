@@ -78,6 +78,13 @@ class SetLines:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadLine:
+    """Whether a line that the target drives is active (logical): ``safe`` or ``alive``. Raises ``LineUnavailable``."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetFormat:
     """Baud rate in bit/s and parity of the port (``"E"`` even, ``"N"`` none, ``"O"`` odd; 8 data bits).
 
@@ -145,7 +152,20 @@ class Now:
 
 
 Step = (
-    Send | Receive | Drain | Pause | SetLines | SetFormat | Report | Progress | Overheard | Checkpoint | Barrier | Hazard | Now
+    Send
+    | Receive
+    | Drain
+    | Pause
+    | SetLines
+    | ReadLine
+    | SetFormat
+    | Report
+    | Progress
+    | Overheard
+    | Checkpoint
+    | Barrier
+    | Hazard
+    | Now
 )
 
 Flow = Generator[Step, Any, T]

@@ -26,7 +26,8 @@ _ANY_RAM = (Range(0x10000000, 0x10100000), Range(0x20000000, 0x20400000), Range(
 class Behaviour:
     """How the application uses its UART. ``trigger``: a line on which it jumps into the ROM loader; empty: none.
 
-    ``echo``: it sends back every byte as it comes. ``answer``: it replies ``ok LINE`` to a line.
+    ``echo``: it sends back every byte as it comes. ``answer``: it replies ``ok LINE`` to a line. ``safe_after_s``,
+    ``alive_after_s``: when, after its start, it drives the pins high by which it says so; infinity for never.
     """
 
     baud: int = 115200
@@ -35,6 +36,8 @@ class Behaviour:
     echo: bool = False
     answer: bool = True
     trigger: bytes = b""
+    safe_after_s: float = 0.0
+    alive_after_s: float = 0.0
 
     @property
     def format(self) -> Format:

@@ -120,6 +120,7 @@ class Device:
         # --- the application
         self._application: Application | None = None
         self._app_free_ns = 0
+        self._app_since_ns = 0
         if powered:
             self.set_lines(0, power=True)
 
@@ -276,6 +277,11 @@ class Device:
         """Electrical levels of the pins."""
         return {"nrst": self._nrst, "boot0": self._boot0, "boot1": self._boot1, "power": self._power}
 
+    def level(self, name: str) -> bool:
+        """``safe`` or ``alive``: a pin of the application. While that does not run the pin floats, and is pulled low."""
+        after_s = self.behaviour.safe_after_s if name == "safe" else self.behaviour.alive_after_s
+        return self.mode is Mode.APPLICATION and (self.now_ns - self._app_since_ns) / 1e9 >= after_s
+
     # --- time -----------------------------------------------------------------------------------------------------
 
     def advance(self, to_ns: int) -> None:
@@ -391,6 +397,7 @@ class Device:
             self._die(f"HardFault: no application at {address:#010x}")
             return
         self.mode, self._application = Mode.APPLICATION, loaded
+        self._app_since_ns = self.now_ns
         self._app_free_ns = self._emit(loaded.start(), self.now_ns, self.behaviour.format)
 
     # --- bytes from the host --------------------------------------------------------------------------------------

@@ -320,7 +320,12 @@ class PtyDevice:
             case [("nrst" | "boot0" | "power") as name, ("0" | "1") as level]:
                 self._set(**{name: level == "1"})
                 return b"ok"
-        return f'error "{line[:_LINE_LIMIT]}" is not: nrst|boot0|power 0|1'.encode()
+            case [("safe" | "alive") as name, "?"]:
+                now = self._now()
+                self._feed_due(now)
+                self.device.advance(max(now, self.device.now_ns))
+                return b"1" if self.device.level(name) else b"0"
+        return f'error "{line[:_LINE_LIMIT]}" is not: nrst|boot0|power 0|1, safe|alive ?'.encode()
 
     def _set(self, *, nrst: bool | None = None, boot0: bool | None = None, power: bool | None = None) -> None:
         now = self._now()

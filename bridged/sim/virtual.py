@@ -31,6 +31,7 @@ from bridged.protocol.flow import (
     Overheard,
     Pause,
     Progress,
+    ReadLine,
     Receive,
     Report,
     Send,
@@ -193,6 +194,11 @@ class VirtualUart:
     def set_lines(self, *, reset: bool | None = None, boot0: bool | None = None, power: bool | None = None) -> None:
         self.device.set_lines(self.now_ns, nrst=None if reset is None else not reset, boot0=boot0, power=power)
 
+    def level(self, name: str) -> bool:
+        """A line that the target drives; high is active here."""
+        self._collect(self.now_ns)
+        return self.device.level(name)
+
     def _count_in(self, found: bytes) -> None:
         if not found:
             return
@@ -314,6 +320,7 @@ class _Driver:
             Drain: lambda s: uart.drain(s.quiet_s, s.limit_s),
             Pause: lambda s: uart.pause(s.seconds),
             SetLines: self.set_lines,
+            ReadLine: lambda s: uart.level(s.line),
             SetFormat: lambda s: uart.set_format(Format(s.baud, s.parity, s.stop_bits)),
             Report: self.report,
             Progress: self.progress,

@@ -476,11 +476,13 @@ def _probe(request: Request, result: Result, first: bytes) -> Flow[None]:
     result.banner = heard.text[-BANNER_BYTES:]
     yield Report(Booted(result.banner))
     said = f"it said {heard.text[-BANNER_BYTES:]!r}" if heard.text else "it said nothing"
-    if not heard.matches:
+    if not heard.good:
         raise Unhealthy(
-            f"{request.health.expect!r} did not come within {request.health.within_s:g} s after the start; {said}",
+            f"{heard.lacks(request.health)} within {request.health.within_s:g} s after the start; {said}",
             within_s=request.health.within_s,
         )
+    if not heard.active:
+        raise Unhealthy(f"{heard.lacks(request.health)} within {request.health.quiet_s:g} s; {said}")
     if heard.matches > 1:
         raise Unhealthy(f"{request.health.expect!r} came {heard.matches} times: the application starts again and again; {said}")
     result.health = "passed"
@@ -492,9 +494,9 @@ def ask_interlock(request: Request) -> Flow[None]:
         return
     yield SetFormat(request.application_baud, request.application_parity)
     heard = yield from talk(request.interlock)
-    if not heard.matches:
+    if not heard.good:
         said = f"it said {heard.text[-BANNER_BYTES:]!r}" if heard.text else "it said nothing"
         raise NotSafeToStop(
-            f"{request.interlock.expect!r} did not come within {request.interlock.within_s:g} s; {said}",
+            f"{heard.lacks(request.interlock)} within {request.interlock.within_s:g} s; {said}",
             within_s=request.interlock.within_s,
         )

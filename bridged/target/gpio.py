@@ -29,7 +29,7 @@ from typing import Any
 
 from bridged import config
 from bridged.errors import BridgedError, ConfigError, LineUnavailable
-from bridged.target.lines import BY_HAND, GpioLines, Line, wired
+from bridged.target.lines import BY_HAND, INPUTS, GpioLines, Line, inputs, wired
 
 NEEDED_VERSION = (2, 2)
 CONSUMER_LIMIT = 31  # GPIO_MAX_NAME_SIZE of the kernel, less its final zero.
@@ -76,7 +76,7 @@ def open_gpio(lines: config.Lines, consumer: str, *, dev: str = "/dev") -> GpioL
     gpiod = _library()
     chips = _chips(gpiod, dev)
     places: dict[Line, _Place] = {}
-    for line in wired(lines):
+    for line in (*wired(lines), *inputs(lines)):
         place = _find(line, getattr(lines, line.pin), chips)
         for other, taken in places.items():
             if taken == place:
@@ -126,7 +126,7 @@ def look(lines: config.Lines, *, dev: str = "/dev") -> dict[Line, Seen | Bridged
     gpiod = _library()
     chips = _chips(gpiod, dev)
     found: dict[Line, Seen | BridgedError] = {}
-    for line in wired(lines):
+    for line in (*wired(lines), *inputs(lines)):
         try:
             place = _find(line, getattr(lines, line.pin), chips)
         except BridgedError as error:
@@ -138,7 +138,10 @@ def look(lines: config.Lines, *, dev: str = "/dev") -> dict[Line, Seen | Bridged
 
 
 def _settings(gpiod: ModuleType, line: Line, lines: config.Lines) -> Any:
-    """Output, polarity, and the idle level from the first moment."""
+    """Output, polarity, and the idle level from the first moment; an input drives nothing and is left as it is biased."""
+    if line in INPUTS:
+        active_low = bool(getattr(lines, f"{line.pin}_active_low"))
+        return gpiod.LineSettings(direction=gpiod.line.Direction.INPUT, active_low=active_low)
     value, drive = gpiod.line.Value, gpiod.line.Drive
     # Open-drain can only pull low. With an inverting transistor in between (not active-low) high is what resets, and a line
     # that floats there would do nothing: push-pull then, and the transistor is the open drain.

@@ -46,18 +46,23 @@ STALE_READS = 16  # 64 KiB that nobody asked for: a box that is out of its mind.
 POWER_OFF_S = 0.5  # Board capacitors, and a chip that is fed through its TX/RX pins, need this long to fall below 1 V.
 WAIT_LIMIT_S = 10.0  # Of one wait in a sequence: capacitors and supervisors take less, and a session must end some time.
 
-# Linux uapi, linux/gpio.h: _IOWR(0xB4, 0x0F, struct gpio_v2_line_values); the struct is two u64, first bits, then mask.
+# Linux uapi, linux/gpio.h: _IOWR(0xB4, 0x0E to get or 0x0F to set, struct gpio_v2_line_values), two u64: bits, then mask.
 _LINE_VALUES = struct.Struct("=QQ")
 _GET_VALUES = (3 << 30) | (_LINE_VALUES.size << 16) | (0xB4 << 8) | 0x0E
 _SET_VALUES = (3 << 30) | (_LINE_VALUES.size << 16) | (0xB4 << 8) | 0x0F
 
 
 class Line(StrEnum):
-    """The lines of a target; the values are also the names of the arguments of ``set``."""
+    """The lines of a target; the values of those that are driven are also the names of the arguments of ``set``.
+
+    ``SAFE`` and ``ALIVE`` are inputs: what the target says of itself, for the interlock and the health probe.
+    """
 
     RESET = "reset"
     BOOT0 = "boot0"
     POWER = "power"
+    SAFE = "safe"
+    ALIVE = "alive"
 
     @property
     def pin(self) -> str:
@@ -65,6 +70,7 @@ class Line(StrEnum):
         return "nrst" if self is Line.RESET else self.value
 
 
+INPUTS = (Line.SAFE, Line.ALIVE)
 _IDLE = {Line.RESET: False, Line.BOOT0: False, Line.POWER: True}
 
 
@@ -73,8 +79,9 @@ class Lines(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, driven: Collection[Line], boot0_by_hand: bool = False, fds: Sequence[int] = ()) -> None:
-        self._driven = frozenset(driven)
+    def __init__(self, wired: Collection[Line], boot0_by_hand: bool = False, fds: Sequence[int] = ()) -> None:
+        self._driven = frozenset(wired) - set(INPUTS)
+        self._inputs = frozenset(wired) & set(INPUTS)
         self._fds = list(fds)
         self.boot0_by_hand = boot0_by_hand
 
@@ -90,6 +97,17 @@ class Lines(ABC):
     @property
     def has_power(self) -> bool:
         return Line.POWER in self._driven
+
+    @property
+    def inputs(self) -> frozenset[Line]:
+        """What the target says by lines of its own."""
+        return self._inputs
+
+    def active(self, line: Line) -> bool:
+        """Whether an input is in its active state. Raises ``LineUnavailable``."""
+        if line not in self._inputs:
+            raise LineUnavailable(f"Reading {line.pin}: it is not wired (lines.{line.pin} is empty)", line=line.pin)
+        return self._read(line)
 
     def set(self, reset: bool | None = None, boot0: bool | None = None, power: bool | None = None) -> None:
         """Drive lines to logical states, None leaves one as it is (``flow.SetLines``). Raises ``LineUnavailable``."""
@@ -125,9 +143,13 @@ class Lines(ABC):
     def _drive(self, line: Line, state: bool) -> None:
         """Bring one driven line to a logical state."""
 
+    @abstractmethod
+    def _read(self, line: Line) -> bool:
+        """Whether one input is active."""
+
     def describe(self) -> dict[str, Any]:
         """JSON-ready; together with ``fds`` all that ``inherit`` needs."""
-        return {"kind": self.kind, "driven": sorted(self._driven), "boot0_by_hand": self.boot0_by_hand}
+        return {"kind": self.kind, "boot0_by_hand": self.boot0_by_hand}
 
     def fds(self) -> list[int]:
         """Descriptors that the session process has to inherit, in the order that ``describe`` refers to."""
@@ -155,14 +177,17 @@ class NoLines(Lines):
     def _drive(self, line: Line, state: bool) -> None:
         raise AssertionError(f"{line} is not driven, asked for {state}")
 
+    def _read(self, line: Line) -> bool:
+        raise AssertionError(f"{line} is not wired")
+
 
 class ModemLines(Lines):
-    """DTR and RTS of the target's own serial port."""
+    """DTR and RTS of the target's own serial port; CTS, DSR, RI and CD as inputs."""
 
     kind = "modem"
 
     def __init__(self, uart: Uart, signals: Mapping[Line, tuple[str, bool]], boot0_by_hand: bool = False) -> None:
-        """``signals``: for each driven line ``("dtr" | "rts", the signal's state that means the logical True)``."""
+        """``signals``: for each line ``("dtr" | "rts" | an input's name, the signal's state that means the logical True)``."""
         super().__init__(signals, boot0_by_hand)
         self._uart = uart
         self._signals = dict(signals)
@@ -171,11 +196,13 @@ class ModemLines(Lines):
     def of(cls, lines: config.Lines, uart: Uart) -> ModemLines:
         """From the configuration; raises ``ConfigError`` where a name is no modem line or is used twice."""
         signals: dict[Line, tuple[str, bool]] = {}
-        for line in wired(lines):
+        for line in (*wired(lines), *inputs(lines)):
             name = getattr(lines, line.pin)
             signal = name.removeprefix("!")
-            if signal not in ("dtr", "rts"):
-                raise ConfigError(f'lines.{line.pin} = "{name}": dtr, rts, !dtr or !rts was expected', key=f"lines.{line.pin}")
+            known = ("cts", "dsr", "ri", "cd") if line in INPUTS else ("dtr", "rts")
+            if signal not in known:
+                expected = ", ".join(f"{one}, !{one}" for one in known)
+                raise ConfigError(f'lines.{line.pin} = "{name}": one of {expected} was expected', key=f"lines.{line.pin}")
             if any(signal == taken for taken, _ in signals.values()):
                 raise ConfigError(f'lines.{line.pin} = "{name}": {signal} drives another line already', key=f"lines.{line.pin}")
             # Asserted is low at the pin, unless the wiring inverts it.
@@ -187,6 +214,10 @@ class ModemLines(Lines):
         asserted = state is active
         self._uart.set_modem(dtr=asserted if signal == "dtr" else None, rts=asserted if signal == "rts" else None)
 
+    def _read(self, line: Line) -> bool:
+        signal, active = self._signals[line]
+        return (signal in self._uart.modem()) is active
+
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "signals": {line.value: list(signal) for line, signal in self._signals.items()}}
 
@@ -195,15 +226,16 @@ class SocketLines(Lines):
     """A line box behind a connected Unix stream socket: relays, another machine, or the simulator.
 
     One request a line, ``nrst 0``, ``boot0 1``, ``power 1`` (0 is electrically low at the pin), each answered by ``ok`` or
-    by words that say why not. The descriptor is non-blocking. Both processes may use the connection, one after the other:
-    an answer that a killed session left behind is discarded before the next request. A box that swallows an answer for good
-    is out of step from then on, and every request fails until it is connected anew.
+    by words that say why not; inputs are asked by ``safe ?`` and answered by ``0`` or ``1``. The descriptor is non-blocking.
+    Both processes may use the connection, one after the other: an answer that a killed session left behind is discarded before
+    the next request. A box that swallows an answer for good is out of step from then on, and every request fails until it is
+    connected anew.
     """
 
     kind = "socket"
 
     def __init__(self, fd: int, active_high: Mapping[Line, bool], boot0_by_hand: bool = False, where: str = "") -> None:
-        """``active_high``: for each driven line whether electrically high is the logical True."""
+        """``active_high``: for each line whether electrically high is the logical True."""
         super().__init__(active_high, boot0_by_hand, [fd])
         self._active_high = dict(active_high)
         self._where = where
@@ -212,11 +244,18 @@ class SocketLines(Lines):
 
     @classmethod
     def of(cls, lines: config.Lines, fd: int) -> SocketLines:
-        active_high = {line: level_of(lines, line, True) for line in wired(lines)}
+        active_high = {line: level_of(lines, line, True) for line in (*wired(lines), *inputs(lines))}
         return cls(fd, active_high, lines.boot0 == BY_HAND, lines.socket)
 
     def _drive(self, line: Line, state: bool) -> None:
         request = f"{line.pin} {int(state is self._active_high[line])}"
+        self._ask(request, ("ok",))
+
+    def _read(self, line: Line) -> bool:
+        return (self._ask(f"{line.pin} ?", ("0", "1")) == "1") is self._active_high[line]
+
+    def _ask(self, request: str, expected: Sequence[str]) -> str:
+        """The answer to ``request``, which is one of ``expected``."""
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         if not self._owed:
             self._discard_stale(request)
@@ -225,14 +264,16 @@ class SocketLines(Lines):
         while self._owed:
             answer = self._answer(request, deadline)
             self._owed -= 1
-        if answer.strip() != b"ok":
-            said = answer.strip().decode("utf-8", "replace")
+        said = answer.strip().decode("utf-8", "replace")
+        if said not in expected:
+            wanted = " or ".join(f'"{word}"' for word in expected)
             raise LineUnavailable(
-                f'Line box {self._where}: "{request}" was answered by "{said}", "ok" was expected',
+                f'Line box {self._where}: "{request}" was answered by "{said}", {wanted} was expected',
                 request=request,
                 answer=said,
                 socket=self._where,
             )
+        return said
 
     def gone(self) -> str:
         poller = select.poll()
@@ -311,7 +352,7 @@ class GpioLines(Lines):
         names: Mapping[Line, str],
         boot0_by_hand: bool = False,
     ) -> None:
-        """``bits``: for each driven line the index of its request and its bit in there; ``names`` for messages."""
+        """``bits``: for each line the index of its request and its bit in there; ``names`` for messages."""
         super().__init__(bits, boot0_by_hand, requests)
         self._bits = dict(bits)
         self._names = dict(names)
@@ -321,11 +362,21 @@ class GpioLines(Lines):
         try:
             fcntl.ioctl(self._fd(index), _SET_VALUES, line_values({bit: state}))
         except OSError as error:
-            name = self._names.get(line, "")
-            why = "its GPIO chip is gone" if error.errno == errno.ENODEV else str(error.strerror or error)
-            raise LineUnavailable(
-                f"Setting {line.pin.upper()} ({name}): {why}", line=line.pin, name=name, errno=error.errno or 0
-            ) from error
+            raise self._failed(f"Setting {line.pin.upper()}", line, error) from error
+
+    def _read(self, line: Line) -> bool:
+        index, bit = self._bits[line]
+        asked = bytearray(_LINE_VALUES.pack(0, 1 << bit))
+        try:
+            fcntl.ioctl(self._fd(index), _GET_VALUES, asked, True)
+        except OSError as error:
+            raise self._failed(f"Reading {line.pin}", line, error) from error
+        return bool(_LINE_VALUES.unpack(asked)[0] >> bit & 1)
+
+    def _failed(self, attempted: str, line: Line, error: OSError) -> LineUnavailable:
+        name = self._names.get(line, "")
+        why = "its GPIO chip is gone" if error.errno == errno.ENODEV else str(error.strerror or error)
+        return LineUnavailable(f"{attempted} ({name}): {why}", line=line.pin, name=name, errno=error.errno or 0)
 
     def gone(self) -> str:
         for line, (index, bit) in self._bits.items():
@@ -374,7 +425,12 @@ def wired(lines: config.Lines) -> tuple[Line, ...]:
     """The lines that bridged drives itself."""
     if lines.kind == "none":
         return ()
-    return tuple(line for line in Line if getattr(lines, line.pin) not in ("", BY_HAND))
+    return tuple(line for line in Line if line not in INPUTS and getattr(lines, line.pin) not in ("", BY_HAND))
+
+
+def inputs(lines: config.Lines) -> tuple[Line, ...]:
+    """The lines by which the target says something of itself."""
+    return () if lines.kind == "none" else tuple(line for line in INPUTS if getattr(lines, line.pin))
 
 
 def level_of(lines: config.Lines, line: Line, state: bool) -> bool:
@@ -420,7 +476,7 @@ def parse_sequence(steps: Sequence[str], lines: config.Lines) -> tuple[SetLines 
         if name == "wait" and equals:
             parsed.append(Pause(_seconds(text, value)))
             continue
-        line = next((line for line in Line if line.pin == name), None)
+        line = next((line for line in _IDLE if line.pin == name), None)
         if line is None or value not in ("0", "1"):
             raise ConfigError(
                 f'Sequence step "{text}": boot0=0|1, nrst=0|1, power=0|1 or wait=SECONDS was expected', step=text, key="lines"

@@ -503,8 +503,10 @@ class Target:
             application_parity=settings.application.parity,
             listen_s=settings.application.listen_s,
             enter_by=settings.application.enter.encode("latin-1"),
-            interlock=_conversation(settings.application.interlock),
-            health=_conversation(settings.application.health, settings.application.crash_loop_s),
+            interlock=_conversation(settings.application.interlock, line="safe" if settings.lines.safe else ""),
+            health=_conversation(
+                settings.application.health, settings.application.crash_loop_s, "alive" if settings.lines.alive else ""
+            ),
             discard_outside=params.get("outside") == "discard",
             one_shot=params.get("entry") == "one-shot",
             stay_in_loader=params.get("mode") == "boot",
@@ -817,8 +819,8 @@ def enter_limit_s(request: Request) -> float:
     return ENTER_LIMIT_S + request.interlock.within_s + 4 * request.listen_s
 
 
-def _conversation(settings: config.Talk, quiet_s: float = 0.0) -> Conversation:
-    return Conversation(settings.send.encode("latin-1"), settings.expect, settings.within_s, quiet_s)
+def _conversation(settings: config.Talk, quiet_s: float = 0.0, line: str = "") -> Conversation:
+    return Conversation(settings.send.encode("latin-1"), settings.expect, settings.within_s, quiet_s, line)
 
 
 def _filled(name: str, data: bytes) -> int:

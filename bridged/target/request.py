@@ -160,11 +160,11 @@ def _past_from_list(data: list[Any]) -> Past:
 
 
 def _talk_to_list(talk: Conversation) -> list[Any]:
-    return [talk.send.decode("latin-1"), talk.expect, talk.within_s, talk.quiet_s]
+    return [talk.send.decode("latin-1"), talk.expect, talk.within_s, talk.quiet_s, talk.line]
 
 
 def _talk_from_list(data: list[Any]) -> Conversation:
-    return Conversation(data[0].encode("latin-1"), data[1], data[2], data[3])
+    return Conversation(data[0].encode("latin-1"), data[1], data[2], data[3], data[4])
 
 
 def _step_to_list(step: SetLines | Pause) -> list[Any]:

@@ -44,6 +44,7 @@ from bridged.protocol.flow import (
     Overheard,
     Pause,
     Progress,
+    ReadLine,
     Receive,
     Report,
     Send,
@@ -201,12 +202,14 @@ class Driver:
         self._unrecorded: list[tuple[Send | bytes, float]] = []
         # Seconds from the last bit of a short frame to its ACK: what adapter, driver and loader add to every stage.
         self.turnarounds: deque[float] = deque(maxlen=TURNAROUNDS)
+        self._levels: dict[str, bool] = {}
         self._do: dict[type[Any], Any] = {
             Send: self._send,
             Receive: self._receive,
             Drain: self._drain,
             Pause: self._pause,
             SetLines: self._set_lines,
+            ReadLine: self._read_line,
             SetFormat: self._set_format,
             Report: self._report,
             Progress: self._progress,
@@ -348,6 +351,13 @@ class Driver:
         except Exception:  # LineUnavailable; PortGone where DTR and RTS went with the port.
             self._board.set_lines_failed()
             raise
+
+    def _read_line(self, step: ReadLine) -> bool:
+        active = self._wires.active(lines.Line(step.line))
+        if self._levels.get(step.line) is not active:  # It is asked again and again until it is as it should be.
+            self._levels[step.line] = active
+            self.note(f"line {step.line} is {'active' if active else 'inactive'}")
+        return active
 
     def _set_format(self, step: SetFormat) -> None:
         self.note(note_of(step))

@@ -38,7 +38,7 @@ from bridged.sim.faults import Fault, Faults
 from bridged.sim.virtual import Account, PowerCut, VirtualUart
 from bridged.target import owner, session
 from bridged.target.board import MAX_HAZARD_S, Board
-from bridged.target.lines import Line, Lines
+from bridged.target.lines import Line, Lines, inputs, wired
 from bridged.target.request import Request
 from bridged.target.uart import Uart
 from bridged.target.worker import BARRIER_LIMIT_S, Control
@@ -89,6 +89,9 @@ class _Wires(Lines):
             case Line.POWER:
                 uart.set_lines(power=state)
         uart.pause(PULSE_S)
+
+    def _read(self, line: Line) -> bool:
+        return self._device.level(line.pin)
 
 
 class _VirtualBoard(Board):
@@ -195,9 +198,7 @@ class VirtualTarget(owner.Target):
 
     def _take(self) -> None:
         self._uart = cast(Uart, _Port())
-        names = ("nrst", "boot0", "power")
-        driven = [line for line, name in zip(Line, names, strict=True) if getattr(self.config.lines, name)]
-        self._lines = _Wires(self.device, driven)
+        self._lines = _Wires(self.device, (*wired(self.config.lines), *inputs(self.config.lines)))
 
     async def _attach(self) -> None:
         """No console: there is no port that it could have."""

@@ -182,6 +182,16 @@ def test_power_by_the_line_box(box_path: Path) -> None:
         wait_for(runner, Mode.MEASURING)
 
 
+def test_the_line_box_tells_what_the_application_says_by_lines(box_path: Path) -> None:
+    device = off(application=Behaviour(safe_after_s=3600))
+    device.memory.program(device.memory.base, bootable(device.chip))
+    with PtyDevice(device, lines_path=box_path) as runner, line_box(box_path) as sock:
+        assert command(sock, "nrst 0", "safe ?", "alive ?") == ["ok", "0", "0"], "no application runs"
+        assert command(sock, "nrst 1") == ["ok"]
+        wait_for(runner, Mode.APPLICATION)
+        assert command(sock, "safe ?", "alive ?") == ["0", "1"]
+
+
 @pytest.mark.parametrize("line", ["nrst", "nrst 2", "reset 1", "nrst 0 1", "", "boot1 1", "\u00ff"])
 def test_a_line_box_answers_nonsense_with_an_error(box_path: Path, line: str) -> None:
     with PtyDevice(off(), lines_path=box_path), line_box(box_path) as sock:

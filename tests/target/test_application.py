@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from bridged import errors
 from bridged.events import Phase, SectorProven, Warned
-from bridged.protocol.flow import Flow, Now, Overheard, Receive, Send
+from bridged.protocol.flow import Flow, Now, Overheard, ReadLine, Receive, Send
 from bridged.sim import virtual
 from bridged.sim.application import Behaviour
 from bridged.sim.device import Mode
@@ -141,8 +142,10 @@ def test_entry_through_the_application_needs_consent_and_then_works() -> None:
 # --- the conversation alone ---------------------------------------------------------------------------------------
 
 
-def heard(flow: Flow[Heard], said: list[tuple[float, bytes]]) -> tuple[Heard, list[bytes]]:
-    """Play an application that says things at times."""
+def heard(
+    flow: Flow[Heard], said: list[tuple[float, bytes]], line: Callable[[float], bool] | None = None
+) -> tuple[Heard, list[bytes]]:
+    """Play an application that says things at times, and drives a line."""
     now, sent, overheard = 0.0, [], []
     pending = list(said)
     answer: Any = None
@@ -167,6 +170,8 @@ def heard(flow: Flow[Heard], said: list[tuple[float, bytes]]) -> tuple[Heard, li
                     assert data
                     overheard.append(data)
                     answer = None
+                case ReadLine("alive") if line is not None:
+                    answer = line(now)
                 case _:
                     raise AssertionError(step)
     except StopIteration as end:
@@ -187,5 +192,73 @@ def test_a_second_banner_in_the_quiet_time_is_a_crash_loop() -> None:
     assert heard(talk(talkative), [(1.0, b"boot boot\n")])[0].matches == 2
 
 
+def test_who_does_not_watch_for_a_crash_loop_may_find_a_word_twice() -> None:
+    assert heard(talk(Conversation(expect="boot", within_s=5)), [(1.0, b"boot boot\n")])[0].matches == 1
+
+
+ALIVE = Conversation(within_s=2, line="alive")
+
+
+def test_a_line_is_waited_for_alone_or_with_words() -> None:
+    assert bool(ALIVE)
+    assert heard(talk(ALIVE), [], lambda now: now >= 1.5)[0] == Heard(True, 0, True, "")
+    late = heard(talk(ALIVE), [], lambda now: now >= 3)[0]
+    assert (late.good, late.lacks(ALIVE)) == (False, "line alive did not become active")
+    both = replace(ALIVE, expect="ok")
+    assert heard(talk(both), [(1.0, b"ok")], lambda now: now >= 1.5)[0].good
+    mute = heard(talk(both), [], lambda _: True)[0]
+    assert mute.lacks(both) == "'ok' did not come"
+    dark = heard(talk(both), [(1.0, b"ok")], lambda _: False)[0]
+    assert dark.lacks(both) == "line alive did not become active"
+    assert heard(talk(both), [], lambda _: False)[0].lacks(both) == "'ok' did not come and line alive did not become active"
+
+
+def test_a_line_that_goes_inactive_again_in_the_quiet_time_is_told() -> None:
+    watched = replace(ALIVE, quiet_s=5)
+    told = heard(talk(watched), [], lambda now: 1 <= now < 4)[0]
+    assert (told.good, told.active) == (True, False)
+    assert told.lacks(watched) == "line alive went inactive again"
+    assert heard(talk(watched), [], lambda now: 1 <= now < 7)[0].lacks(watched) == ""
+
+
+# --- a session that asks by lines ----------------------------------------------------------------------------------------
+
+
+SAFE = Conversation(within_s=1, line="safe")
+
+
+def test_the_interlock_may_be_a_line() -> None:
+    bench = running(application=Behaviour(safe_after_s=5))
+    image = make_image(bench.chip, 3000)
+    before = bench.device.stats.resets
+    with pytest.raises(errors.NotSafeToStop, match="line safe did not become active within 1 s"):
+        bench.run("flash", image, interlock=SAFE)
+    assert bench.device.stats.resets == before
+    assert bench.device.mode is Mode.APPLICATION
+    bench.run("flash", image, interlock=replace(SAFE, within_s=6))
+    assert bench.holds(image)
+
+
+def test_where_no_application_says_that_it_may_be_stopped_the_job_has_to_say_so() -> None:
+    bench = Bench("L476")
+    image = make_image(bench.chip, 3000)
+    with pytest.raises(errors.NotSafeToStop):
+        bench.run("flash", image, interlock=SAFE)
+    bench.run("flash", image, interlock=SAFE, force=frozenset({"interlock"}))
+    assert bench.holds(image)
+
+
+@pytest.mark.parametrize(("alive_after_s", "healthy"), [(0.5, True), (30.0, False)])
+def test_the_health_probe_may_be_a_line(alive_after_s: float, healthy: bool) -> None:
+    bench = Bench("L476", {"application": Behaviour(alive_after_s=alive_after_s)})
+    image = make_image(bench.chip, 3000)
+    if healthy:
+        assert bench.run("flash", image, health=ALIVE).health == "passed"
+    else:
+        with pytest.raises(errors.Unhealthy, match="line alive did not become active within 2 s"):
+            bench.run("flash", image, health=ALIVE)
+    assert bench.holds(image)
+
+
 def test_silence_ends_in_time() -> None:
-    assert heard(talk(replace(Conversation(expect="x"), within_s=2)), [])[0] == Heard(0, "")
+    assert heard(talk(replace(Conversation(expect="x"), within_s=2)), [])[0] == Heard(False, 0, True, "")

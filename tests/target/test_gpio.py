@@ -25,6 +25,7 @@ from bridged.target.uart import Uart
 
 
 class Direction(Enum):
+    INPUT = "input"
     OUTPUT = "output"
 
 
@@ -41,12 +42,17 @@ class Value(Enum):
 @dataclass(frozen=True)
 class Settings:
     direction: Direction
-    drive: Drive
-    active_low: bool
-    output_value: Value
+    drive: Drive | None = None
+    active_low: bool = False
+    output_value: Value | None = None
 
     @property
     def shown(self) -> str:
+        if self.direction is Direction.INPUT:
+            assert (self.drive, self.output_value) == (None, None), "an input drives nothing"
+            return f"input{' active-low' if self.active_low else ''}"
+        assert self.drive is not None
+        assert self.output_value is not None
         return f"{self.drive.value}{' active-low' if self.active_low else ''} {self.output_value.name.lower()}"
 
 
@@ -105,7 +111,7 @@ class Machine:
             number = errno.EINVAL
         if number:
             raise OSError(number, os.strerror(number))
-        assert all(settings.direction is Direction.OUTPUT for settings in config.values())
+        assert all(settings.shown for settings in config.values())
         chip.requested.append(config)
         chip.consumers.append(consumer)
         read, write = os.pipe()
@@ -271,6 +277,14 @@ def test_one_request_idle_from_the_first_moment(
     assert pi5.consumers == ["bridged:m1"]
 
 
+def test_inputs_are_requested_with_the_outputs_and_drive_nothing(machine: Machine, pi5: Chip) -> None:
+    lines = opened(machine, nrst="GPIO17", safe="GPIO22", alive="GPIO23", alive_active_low=True)
+    assert lines.inputs == {Line.SAFE, Line.ALIVE}
+    lines.close()
+    (request,) = pi5.requested
+    assert [request[offset].shown for offset in (22, 23)] == ["input", "input active-low"]
+
+
 def test_our_settings_mean_the_same_to_the_real_library() -> None:
     gpiod = pytest.importorskip("gpiod", minversion="2.2")
     made = module._settings(gpiod, Line.RESET, config.Lines(kind="gpio", nrst="A"))
@@ -278,6 +292,8 @@ def test_our_settings_mean_the_same_to_the_real_library() -> None:
     assert (made.active_low, made.output_value) == (True, gpiod.line.Value.INACTIVE)
     made = module._settings(gpiod, Line.POWER, config.Lines(kind="gpio", power="A"))
     assert (made.drive, made.active_low, made.output_value) == (gpiod.line.Drive.PUSH_PULL, False, gpiod.line.Value.ACTIVE)
+    made = module._settings(gpiod, Line.SAFE, config.Lines(kind="gpio", safe="A", safe_active_low=True))
+    assert (made.direction, made.active_low) == (gpiod.line.Direction.INPUT, True)
 
 
 def test_bits_follow_the_requests_own_order_and_the_descriptor_is_ours(machine: Machine, pi5: Chip) -> None:

@@ -62,6 +62,9 @@ class Recorder(Lines):
             raise LineUnavailable(f"{line} is broken", line=line.pin)
         self.moves.append((line, state))
 
+    def _read(self, line: Line) -> bool:
+        return line is Line.SAFE
+
 
 # --- order and absence --------------------------------------------------------------------------------------------------
 
@@ -213,7 +216,7 @@ class Request:
         self.values: dict[int, list[bool | None]] = {fd: [None] * bits for fd, bits in bits_of.items()}
         self.gone = False
 
-    def ioctl(self, fd: int, request: int, argument: bytes) -> int:
+    def ioctl(self, fd: int, request: int, argument: bytes | bytearray, mutate: bool = False) -> int:
         # GPIO_V2_LINE_GET_VALUES_IOCTL and ..._SET_..., from the kernel's header by a C compiler.
         assert request in (0xC010B40E, 0xC010B40F)
         assert len(argument) == 16
@@ -226,6 +229,9 @@ class Request:
         for bit in range(len(lines)):
             if request == 0xC010B40F and mask >> bit & 1:
                 lines[bit] = bool(bits >> bit & 1)
+        if isinstance(argument, bytearray) and mutate and request == 0xC010B40E:
+            found = sum(1 << bit for bit, level in enumerate(lines) if level and mask >> bit & 1)
+            argument[:8] = found.to_bytes(8, sys.byteorder)
         return 0
 
 
@@ -251,6 +257,28 @@ def test_gpio_lines_over_two_chips(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines.gone() == "the GPIO chip of boot0 () vanished"
     with pytest.raises(LineUnavailable, match=r"NRST \(rp1:17 GPIO17\): its GPIO chip is gone"):
         lines.set(reset=False)
+
+
+def test_gpio_inputs_are_read_and_not_driven(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Request({70: 3})
+    monkeypatch.setattr(module, "fcntl", kernel)
+    made = GpioLines([70], {R: (0, 0), Line.SAFE: (0, 1), Line.ALIVE: (0, 2)}, {Line.SAFE: "rp1:5 GPIO5"})
+    lines = inherit(json.loads(json.dumps(made.describe())), made.fds(), NO_UART)
+    assert lines.inputs == {Line.SAFE, Line.ALIVE}
+    assert (lines.has_reset, lines.has_power) == (True, False)
+    lines.idle()
+    assert kernel.values == {70: [False, None, None]}
+    kernel.values[70] = [True, True, False]
+    assert (lines.active(Line.SAFE), lines.active(Line.ALIVE)) == (True, False)
+    kernel.gone = True
+    with pytest.raises(LineUnavailable, match=r"Reading safe \(rp1:5 GPIO5\): its GPIO chip is gone"):
+        lines.active(Line.SAFE)
+
+
+def test_an_input_that_is_not_wired_is_not_guessed() -> None:
+    assert Recorder(R, Line.SAFE).active(Line.SAFE)
+    with pytest.raises(LineUnavailable, match=r"lines.alive is empty"):
+        Recorder(R, Line.SAFE).active(Line.ALIVE)
 
 
 def test_closed_lines_drive_nobody_elses_descriptor() -> None:
@@ -316,11 +344,32 @@ def test_modem_lines(modem: list[str], settings: dict[str, Any], enter: list[str
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"nrst": "cts"}, "dtr, rts, !dtr or !rts"), ({"nrst": "dtr", "boot0": "!dtr"}, "dtr drives another line already")],
+    [
+        ({"nrst": "cts"}, "dtr, !dtr, rts, !rts"),
+        ({"safe": "rts"}, "cts, !cts"),
+        ({"nrst": "dtr", "boot0": "!dtr"}, "dtr drives another line already"),
+    ],
 )
 def test_modem_lines_that_cannot_be_meant(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         ModemLines.of(config.Lines(kind="modem", **settings), NO_UART)
+
+
+@pytest.mark.parametrize(
+    ("settings", "asserted", "active"),
+    [
+        ({"safe": "cts"}, True, False),  # Asserted is low at the pin, and high is what says so.
+        ({"safe": "cts"}, False, True),
+        ({"safe": "!cts"}, True, True),
+        ({"safe": "cts", "safe_active_low": True}, True, True),
+        ({"safe": "!cts", "safe_active_low": True}, True, False),
+    ],
+)
+def test_modem_inputs(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], asserted: bool, active: bool) -> None:
+    monkeypatch.setattr(NO_UART, "modem", lambda: frozenset({"cts"} if asserted else set()))
+    made = ModemLines.of(config.Lines(kind="modem", nrst="dtr", **settings), NO_UART)
+    lines = inherit(json.loads(json.dumps(made.describe())), made.fds(), NO_UART)
+    assert lines.active(Line.SAFE) is active
 
 
 def test_a_port_that_vanished_with_its_modem_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,6 +407,9 @@ class Box:
                     connection.shutdown(socket.SHUT_RDWR)
                     return
                 name, level = request.decode().removesuffix("\n").split(" ")
+                if name in ("safe", "alive") and level == "?":
+                    stream.write(self.answers.pop(0) or b"")
+                    continue
                 if name not in ("nrst", "boot0", "power") or level not in ("0", "1"):
                     stream.write(b"what?\n")
                     continue
@@ -404,6 +456,16 @@ def test_a_line_box_is_told_electrical_levels(box: tuple[Box, str]) -> None:
     lines.set(reset=True, boot0=True)
     assert box[0].levels == {"boot0": 0, "power": 0, "nrst": 1}
     lines.close()
+
+
+def test_a_line_box_is_asked_for_inputs(box: tuple[Box, str]) -> None:
+    opened = open_lines(boxed(box[1], safe="safe", alive="alive", alive_active_low=True), NO_UART, "bridged")
+    lines = inherit(json.loads(json.dumps(opened.describe())), opened.fds(), NO_UART)
+    box[0].answers += [b"1\n", b"0\n", b"1\n", b"0\n", b"perhaps\n"]
+    assert [lines.active(line) for line in (Line.SAFE, Line.SAFE, Line.ALIVE, Line.ALIVE)] == [True, False, False, True]
+    with pytest.raises(LineUnavailable, match=r'"safe [?]" was answered by "perhaps", "0" or "1" was expected'):
+        lines.active(Line.SAFE)
+    opened.close()
 
 
 CHILD = """

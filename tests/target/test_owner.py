@@ -22,6 +22,7 @@ from bridged.sim.device import Device, Mode
 from bridged.sim.loader import Timing
 from bridged.sim.pty import PtyDevice
 from bridged.target import owner
+from bridged.target.lines_open import open_lines
 from bridged.target.owner import Target
 from tests.target.bench import make_image
 
@@ -112,6 +113,25 @@ def test_flash_through_a_session_process(tmp_path: Path) -> None:
     assert rig.holds(image)
     assert rig.device.stats.overruns == 0
     assert rig.device.stats.hazard_resets == []
+
+
+def test_a_target_that_does_not_say_that_it_may_be_stopped_is_left_alone(tmp_path: Path) -> None:
+    image = make_image(chips.find("L476"), 3000)
+
+    async def act(rig: Rig) -> None:
+        lines = replace(rig.target.config.lines, safe="safe", alive="alive")
+        asking = config.Application(interlock=config.Talk(within_s=0.3), health=config.Talk(within_s=5))
+        rig.target.config = replace(rig.target.config, lines=lines, application=asking)
+        assert rig.target._uart is not None
+        rig.target._lines = open_lines(lines, rig.target._uart, "bench")
+        with pytest.raises(errors.NotSafeToStop, match="line safe did not become active"):
+            await rig.run("flash", image, outside="discard")
+        assert not rig.device.stats.resets
+        assert (await rig.run("flash", image, outside="discard", force="interlock"))["health"] == "passed"
+        assert (await rig.run("verify", image))["health"] == "passed"
+        assert "line safe is active" in rig.target.last_trace
+
+    play(tmp_path, act)
 
 
 def test_read_brings_its_bytes(tmp_path: Path) -> None:
