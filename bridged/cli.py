@@ -790,6 +790,9 @@ class HandedOver:
 HANDED_OVER = {
     "serve": HandedOver("bridged.app", "serve", "run the gateway (the daemon)"),
     "sim": HandedOver("bridged.sim.main", "main", "run simulated targets on pseudo terminals"),
+    "init": HandedOver(
+        "bridged.init", "main", "make a configuration by looking at this machine, asking little; ends with doctor"
+    ),
     "doctor": HandedOver("bridged.doctor", "main", "why would a job fail on this machine? looks only, opens no port"),
     "demo": HandedOver("bridged.demo", "main", "gateway and simulated targets: stage, flash, prove; without hardware"),
 }

@@ -33,6 +33,7 @@ ALL = {
     "client",
     "cli",
     "doctor",
+    "init",
     "demo",
     "app",
     "logs",
@@ -57,12 +58,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"errors", "protocol"},
     "cli": EVERYBODY | {"protocol", "client"},
     "doctor": EVERYBODY | {"protocol", "chips", "target"},
+    "init": EVERYBODY | {"chips", "target", "doctor"},
     "app": EVERYBODY | ALL,
     "demo": EVERYBODY | ALL,
     "__main__": EVERYBODY | ALL,
 }
-# The command line hands `serve`, `sim`, `demo` and `doctor` over: the only imports of theirs that point down, always late ones.
-HANDED_OVER = {("cli", "app"), ("cli", "demo"), ("cli", "doctor"), ("cli", "sim")}
+# The command line hands `serve`, `sim`, `demo`, `init` and `doctor` over: its only imports that point down, always late ones.
+HANDED_OVER = {("cli", "app"), ("cli", "demo"), ("cli", "doctor"), ("cli", "init"), ("cli", "sim")}
 
 # Within target/: a module may import those of a lower number. Hardware and plain data, which are not named here, are 0 and
 # may import each other.

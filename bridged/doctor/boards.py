@@ -6,6 +6,7 @@ virtual port and what else hangs on a pin is from board files, forum reports and
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 # USB ids of the ST-LINK/V2-1 and V3 as udev rules have them: vendor 0483, products 374x and 375x.
@@ -18,19 +19,22 @@ USUAL_VIRTUAL_PORTS = {"PA2/PA3": "NUCLEO-64 and NUCLEO-32", "PD8/PD9": "NUCLEO-
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """``virtual_port``: pins behind the ST-LINK's virtual port, empty without one; ``traps``: a sentence."""
+    """``chip``: as a configuration names its part; ``virtual_port``: pins behind the ST-LINK's virtual port, empty without one;
+    ``traps``: a sentence."""
 
     name: str
     pid: int
+    chip: str
     virtual_port: str
     traps: str
 
 
 BOARDS = (
-    Board("NUCLEO-L476RG", 0x415, "PA2/PA3", "its virtual port leads to PA2/PA3, which the loader hears"),
+    Board("NUCLEO-L476RG", 0x415, "L476", "PA2/PA3", "its virtual port leads to PA2/PA3, which the loader hears"),
     Board(
         "NUCLEO-F756ZG",
         0x449,
+        "F756",
         "PD8/PD9",
         "use PC10/PC11 or PB10/PB11; PA9/PA10 are loaded by its USB connector (VBUS, ID), and its virtual port (PD8/PD9) is not"
         " heard",
@@ -38,12 +42,38 @@ BOARDS = (
     Board(
         "NUCLEO-H743ZI",
         0x450,
+        "H743",
         "PD8/PD9",
         "use PB10/PB11; PA9/PA10 are loaded by its USB connector (VBUS, ID), PA2 is Ethernet, PB15 must not be low, and its"
         " virtual port (PD8/PD9) is not heard",
     ),
-    Board("Blue Pill", 0x410, "", "the BOOT1 jumper must be at 0"),
+    Board("Blue Pill", 0x410, "F103C8", "", "the BOOT1 jumper must be at 0"),
 )
+
+MINI_UART = "bcm2835-aux-uart"  # Driver, and end of the name in the device tree.
+
+
+@dataclass(frozen=True, slots=True)
+class Pi:
+    """A Raspberry Pi: how its model begins, what /boot/firmware/config.txt needs so that a PL011 is on pins 8 and 10, and the
+    label of the GPIO chip behind the header. From Raspberry Pi's documentation, the Pi 5 and the labels from memory."""
+
+    name: str
+    config_lines: tuple[str, ...]
+    gpio_label: str
+
+
+PIS = (
+    Pi("Raspberry Pi 3", ("enable_uart=1", "dtoverlay=disable-bt"), "pinctrl-bcm2835"),
+    Pi("Raspberry Pi 4", ("enable_uart=1", "dtoverlay=disable-bt"), "pinctrl-bcm2711"),
+    Pi("Raspberry Pi 5", ("dtparam=uart0=on",), "pinctrl-rp1"),
+    Pi("Raspberry Pi Zero 2 W", ("enable_uart=1", "dtoverlay=disable-bt"), "pinctrl-bcm2835"),
+)
+
+
+def pi_of(model: str) -> Pi | None:
+    """``model``: as the device tree has it, ``Raspberry Pi 4 Model B Rev 1.4``."""
+    return next((pi for pi in PIS if re.match(rf"{pi.name}\b", model)), None)
 
 
 def board_of(pid: int) -> Board | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bridged import __version__, chips, config
 from bridged.chips.model import Quirk
-from bridged.doctor.boards import USUAL_VIRTUAL_PORTS, board_of, is_stlink
+from bridged.doctor.boards import MINI_UART, USUAL_VIRTUAL_PORTS, board_of, is_stlink
 from bridged.doctor.machine import Account, Machine, Port, Unit
 from bridged.errors import BadRequest, BridgedError, ConfigError, LineUnavailable, UnknownTarget
 from bridged.findings import MACHINE, Finding, Level, found
@@ -38,7 +38,6 @@ FREE_BYTES = 8 << 20  # Below this jobs/service.py starts no job.
 CLOCK_SLACK_S = 86400.0  # Files may come with the time of another zone.
 HEADER_UART = {"ttyAMA0", "ttyS0"}  # On GPIO14 and GPIO15 of a Raspberry Pi.
 HEADER_UART_LINES = (14, 15)
-MINI_UART = "bcm2835-aux-uart"
 BRLTTY_TAKES = {"0403:6001", "10c4:ea60", "1a86:7523"}  # FT232, CP210x, CH340: in its udev rules for years.
 GETTYS = ("agetty", "getty", "mgetty")
 MM_IGNORE = ("ID_MM_DEVICE_IGNORE", "ID_MM_PORT_IGNORE")
