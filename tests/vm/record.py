@@ -1,4 +1,4 @@
-"""What was tried in the VM and what it came to, collected over a run for ``docs/vm.md``.
+"""What was tried in the VM and what it came to, collected over a run for docs/reliability-vm.md.
 
 ``BRIDGED_VM_RECORD=FILE`` appends one JSON object a line there; ``python -m tests.vm.page FILE`` makes the page of it.
 """
@@ -21,6 +21,15 @@ class Tried:
 
 
 def record(tried: Tried) -> None:
+    _append({"tried": asdict(tried)})
+
+
+def measured(name: str, figure: str) -> None:
+    """One figure for the page, with its unit."""
+    _append({"measured": {"name": name, "figure": figure}})
+
+
+def _append(entry: dict[str, object]) -> None:
     if name := os.environ.get("BRIDGED_VM_RECORD"):
         with Path(name).open("a") as file:
-            file.write(json.dumps(asdict(tried)) + "\n")
+            file.write(json.dumps(entry) + "\n")

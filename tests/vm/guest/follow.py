@@ -75,7 +75,8 @@ def chip_place(name: str) -> tuple[Path, int]:
     bank = next(path for path in (CONFIGFS / name).iterdir() if path.is_dir())
     chip = (bank / "chip_name").read_text().strip()
     numbers = re.search(rf"^{chip}: GPIOs (\d+)-", Path("/sys/kernel/debug/gpio").read_text(), re.MULTILINE)
-    assert numbers is not None, f"{chip} is not in /sys/kernel/debug/gpio"
+    if numbers is None:
+        raise FileNotFoundError(f"{chip} is not in /sys/kernel/debug/gpio")
     return Path(f"/sys/devices/platform/{device}/{chip}"), int(numbers[1])
 
 

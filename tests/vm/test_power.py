@@ -1,0 +1,69 @@
+"""The gateway's power is cut at a random moment of a flash: QEMU is killed, and what Linux had not written is gone.
+
+``pair`` dies with the gateway, ``out`` has a supply of its own and goes on with what it was told (an erase, for one); its pins
+fall back to their pulls. After the power is back each job comes to its one end, without anybody's help: the image is proven
+in the target, or the job has failed with a code. ``BRIDGED_CUTS`` (3) says how many, ``BRIDGED_CUTS_SEED`` which moments.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+
+from bridged.images.model import Image
+from tests.vm.bench import Bench, image_for
+from tests.vm.record import Tried, record
+from tests.vm.test_accidents import check_released
+
+KIB = 1024
+CUTS = int(os.environ.get("BRIDGED_CUTS", "3"))
+SEED = int(os.environ.get("BRIDGED_CUTS_SEED", "1"))
+SIZES = {"pair": 4 * KIB, "out": 12 * KIB}
+# From the acceptance of the jobs to well after the last of them, as it was seen on a quiet machine; drawn moments lie in it.
+FLASH_S = 12.0
+
+
+def whole_or_not_bootable(bench: Bench, image: Image) -> bool:
+    """At no moment can a half-written image boot: the block with the vectors is there only if all others are."""
+    (segment,) = image.segments
+    first = bytes(segment.data[:256])
+    with bench.out.lock:
+        there = bench.out.device.memory.read(segment.address, 256) == first
+    return not there or bench.out_holds(image)
+
+
+@pytest.mark.parametrize("number", range(CUTS))
+def test_a_power_cut_in_the_middle_of_two_flashes(bench: Bench, number: int) -> None:
+    drawn = random.Random(SEED * 1000 + number)
+    images, jobs = {}, {}
+    for target, size in SIZES.items():
+        images[target] = image_for(target, size, seed=drawn.randrange(1 << 30))
+        bench.put(images[target], f"cut-{target}-{number}")
+    for target in SIZES:
+        jobs[target] = bench.flash(target, f"cut-{target}-{number}", "addr=0x08000000", f"id=cut-{SEED}-{number}-{target}")
+    time.sleep(drawn.uniform(0, FLASH_S))
+    phases = {target: bench.job(job) for target, job in jobs.items()}
+    bench.vm.cut()
+    assert whole_or_not_bootable(bench, images["out"])
+    bench.vm.boot()
+    bench.wait_idle(timeout_s=240)
+    for target, job in jobs.items():
+        end = bench.wait_state(job, "succeeded", "failed", timeout_s=240)
+        before = phases[target]
+        if before["state"] == "succeeded":
+            assert end["state"] == "succeeded", "a terminal state never changes"
+        if end["state"] == "succeeded":
+            assert bench.pair_holds(images[target]) if target == "pair" else bench.out_holds(images[target]), (target, end)
+        else:
+            assert end.get("error"), end
+        check_released(bench, target)
+        # Asking again with the same id starts nothing: it is the same job, at the same end.
+        again = bench.flash(target, f"cut-{target}-{number}", "addr=0x08000000", f"id=cut-{SEED}-{number}-{target}")
+        assert again == job
+        assert bench.job(again)["state"] == end["state"]
+        phase = before["phase"] if before["state"] == "running" else before["state"]
+        supply = "the target's too" if target == "pair" else "the target has its own"
+        record(Tried(f"power cut during {phase} ({supply})", end["state"], end.get("error", "")))
