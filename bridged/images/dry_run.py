@@ -16,7 +16,7 @@ from bridged.chips.model import Range, Sector
 from bridged.errors import UnknownChip
 from bridged.images.model import Image, Span
 from bridged.images.plan import Plan, check_protected, make_plan
-from bridged.images.vectors import check_vectors_for, flash_range, vector_address
+from bridged.images.vectors import check_vectors_for, flash_range, vector_addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def dry_run(
     if not layout and len(found.layouts_for(flash_bytes)) > 1:
         assumed.append(f"layout {flash.layout}")
     rate = baud or found.first_baud
-    plan = make_plan(image, found, flash, vectors=vector_address(image, flash_range(found, flash_bytes), spans))
+    plan = make_plan(image, found, flash, vectors=vector_addresses(image, flash_range(found, flash_bytes), spans))
     check_protected(plan.erase, [Range(start, end) for start, end in protect], everything=unprotect)
     if "vectors" not in force:
         check_vectors_for(image, found, flash_bytes, spans)

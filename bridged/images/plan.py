@@ -10,8 +10,8 @@ Invariants, each with a property test over all chips:
   erased sectors: that meets every alignment that AN2606 demands. No address is written twice: a word of ECC flash is
   programmed once an erase.
 - Blank blocks are not written, but they are read back like all others: the proof covers every byte of the image.
-- The sector with the vector table is erased first and its first block written last, after all others are proven: at no moment
-  can a half-written image boot (design, section Jobs).
+- The sectors with a vector table are erased first, and the blocks with the tables written last, after all others are proven:
+  at no moment can a half-written image boot, nor a half-written application be started by a bootloader that stays.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Plan:
 
     ``outside``: ranges of the sectors to be erased that the image leaves open; empty once ``keeping`` was applied.
     ``erase`` and ``proven``: sectors to erase in order, and those that an interrupted run of the same job already proved.
+    ``vectors``: addresses of vector tables, first the one that the part starts from.
     """
 
     chip: Chip
@@ -53,69 +54,66 @@ class Plan:
     erase: tuple[Sector, ...]
     proven: tuple[Sector, ...]
     outside: tuple[Range, ...]
-    vector_address: int
+    vectors: tuple[int, ...]
 
     def keeping(self, kept: Image | None) -> Plan:
         """The plan after the bytes of ``outside`` were read; ``kept`` holds those that are not blank, None where all are."""
         content = self.image if kept is None else self.image.merged_with(kept)
         proven = [SectorProven(s.address, s.size_bytes, self.sector_digest(s)) for s in self.proven]
-        return make_plan(self.image, self.chip, self.flash, proven, content, self.vector_address)
+        return make_plan(self.image, self.chip, self.flash, proven, content, self.vectors)
 
     def sector_digest(self, sector: Sector) -> str:
         """SHA-256 of what the whole sector shall hold, blank bytes included."""
         data = self.content.read(sector.address, sector.size_bytes, self.chip.erased_value)
         return hashlib.sha256(data).hexdigest()
 
-    @property
-    def vector_block(self) -> int:
-        """Address of the block that makes the image bootable."""
-        return self.vector_address // self._step(self.vector_address) * self._step(self.vector_address)
-
-    def in_vector_block(self, address: int) -> bool:
-        if abs(address - self.vector_address) >= BLOCK_BYTES:
-            return False  # Asked for every block of the image, with the target waiting: the rule without a look at the map.
-        return self.vector_block <= address < self.vector_block + self._step(self.vector_address)
+    def held(self) -> tuple[Range, ...]:
+        """The blocks that make something bootable and are therefore written last: those with the vector tables that are erased,
+        the one that the part starts from behind all others."""
+        found: list[Range] = []
+        for address in self.vectors:
+            step = self._step(address)
+            block = Range(address // step * step, address // step * step + step)
+            if block not in found and any(s.address <= address < s.end for s in self.erase):
+                found.append(block)
+        return tuple(reversed(found))
 
     def _step(self, address: int) -> int:
         """Bytes of one block there: a block never crosses a sector, and L0 has pages of 128 bytes."""
         sector = self.flash.sector_at(address)
         return min(self.chip.write_max_bytes, sector.size_bytes if sector else BLOCK_BYTES)
 
-    @property
-    def erases_vector_sector(self) -> bool:
-        return any(s.address <= self.vector_address < s.end for s in self.erase)
-
     def blocks(self) -> tuple[Block, ...]:
-        """All Write Memory blocks by address, blank ones left out, the one with the vector table last."""
-        blank = self.chip.erased_value
+        """All Write Memory blocks by address, blank ones left out, those with vector tables last."""
+        blank, held = self.chip.erased_value, self.held()
         found: list[Block] = []
-        last: list[Block] = []
+        last: dict[int, Block] = {}
         for sector in sorted(self.erase, key=lambda s: s.address):
             step = self._step(sector.address)
             for at in range(sector.address, sector.end, step):
                 data = self.content.read(at, step, blank)
                 if data.count(blank) == step:
                     continue
-                (last if at <= self.vector_address < at + step else found).append(Block(at, data))
-        return tuple(found + last)
+                if any(r.start == at for r in held):
+                    last[at] = Block(at, data)
+                else:
+                    found.append(Block(at, data))
+        return (*found, *(last[r.start] for r in held if r.start in last))
 
     def reads(self) -> tuple[tuple[int, int], ...]:
         """What is read back as the proof, as (address, count): every byte of the content, in the fewest reads.
 
-        The part that holds the vector block comes last, on its own, since it is written last.
+        The parts that hold vector tables come last, on their own, since they are written last.
         """
-        vector = self.vector_block, self.vector_block + self._step(self.vector_address)
+        held = self.held()
         body: list[tuple[int, int]] = []
-        tail: list[tuple[int, int]] = []
+        tails: dict[int, list[tuple[int, int]]] = {r.start: [] for r in held}
         for seg in self.content.segments:
-            cuts = [seg.address, seg.end]
-            if self.erases_vector_sector:
-                cuts += [v for v in vector if seg.address < v < seg.end]
-            cuts.sort()
-            for lo, hi in pairwise(cuts):
-                special = self.erases_vector_sector and self.in_vector_block(lo)
-                (tail if special else body).extend(_pieces(lo, hi, self.chip.read_max_bytes))
-        return tuple(body + tail)
+            edges = {v for r in held for v in (r.start, r.end) if seg.address < v < seg.end}
+            for lo, hi in pairwise(sorted({seg.address, seg.end, *edges})):
+                tail = next((tails[r.start] for r in held if lo in r), body)
+                tail.extend(_pieces(lo, hi, self.chip.read_max_bytes))
+        return tuple(body + [read for tail in tails.values() for read in tail])
 
     def estimate_s(self, baud: int, *, turnaround_s: float = 0.0) -> float:
         """Seconds for typical erase times: keep, erase, write and read back."""
@@ -144,11 +142,11 @@ def make_plan(
     flash: FlashMap,
     proven: Iterable[SectorProven] = (),
     content: Image | None = None,
-    vectors: int | None = None,
+    vectors: tuple[int, ...] = (),
 ) -> Plan:
     """Plan to have ``image`` in ``flash``. ``proven``: sectors that an interrupted run journaled as proven; each counts only
     if its digest is that of the content wanted now. ``content``: the image with kept bytes, once they are known.
-    ``vectors``: where the vector table is, None for the flash base if the image reaches it, else its first address.
+    ``vectors``: as in ``Plan``; without them the flash base if the image reaches it, else its first address.
 
     Raises ``ImageDoesNotFit`` naming the first range that is not flash of this chip.
     """
@@ -165,16 +163,24 @@ def make_plan(
             )
     wanted = content or image
     touched = [s for s in flash.sectors if any(seg.address < s.end and s.address < seg.end for seg in image.segments)]
-    vector = vectors if vectors is not None else flash.base if image.start <= flash.base < image.end else image.start
-    plan = Plan(chip, flash, image, wanted, (), (), (), vector)
+    vectors = vectors or (flash.base if image.start <= flash.base < image.end else image.start,)
+    plan = Plan(chip, flash, image, wanted, (), (), (), vectors)
     digests = {(p.address, p.size_bytes): p.digest for p in proven}
     done = [s for s in touched if digests.get((s.address, s.size_bytes)) == plan.sector_digest(s)]
-    if any(s not in done for s in touched):
-        # Whatever changes, the vector-table sector changes with it: it goes first and comes back last.
-        done = [s for s in done if not s.address <= vector < s.end]
-    erase = sorted((s for s in touched if s not in done), key=lambda s: (not s.address <= vector < s.end, s.address))
+    changed = [s for s in touched if s not in done]
+    # What changes takes the sector of its vector table along, and whatever does the one that the part starts from: they go
+    # first and come back last.
+    for number, address in enumerate(vectors):
+        end = min((v for v in vectors if v > address), default=image.end) if number else image.end
+        if changed and (not number or any(s.address < end and address < s.end for s in changed)):
+            done = [s for s in done if not s.address <= address < s.end]
+
+    def order(sector: Sector) -> tuple[int, int]:
+        return next((n for n, v in enumerate(vectors) if sector.address <= v < sector.end), len(vectors)), sector.address
+
+    erase = sorted((s for s in touched if s not in done), key=order)
     outside = _gaps(erase, image) if content is None else []
-    return Plan(chip, flash, image, wanted, tuple(erase), tuple(done), tuple(outside), vector)
+    return Plan(chip, flash, image, wanted, tuple(erase), tuple(done), tuple(outside), vectors)
 
 
 def check_protected(sectors: Iterable[Sector], protect: Iterable[Range], *, everything: bool = False) -> None:

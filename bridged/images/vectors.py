@@ -54,6 +54,18 @@ def vector_address(image: Image, flash: Range, spans: Sequence[Span] = ()) -> in
     return next((start for start in starts if _looks_like_a_table(image, start, flash)), starts[0])
 
 
+def vector_addresses(image: Image, flash: Range, spans: Sequence[Span] = ()) -> tuple[int, ...]:
+    """All places where something could be started: that of ``vector_address`` first, then every other image of ``spans`` (every
+    segment, where there is one image) that begins with what looks like a table: slots that a bootloader chooses from.
+    """
+    first = vector_address(image, flash, spans)
+    if first is None:
+        return ()
+    starts = [max(s.start, flash.start) for s in spans] or [s.address for s in image.segments]
+    others = (a for a in starts if a != first and flash.start <= a < flash.end and _looks_like_a_table(image, a, flash))
+    return (first, *dict.fromkeys(others))
+
+
 def _looks_like_a_table(image: Image, address: int, flash: Range) -> bool:
     return looks_like_a_table(image.read(address, VECTORS_BYTES), flash)
 

@@ -1031,7 +1031,7 @@ class Jobs:
         """Returns when the journal has it. ``erased`` ends the hazard; every other state begins a destructive stage."""
         if state == "erased":
             # A session that has erased is let go on whatever the disk does; the hazard stays noted then, which only costs time.
-            with contextlib.suppress(StorageFull):
+            with contextlib.suppress(StorageFull, JournalError):
                 await self._save(live, session=self._opened(lane, live, 0.0))
             return
         if self._stopping.is_set():

@@ -54,7 +54,7 @@ from bridged.events import (
 )
 from bridged.images.model import Image
 from bridged.images.plan import Block, Plan, check_protected, make_plan
-from bridged.images.vectors import check_vectors_for, flash_range, vector_address
+from bridged.images.vectors import check_vectors_for, flash_range, vector_addresses
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Command, MassErase, Timing
 from bridged.protocol.flow import (
@@ -247,7 +247,7 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     saved = decode_kept(kept) if kept else None
     result.changed = saved is not None
     content = saved.content(image) if saved else None
-    vectors = vector_address(image, flash_range(known.chip, flash.size_bytes), request.spans)
+    vectors = vector_addresses(image, flash_range(known.chip, flash.size_bytes), request.spans)
     plan = make_plan(image, known.chip, flash, request.proven, content, vectors)
     if saved:
         saved.check(plan.erase)
@@ -287,11 +287,11 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
         known.line.may_reset = False  # From here on nothing says that the loader could be entered again (P10).
     if plan.erase:
         yield from _erase(plan.erase, known, result, encode_kept(plan, was_empty=result.was_empty))
-    # All but the vector block is written and proven first; only then does the image become bootable.
+    # All but the vector tables is written and proven first; only then does anything become bootable.
     work = _Work(plan, known, result)
     yield from work.write(final=False)
     yield from work.prove(final=False)
-    if plan.erases_vector_sector:
+    if work.held:
         yield from work.write(final=True)
         yield from work.prove(final=True)
     result.evidence = "full"
@@ -339,7 +339,7 @@ def _leave_alone(plan: Plan, request: Request, known: Known, result: Result) -> 
         return plan
     before = {(s.address, s.size_bytes): s.digest for s in past.sectors}
     likely = [s for s in plan.erase if before.get((s.address, s.size_bytes)) == plan.sector_digest(s)]
-    vectors = [s for s in plan.erase if s.address <= plan.vector_address < s.end]
+    vectors = [s for s in plan.erase if s.address <= plan.vectors[0] < s.end]
     if not likely or (vectors == likely and len(plan.erase) > 1):
         return plan  # The one that would be left alone is erased with the others in any case.
     equal: list[SectorProven] = []
@@ -362,7 +362,7 @@ def _leave_alone(plan: Plan, request: Request, known: Known, result: Result) -> 
         if same:
             equal.append(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
         same = True
-    less = make_plan(plan.image, plan.chip, plan.flash, (*request.proven, *equal), vectors=plan.vector_address)
+    less = make_plan(plan.image, plan.chip, plan.flash, (*request.proven, *equal), vectors=plan.vectors)
     kept = {s.address for s in plan.erase} - {s.address for s in less.erase}
     for proof in equal:
         if proof.address in kept:
@@ -432,7 +432,7 @@ Read = tuple[int, int]  # Address and number of bytes.
 
 
 class _Work:
-    """Writing and proving one plan. ``final`` False: all but the block with the vectors; True: that block alone.
+    """Writing and proving one plan. ``final`` False: all but the blocks with vector tables; True: those alone.
 
     A sector that holds something else than it should, after an accident or for a bad word, is erased and written again, a
     bounded number of times. Nothing else is ever erased here.
@@ -442,10 +442,16 @@ class _Work:
         self.plan, self.known, self.result = plan, known, result
         self.blocks = plan.blocks()
         self.reads = plan.reads()
+        self.held = plan.held()
         self.repaired: set[int] = set()
 
     def _is_final(self, address: int) -> bool:
-        return self.plan.erases_vector_sector and self.plan.in_vector_block(address)
+        return any(block.start <= address < block.end for block in self.held)
+
+    def _in_order(self) -> list[Sector]:
+        """By address, but the sector that the part starts from last: its table is the last block of all."""
+        last = self.held[-1].start if self.held else -1
+        return sorted(self.plan.erase, key=lambda s: (s.address <= last < s.end, s.address))
 
     def _blocks_of(self, sector: Sector, *, final: bool) -> list[Block]:
         return [b for b in self.blocks if sector.address <= b.address < sector.end and self._is_final(b.address) is final]
@@ -462,7 +468,7 @@ class _Work:
         cost = _cost(self.result, Phase.WRITE)
         begun: float = yield Now()
         done = 0
-        for sector in sorted(self.plan.erase, key=lambda s: s.address):
+        for sector in self._in_order():
             done = yield from self._write_sector(sector, final=final, done=done)
         self.result.bytes_written += done
         cost.payload_bytes += done
@@ -533,7 +539,7 @@ class _Work:
             yield Progress(min(done, total))
             for sector in [s for s, last in ends.items() if address <= last < address + len(data)]:
                 del ends[sector]
-                if final or not sector.address <= plan.vector_address < sector.end:
+                if final or not any(sector.address <= block.start < sector.end for block in self.held):
                     yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
             return True
 

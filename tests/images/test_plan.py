@@ -110,15 +110,36 @@ def test_the_proof_reads_every_byte_of_the_image_once_in_the_fewest_reads(case: 
 def test_the_vectors_are_erased_first_and_written_and_proven_last(case: tuple[Chip, FlashMap, Image]) -> None:
     chip, flash, image = case
     plan = make_plan(image, chip, flash)
-    first = plan.erase[0]
-    assert first.address <= plan.vector_address < first.end
-    assert plan.vector_address in (flash.base, image.start)
-    blocks, reads = plan.blocks(), plan.reads()
-    inside = [plan.in_vector_block(b.address) for b in blocks]
+    (vectors,), (block,) = plan.vectors, plan.held()
+    assert plan.erase[0].address <= vectors < plan.erase[0].end
+    assert vectors in (flash.base, image.start)
+    inside = [b.address in block for b in plan.blocks()]
     assert inside.count(True) <= 1
     assert not any(inside[:-1]), "the block with the vectors is the last one"
-    held = [plan.in_vector_block(a) for a, _ in reads]
+    held = [a in block for a, _ in plan.reads()]
     assert held == sorted(held), "and so are its reads"
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases(), st.data())
+def test_so_it_is_with_several_tables_the_one_that_the_part_starts_from_behind_all(
+    case: tuple[Chip, FlashMap, Image], data: Any
+) -> None:
+    chip, flash, image = case
+    inside = st.sampled_from([a for s in image.segments for a in {s.address, s.end - 1}])
+    vectors = tuple(data.draw(st.lists(inside, min_size=1, max_size=3, unique=True)))
+    plan = make_plan(image, chip, flash, vectors=vectors)
+    held = plan.held()
+    assert all(any(a in block for block in held) for a in vectors)
+    assert vectors[0] in held[-1]
+    where = [next((n + 1 for n, block in enumerate(held) if b.address in block), 0) for b in plan.blocks()]
+    assert where == sorted(where)
+    tail = [any(a in block for block in held) for a, _ in plan.reads()]
+    assert tail == sorted(tail)
+    assert Image.of([(a, image.read(a, n)) for a, n in sorted(plan.reads())]) == image
+    first = plan.erase[: len({s.code for s in plan.erase for a in vectors if s.address <= a < s.end})]
+    assert all(any(s.address <= a < s.end for a in vectors) for s in first), "nothing can be started once erasing has begun"
+    assert first[0].address <= vectors[0] < first[0].end
 
 
 @settings(max_examples=300, deadline=None)

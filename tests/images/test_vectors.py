@@ -10,7 +10,7 @@ from bridged.chips import by_pid
 from bridged.chips.model import Range
 from bridged.errors import ImageNotBootable
 from bridged.images.model import Image, Span
-from bridged.images.vectors import Vectors, check_vectors, check_vectors_for, vector_address
+from bridged.images.vectors import Vectors, check_vectors, check_vectors_for, vector_address, vector_addresses
 from tests.firmware_npm import Hub, hubs
 
 FLASH = Range(0x08000000, 0x08080000)
@@ -111,6 +111,16 @@ def test_the_part_starts_from_the_flash_base_or_the_first_table(images: tuple[Im
     found = check_vectors(image, FLASH, RAM, spans)
     assert found is not None
     assert found.address == where
+
+
+def test_every_place_where_something_could_be_started_is_found() -> None:
+    slot_b = table(0x20008000, 0x08010101, 0x08010000)
+    image, spans = together(DATA, APP, slot_b)
+    assert vector_addresses(image, FLASH, spans) == (APP_AT, slot_b.start)
+    assert vector_addresses(image, FLASH) == (DATA.start, APP_AT, slot_b.start), "one file: where it begins, as ever"
+    image, spans = together(BOOT, DATA, slot_b, APP)
+    assert vector_addresses(image, FLASH, spans) == (FLASH.start, APP_AT, slot_b.start)
+    assert vector_addresses(Image.of([(0x20000000, b"ram" * 8)]), FLASH) == ()
 
 
 def test_without_any_table_the_first_part_is_the_one_that_is_refused() -> None:

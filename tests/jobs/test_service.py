@@ -1038,6 +1038,7 @@ class FailingJournal:
         self._journal = journal
         self.refuses: Callable[[Change], bool] = lambda _change: False
         self.refused = asyncio.Event()
+        self.error: type[BridgedError] = StorageFull
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._journal, name)
@@ -1047,7 +1048,7 @@ class FailingJournal:
             return self._journal.apply(change)
         self.refused.set()
         future: Future[None] = Future()
-        future.set_exception(StorageFull("no space left on device"))
+        future.set_exception(self.error("no space left on device"))
         return future
 
 
@@ -1063,9 +1064,11 @@ def test_a_full_disk_at_the_barrier_prevents_the_erase(tmp_path: Path) -> None:
     run(work)
 
 
-def test_a_disk_that_fills_up_after_the_erase_delays_the_end_and_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [StorageFull, JournalError])
+def test_a_disk_that_fails_after_the_erase_delays_the_end_and_loses_nothing(tmp_path: Path, error: type[BridgedError]) -> None:
     async def work() -> None:
         failing = FailingJournal(Journal.open(tmp_path / "state.db"))
+        failing.error = error
         async with Bench(tmp_path, journal=failing) as bench:  # type: ignore[arg-type]
             bench["m1"].scripts = [Script(hold_at="erasing")]
             job = await bench.submit()

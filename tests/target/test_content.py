@@ -61,7 +61,7 @@ def test_all_of_it_is_flashed_proven_and_boots_and_the_rest_is_kept() -> None:
     assert bench.flash(APP_AT + 0x200, 6) == bytes.fromhex("02aabbccddee")
     assert (result.evidence, result.content) == ("full", made.image.digest)
     assert result.bytes_kept == len(NEIGHBOUR.segments[0].data), "the other one is in a sector that nobody touched"
-    assert [e.address for e in bench.events(SectorErased)] == [BASE, BASE + 0x8000, APP_AT]
+    assert [e.address for e in bench.events(SectorErased)] == [BASE, APP_AT, BASE + 0x8000], "what could start goes first"
     assert bench.events(SectorProven)[-1].address == BASE, "the flash base comes last, whatever else has vectors"
 
 
@@ -184,9 +184,40 @@ def test_power_cut_within_a_whole_unit_resumes_to_exactly_it(share: float) -> No
 def test_the_vector_sector_stays_first_once_the_kept_bytes_are_known() -> None:
     bench = Bench("F756")
     image = make_image(bench.chip, 9000, offset=0x10000).merged_with(Image.of([(SERIAL_AT, b"0001")]))
-    plan = make_plan(image, bench.chip, bench.chip.flash_map(1 << 20), vectors=APP_AT)
+    plan = make_plan(image, bench.chip, bench.chip.flash_map(1 << 20), vectors=(APP_AT,))
     assert plan.erase[0].address == APP_AT
     again = plan.keeping(Image.of([(SERIAL_AT + 64, b"kept")]))
-    assert (again.vector_address, again.erase[0].address) == (APP_AT, APP_AT)
+    assert (again.vectors, again.erase[0].address) == ((APP_AT,), APP_AT)
     assert again.blocks()[-1].address == APP_AT
     assert content.overlaid(image, [Patch(SERIAL_AT, b"0001")]) == image
+
+
+SLOTS = (0x10000, 0x40000)  # Of two applications on an F756, from which a bootloader chooses that stays.
+
+
+def test_at_no_moment_can_a_bootloader_find_a_slot_that_is_half_written() -> None:
+    """Not the first application alone: of each the block with the table comes when everything else is proven."""
+
+    def slots(bench: Bench, seed: int) -> tuple[Content, list[Image]]:
+        apps = {f"app{slot}": make_image(bench.chip, 900, offset=slot, seed=seed + slot) for slot in SLOTS}
+        return content.build(wanted(",".join(apps), {}), Shelf(**apps)), list(apps.values())
+
+    whole = Bench("F756")
+    whole.put(make_image(whole.chip, 900, seed=9))
+    (old, old_apps), (made, apps) = slots(whole, 5), slots(whole, 1)
+    whole.put(old.image)
+    whole.run("flash", made.image, spans=made.spans)
+    sends = whole.account.all.sends
+    assert [e.address for e in whole.events(SectorErased)] == [BASE + slot for slot in SLOTS]
+    found = set()
+    for cut in range(sends - 60, sends):  # From before the second erase on.
+        bench = Bench("F756")
+        bench.put(old.image)
+        with pytest.raises(PowerCut):
+            bench.run("flash", made.image, spans=made.spans, cut_after_exchange=cut)
+        for number, (before, after) in enumerate(zip(old_apps, apps, strict=True)):
+            state = next((name for name, app in (("old", before), ("new", after)) if bench.holds(app)), "")
+            table = bench.flash(after.start, 8) == after.segments[0].data[:8]  # That of both, old and new.
+            assert bool(state) is table, f"{cut}: a table, and behind it neither the old application nor the new one"
+            found.add((number, state))
+    assert found == {(0, ""), (0, "new"), (1, "old"), (1, ""), (1, "new")}
