@@ -13,6 +13,9 @@
  *     comes on top of it is lost, and counted as an overrun. A correct host causes none.
  *   - No time-out anywhere, as in the ROM.
  *   - Flash is erased to 0xFF and programming only clears bits.
+ *   - All of the time between the first byte of the host and the last one of the device is accounted for: bytes on the wire,
+ *     programming, the device's own lateness, the host between an answer and its next frame, pauses inside a frame, resets.
+ *     What is left in the end is for the report to name as unexplained.
  *   - It begins in the loader, so that hosts without reset lines can be measured. Lines: a Unix stream socket, one command
  *     a line, `nrst 0|1`, `boot0 0|1`, `power 0|1`, each answered `ok`; when the last connection closes they are idle.
  *     When NRST is released BOOT0 decides: high is the loader after --startup-ms, low is an application that says nothing.
@@ -89,10 +92,10 @@ static struct {
     bool unpaced, realtime;
     long baud; /* 0: what the host sets at its end of the pty */
     double program_us_per_word, erase_ms, startup_ms;
-    long spin_us;
+    long spin_us, gap_us;
     const char *link, *lines, *report, *flash_out;
     unsigned flash_out_bytes;
-} set = {.realtime = true, .program_us_per_word = 16, .erase_ms = 0, .startup_ms = 10, .spin_us = 60};
+} set = {.realtime = true, .program_us_per_word = 16, .erase_ms = 0, .startup_ms = 10, .spin_us = 60, .gap_us = 1000};
 
 static int master = -1, slave = -1, server = -1;
 static uint8_t *flash_memory, ram[RAM_BYTES];
@@ -150,8 +153,12 @@ struct samples {
 static struct report {
     uint64_t bytes_in, bytes_out, overruns, ignored, nacks, answers, syncs, resets;
     ns_t first_sync, last_byte, programmed, erased, wire;
+    ns_t gaps_over; /* of the gaps, what lies beyond --gap-us */
+    ns_t in_frames; /* nothing on the wire although a frame was not whole: the host wrote it in pieces */
+    ns_t resets_took; /* from the last byte before a reset to the first one after it, once the dialogue had begun */
     struct samples late_last, late_all, gaps;
 } report;
+static ns_t silent_from; /* the last byte before a reset; 0: the host has spoken since */
 static ns_t answered_at; /* when the last byte of the latest answer was really handed over; 0: the host has spoken since */
 
 static ns_t now_ns(void) {
@@ -216,6 +223,8 @@ static void write_report(void) {
     fprintf(out, "\"dialogue_s\": %.6f, \"wire_s\": %.6f, \"program_s\": %.6f, \"erase_s\": %.6f, ",
             report.first_sync ? (double)(report.last_byte - report.first_sync) / 1e9 : 0.0, (double)report.wire / 1e9,
             (double)report.programmed / 1e9, (double)report.erased / 1e9);
+    fprintf(out, "\"gaps_over_s\": %.6f, \"in_frames_s\": %.6f, \"resets_s\": %.6f, ", (double)report.gaps_over / 1e9,
+            (double)report.in_frames / 1e9, (double)report.resets_took / 1e9);
     print_samples(out, "late_last", &report.late_last);
     fprintf(out, ", ");
     print_samples(out, "late_all", &report.late_all);
@@ -228,6 +237,7 @@ static void write_report(void) {
         if (rename(temporary, set.report)) fail("cannot rename %s: %s", temporary, strerror(errno));
     }
     struct samples a = report.late_last, b = report.late_all, c = report.gaps;
+    silent_from = 0;
     report = (struct report){.late_last = {a.at, 0, a.room}, .late_all = {b.at, 0, b.room}, .gaps = {c.at, 0, c.room}};
 }
 
@@ -538,10 +548,16 @@ static void from_host(void) {
     ssize_t count = read(master, buffer, sizeof buffer);
     ns_t at = now_ns(), each = byte_ns();
     if (count <= 0) return;
-    if (answered_at) {
-        keep(&report.gaps, at - answered_at);
-        answered_at = 0;
-    }
+    if (silent_from) {
+        report.resets_took += at - silent_from;
+        silent_from = 0;
+    } else if (answered_at) {
+        ns_t gap = at - answered_at;
+        keep(&report.gaps, gap);
+        if (gap > set.gap_us * 1000) report.gaps_over += gap - set.gap_us * 1000;
+    } else if (report.first_sync && rx_free && at > rx_free)
+        report.in_frames += at - rx_free;
+    answered_at = 0;
     if (rx_free > at) at = rx_free;
     report.bytes_in += (uint64_t)count;
     report.wire += each * count;
@@ -613,6 +629,7 @@ static void move(const char *name, bool level) {
     bool running = pins.nrst && pins.power;
     if (running == was_running) return;
     /* Either edge ends what was going on; what is still on its way to the host is lost with it. */
+    if (report.first_sync && !silent_from) silent_from = report.last_byte > rx_free ? report.last_byte : rx_free;
     tx.count = 0;
     tx_free = rx_free = busy_until = 0;
     register_full = false;
@@ -751,6 +768,7 @@ static void usage(void) {
             "  --erase-ms X        erase of one sector, or of everything by one command (0)\n"
             "  --startup-ms X      from the release of NRST to the listening loader (10)\n"
             "  --spin-us N         how long the clock is watched before the last byte of an answer (60)\n"
+            "  --gap-us N          of a longer wait for the host, what lies beyond counts as a stall (1000)\n"
             "  --no-realtime       normal priority\n"
             "  --flash-out FILE N  write the first N bytes of flash with each report\n"
             "The name of the pty is the first line of its output.\n");
@@ -780,6 +798,7 @@ static void read_options(int argc, char **argv) {
         else if (!strcmp(o, "--erase-ms")) set.erase_ms = atof(v);
         else if (!strcmp(o, "--startup-ms")) set.startup_ms = atof(v);
         else if (!strcmp(o, "--spin-us")) set.spin_us = atol(v);
+        else if (!strcmp(o, "--gap-us")) set.gap_us = atol(v);
         else if (!strcmp(o, "--flash-out") && i + 1 < argc) {
             set.flash_out = v;
             set.flash_out_bytes = (unsigned)atol(argv[++i]);

@@ -1,4 +1,4 @@
-"""Figures of the benchmark: medians, spread, ratios with their interval, and which runs do not count. Pure.
+"""Figures of the benchmark: medians, spread, ratios with their interval, where time went, which runs do not count. Pure.
 
 A run is one host on one device. It counts when the device was on time and the host was right; the limits below are the
 criterion, stated here and printed with the results. What does not count is reported and repeated, never silently dropped.
@@ -23,16 +23,37 @@ RESAMPLES = 4000
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One run. ``wall_s``: from the start of the host to its end; ``dialogue_s``: from its first byte to the device's last."""
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """What is compared with what: the same host, rate, condition, size of the image, and number of targets at once."""
 
     host: str
     baud: int
-    loaded: bool
+    condition: str
+    kib: int
+    targets: int = 1
+
+    def __str__(self) -> str:
+        many = f", {self.targets} targets at once" if self.targets > 1 else ""
+        return f"{self.host}, {self.baud}, {self.condition}, {self.kib} KiB{many}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run. ``wall_s``: from the start of the host to its end; ``dialogue_s``: from its first byte to the device's last.
+
+    With several targets at once, seconds and counts are means over them, ``slowest_s`` is the longest dialogue, and
+    ``cpu_s`` is for all. ``took_s``: what the run kept the benchmark busy, with all that belongs to it.
+    """
+
+    host: str
+    baud: int
+    condition: str
+    kib: int
     wall_s: float
     dialogue_s: float
-    limit_s: float
+    limit_s: float  # What is below, added up
+    program_s: float
     wire_bytes: int
     answers: int
     overruns: int
@@ -43,7 +64,14 @@ class Run:
     gap_p50_us: float
     gap_p99_us: float
     gap_s: float
+    gap_over_s: float
+    in_frames_s: float
+    resets_s: float
     cpu_s: float
+    targets: int = 1
+    slowest_s: float = 0.0
+    took_s: float = 0.0
+    at: float = 0.0
     requests: int = 0  # What the load got answered meanwhile, and how long a request took
     request_p99_ms: float = 0.0
     request_hz: float = 0.0
@@ -55,6 +83,45 @@ class Run:
     def share(self) -> float:
         """Of the wire limit, for the dialogue."""
         return self.limit_s / self.dialogue_s if self.dialogue_s else 0.0
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.host, self.baud, self.condition, self.kib, self.targets)
+
+
+BITS_PER_BYTE = 11  # 8E1
+PARTS = (
+    "payload",
+    "framing",
+    "programming",
+    "device late",
+    "host",
+    "stalls",
+    "inside frames",
+    "resets",
+    "unexplained",
+)
+
+
+def parts(run: Run) -> dict[str, float]:
+    """Where the seconds of a dialogue went; they add up to ``dialogue_s``. Only the last one was not measured.
+
+    ``payload`` is the image twice on the wire, written and read back; ``framing`` all other bytes. ``host``: from the last
+    byte of an answer to the next frame, each wait up to the device's ``--gap-us``; ``stalls``: what lies beyond.
+    """
+    byte_s = BITS_PER_BYTE / run.baud
+    payload_s = 2 * run.kib * 1024 * byte_s
+    known = {
+        "payload": payload_s,
+        "framing": run.wire_bytes * byte_s - payload_s,
+        "programming": run.program_s,
+        "device late": run.late_s,
+        "host": run.gap_s - run.gap_over_s,
+        "stalls": run.gap_over_s,
+        "inside frames": run.in_frames_s,
+        "resets": run.resets_s,
+    }
+    return {**known, "unexplained": run.dialogue_s - sum(known.values())}
 
 
 def why_rejected(report: dict[str, Any], *, exit_status: int, content_right: bool, others_cores: float = 0.0) -> str:
@@ -124,23 +191,36 @@ def ratio(above: Sequence[float], below: Sequence[float], seed: int = 1) -> Rati
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A target that was stated before, and what came. ``met`` None: not measured."""
+    """A target that was stated before, and what came. ``met`` None: not measured. ``note``: what limits its weight."""
 
     text: str
     wanted: str
     found: str
     met: bool | None
+    note: str = ""
 
 
-def at_least(text: str, wanted: float, found: float | None, unit: str = "", shown: str = "") -> Verdict:
-    return _verdict(text, "≥", wanted, found, unit, shown, found is not None and found >= wanted)
+def at_least(text: str, wanted: float, found: float | None, unit: str = "", shown: str = "", note: str = "") -> Verdict:
+    return _verdict(text, "≥", wanted, found, unit, shown, note, found is not None and found >= wanted)
 
 
-def at_most(text: str, wanted: float, found: float | None, unit: str = "", shown: str = "") -> Verdict:
-    return _verdict(text, "≤", wanted, found, unit, shown, found is not None and found <= wanted)
+def at_most(text: str, wanted: float, found: float | None, unit: str = "", shown: str = "", note: str = "") -> Verdict:
+    return _verdict(text, "≤", wanted, found, unit, shown, note, found is not None and found <= wanted)
 
 
-def _verdict(text: str, sign: str, wanted: float, found: float | None, unit: str, shown: str, met: bool) -> Verdict:
+def _verdict(text: str, sign: str, wanted: float, found: float | None, unit: str, shown: str, note: str, met: bool) -> Verdict:
     if found is None:
         return Verdict(text, f"{sign} {wanted:g}{unit}", "not measured", None)
-    return Verdict(text, f"{sign} {wanted:g}{unit}", shown or f"{found:.4g}{unit}", met)
+    return Verdict(text, f"{sign} {wanted:g}{unit}", shown or f"{found:.4g}{unit}", met, note)
+
+
+def lost(calm: Sequence[float], loaded: Sequence[float]) -> float:
+    """What a condition costs, in % of the calm median. Negative: it was faster."""
+    before = statistics.median(calm)
+    return 100 * (statistics.median(loaded) - before) / before
+
+
+def lost_beyond_spread(calm: Sequence[float], loaded: Sequence[float]) -> float:
+    """As ``lost``, less the middle half of the calm runs; never below 0."""
+    found = spread(calm)
+    return max(0.0, lost(calm, loaded) - 100 * found.middle / found.median)

@@ -1,8 +1,8 @@
 """Load on a daemon, as the benchmark states it: clients that poll, and one that uploads and has parsed a 1 MiB HEX.
 
-``python -m tests.bench.load --socket PATH`` runs until SIGTERM and then prints one JSON object: how many requests were
-answered, at what rate, how long they took, how many images were parsed. The rate is kept by the clock: a client that falls
-behind catches up, so what is reported as reached was reached.
+``python -m tests.bench.load --socket PATH`` runs until SIGTERM, and prints one JSON object then and for each line on its input:
+how many requests were answered since its start, how long those took that were answered since the last time, how many images
+were parsed. The rate is kept by the clock: a client that falls behind catches up, so what is reported as reached was reached.
 """
 
 from __future__ import annotations
@@ -97,16 +97,26 @@ async def upload(path: str, tally: Tally) -> None:
         tally.failed += staged[:1] != b"2" or planned[:3] not in (b"250", b"550")
 
 
-async def run(path: str, clients: int, total_hz: float) -> Tally:
-    tally = Tally()
+async def run(path: str, clients: int, total_hz: float) -> None:
+    tally, began = Tally(), time.monotonic()
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+
+    def asked() -> None:
+        if sys.stdin.readline():
+            tell(tally, began)
+        else:
+            loop.remove_reader(sys.stdin)
+
     tasks = [asyncio.create_task(poll(path, n, total_hz / clients, tally)) for n in range(clients)]
     tasks.append(asyncio.create_task(upload(path, tally)))
+    loop.add_reader(sys.stdin, asked)
     print("ready", flush=True)
     ending = asyncio.create_task(stop.wait())
     await asyncio.wait({*tasks, ending}, return_when=asyncio.FIRST_COMPLETED)
+    loop.remove_reader(sys.stdin)
     for task in tasks:
         if task.done() and task.exception() is not None:
             tally.failed += 1
@@ -114,7 +124,21 @@ async def run(path: str, clients: int, total_hz: float) -> Tally:
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.gather(*tasks, return_exceptions=True)
-    return tally
+    tell(tally, began)
+
+
+def tell(tally: Tally, began: float) -> None:
+    took = sorted(tally.took_s) or [0.0]
+    tally.took_s.clear()
+    told = {
+        "seconds": time.monotonic() - began,
+        "requests": tally.requests,
+        "failed": tally.failed,
+        "uploads": tally.uploads,
+        "p50_ms": took[len(took) // 2] * 1000,
+        "p99_ms": took[len(took) * 99 // 100] * 1000,
+    }
+    print(json.dumps(told), flush=True)
 
 
 def main() -> int:
@@ -123,21 +147,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--rate", type=float, default=500.0)
     args = parser.parse_args()
-    began = time.monotonic()
-    tally = asyncio.run(run(args.socket, args.clients, args.rate))
-    took = sorted(tally.took_s) or [0.0]
-    print(
-        json.dumps(
-            {
-                "seconds": time.monotonic() - began,
-                "requests": tally.requests,
-                "failed": tally.failed,
-                "uploads": tally.uploads,
-                "p50_ms": took[len(took) // 2] * 1000,
-                "p99_ms": took[len(took) * 99 // 100] * 1000,
-            }
-        )
-    )
+    asyncio.run(run(args.socket, args.clients, args.rate))
     return 0
 
 

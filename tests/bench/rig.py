@@ -101,6 +101,8 @@ class Device:
                 raise RuntimeError("the device gives no report")
             time.sleep(0.01)
         report: dict[str, Any] = json.loads(self._report_file.read_text())
+        if self._flash_file.exists():
+            self.flash = self._flash_file.read_bytes()
         return report
 
 
@@ -114,21 +116,28 @@ http = ""
 metrics = ""
 socket = "{work}/b.sock"
 connections = 2000
-[targets.bench]
+"""
+TARGET = """\
+[targets.{name}]
 port = "{port}"
 chip = "{chip}"
 baud = {baud}
 startup_s = 0.02
-[targets.bench.lines]
+[targets.{name}.lines]
 kind = "socket"
 socket = "{lines}"
 nrst = "nrst"
 boot0 = "boot0"
 reset_s = 0.001
 boot0_setup_s = 0.001
-[targets.bench.application]
+[targets.{name}.application]
 listen_s = 0
 """
+
+
+def target_name(number: int) -> str:
+    """Of the daemon's targets; the first one is meant where only one is."""
+    return f"bench{number or ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +152,14 @@ class Memory:
 class Daemon:
     """The daemon as a process, ready when the ``with`` block begins. ``ready_s``: from the start to READY=1."""
 
-    def __init__(self, work: Path, port: str, lines: Path, baud: int, chip: str = "F407") -> None:
+    def __init__(self, work: Path, devices: Sequence[Device], baud: int, chip: str = "F407") -> None:
         self.work = work
         self.socket = work / "b.sock"
         self.ready_s = 0.0
-        (work / "bridged.toml").write_text(CONFIG.format(work=work, port=port, lines=lines, baud=baud, chip=chip))
+        text = CONFIG.format(work=work)
+        for number, device in enumerate(devices):
+            text += TARGET.format(name=target_name(number), port=device.port, lines=device.lines, baud=baud, chip=chip)
+        (work / "bridged.toml").write_text(text)
 
     def __enter__(self) -> Daemon:
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as told:
@@ -190,12 +202,13 @@ class Daemon:
         return client
 
     def until_idle(self) -> None:
-        """Until the target's port and lines are open."""
+        """Until every target's port and lines are open."""
         client = self.connect()
         deadline = time.monotonic() + LIMIT_S
         while True:
             client.do("TARGETS")
-            if any(pairs(line).get("state") == "idle" for line in client.lines):
+            states = [state for line in client.lines if (state := pairs(line).get("state"))]
+            if states and all(state == "idle" for state in states):
                 break
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the target is not there: {client.lines}")
@@ -209,14 +222,27 @@ class Daemon:
             raise RuntimeError(f"the job failed: {code} {text}")
         return pairs(text)
 
-    def session(self) -> int | None:
-        """The session process that runs now."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        for child in children:
+    def flash_at_once(self, client: Client, digest: str, targets: int) -> None:
+        """A flash of the first ``targets`` targets, all submitted before any of them has ended."""
+        jobs = []
+        for number in range(targets):
+            code, text = client.do(f"FLASH {target_name(number)} {digest} addr=0x08000000 type=bin")
+            if code // 100 != 2:
+                raise RuntimeError(f"the job was refused: {code} {text}")
+            jobs.append(pairs(text)["job"])
+        for job in jobs:
+            code, text = client.do(f"WAIT {job}")
+            if code != 250:
+                raise RuntimeError(f"the job failed: {code} {text}")
+
+    def sessions(self) -> list[int]:
+        """The session processes that run now."""
+        found = []
+        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
             with contextlib.suppress(OSError):
                 if b"bridged.target.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    return int(child)
-        return None
+                    found.append(int(child))
+        return found
 
 
 class Load:
@@ -228,7 +254,7 @@ class Load:
         self._command += ["--clients", str(clients), "--rate", str(rate_hz)]
 
     def __enter__(self) -> Load:
-        self.process = subprocess.Popen(self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         if self.process.stdout.readline().strip() != "ready":
             raise RuntimeError(f"the load did not start, status {self.process.wait(LIMIT_S)}")
@@ -239,6 +265,38 @@ class Load:
         told, _ = self.process.communicate(timeout=LIMIT_S)
         if error is None:
             self.tally = json.loads(told)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What was done until now; how long requests took is since the snapshot before."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        told: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return told
+
+
+HOGS = 2
+
+
+class Hogs:
+    """Processes that never sleep, at normal priority: what a gateway has that also compresses, compiles or computes."""
+
+    def __init__(self, count: int = HOGS) -> None:
+        self._count = count
+        self.pids: list[int] = []
+
+    def __enter__(self) -> Hogs:
+        self._running = [
+            subprocess.Popen(["/bin/sh", "-c", "while :; do :; done"], stdin=subprocess.DEVNULL) for _ in range(self._count)
+        ]
+        self.pids = [process.pid for process in self._running]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for process in self._running:
+            process.kill()
+            process.wait()
 
 
 # --- what processes cost ------------------------------------------------------------------------------------------
@@ -277,10 +335,10 @@ def machine_busy_s() -> float:
     return (user + nice + system + irq + softirq + steal) / TICKS
 
 
-def own_cpu_s() -> float:
-    """CPU seconds of this process and of all its descendants that have ended."""
+def own_cpu_s(running: Sequence[int] = ()) -> float:
+    """CPU seconds of this process, of all its descendants that have ended, and of those that are ``running``."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in usages)
+    return sum(u.ru_utime + u.ru_stime for u in usages) + sum(cpu_s(pid) for pid in running)
 
 
 def disk(pid: int) -> dict[str, int]:
@@ -292,20 +350,37 @@ def disk(pid: int) -> dict[str, int]:
 
 def run(command: Sequence[str]) -> tuple[int, float, float, str]:
     """Run a host to its end: status, wall seconds, CPU seconds, output."""
+    return run_at_once([command])
+
+
+def run_at_once(commands: Sequence[Sequence[str]]) -> tuple[int, float, float, str]:
+    """Run hosts beside each other until the last one ends: the worst status, wall and CPU seconds of all, their outputs."""
     began = time.monotonic()
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as host:
-        assert host.stdout is not None
-        try:
-            output = host.stdout.read()
-        except BaseException:
-            host.terminate()
-            raise
-        _, status, usage = os.wait4(host.pid, 0)
-        wall_s = time.monotonic() - began
-        host.returncode = os.waitstatus_to_exitcode(status)
-    return host.returncode, wall_s, usage.ru_utime + usage.ru_stime, output
+    spent_s, status, outputs = 0.0, 0, []
+    with contextlib.ExitStack() as ending:
+        hosts = []
+        for command in commands:
+            host = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            ending.callback(_end, host)
+            hosts.append(host)
+        for host in hosts:
+            assert host.stdout is not None
+            outputs.append(host.stdout.read())
+            _, ended, usage = os.wait4(host.pid, 0)
+            host.returncode = os.waitstatus_to_exitcode(ended)
+            status = status or host.returncode
+            spent_s += usage.ru_utime + usage.ru_stime
+    return status, time.monotonic() - began, spent_s, "".join(outputs)
+
+
+def _end(host: subprocess.Popen[str]) -> None:
+    if host.poll() is None:
+        host.terminate()
+        host.wait()
+    assert host.stdout is not None
+    host.stdout.close()
 
 
 def digest(data: bytes) -> str:

@@ -1,8 +1,12 @@
 """``make bench``: our host beside the others on the same compiled device, and what the daemon costs. Writes docs/benchmarks.md.
 
-Runs are interleaved: every round takes each host once at each rate, idle and loaded, in an order that turns with the round, so
-that what the machine does meanwhile meets all alike. Each run has a fresh device, a fresh daemon and, where it is loaded, the
-load on that daemon; foreign hosts run beside the same daemon, whose target is then another device.
+Runs are interleaved: every round takes each host once in each condition, in an order that turns with the round (``plan.py``),
+so that what the machine does meanwhile meets all alike. Each scene of a round, one rate in one condition, has a fresh daemon
+and, where it is loaded, the load on it; each run has a fresh device. Foreign hosts run beside the same daemon, whose target is
+then another device.
+
+A measurement may be made in slices: every run is a line in a file that belongs to this very code and machine (``store.py``), a
+slice goes on where the last one ended, and each ends with the page, the pictures and a line of the history for what there is.
 
 Targets are stated in ``report.py`` and never follow the figures. Nothing of this is a gate in CI: a gate is only what is
 counted in virtual time (``tests/bench/test_bench.py``).
@@ -20,29 +24,42 @@ import platform
 import random
 import shutil
 import signal
+import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from bridged import __version__
 from bridged.target.worker import RT_PRIORITY
-from tests.bench import cost, report
-from tests.bench.figures import Run, why_rejected
-from tests.bench.rig import BUILT, ROOT, Daemon, Device, Load, Missing, build, cpu_s, digest, machine_busy_s, own_cpu_s
-from tests.bench.rig import run as run_host
+from tests.bench import cost, report, store
+from tests.bench.figures import Cell, Run, why_rejected
+from tests.bench.plan import ALL, COST, ENOUGH_RUNS, GROUPS, Round, next_round, scene_of
+from tests.bench.rig import (
+    BUILT,
+    ROOT,
+    Daemon,
+    Device,
+    Hogs,
+    Load,
+    Missing,
+    build,
+    cpu_s,
+    digest,
+    machine_busy_s,
+    own_cpu_s,
+    run_at_once,
+)
 
-BAUDS = (115200, 921600)
-CONDITIONS = ("idle", "loaded")
-TRIES = 3  # Of one run, when it is rejected.
-SETTLE_S = 1.0
-OVERHEAD_S = 4.5  # Of one run beside the wire: daemon, device, load, start of the host.
+CONDITIONS = ("idle", "api", "hogs")
+SETTLE_S = {"idle": 1.0, "api": 2.5, "hogs": 0.5}  # The load first makes its HEX file.
 BASE = 0x08000000
 
 HOSTS = {
@@ -55,9 +72,9 @@ HOSTS = {
 }
 
 
-def image_of(size_bytes: int) -> bytes:
+def image_of(size_bytes: int, seed: int = 20261122) -> bytes:
     """Pseudo-random, so that nobody can skip a block; begins with vectors that a part could start from."""
-    data = bytearray(random.Random(20261122).randbytes(size_bytes))
+    data = bytearray(random.Random(seed).randbytes(size_bytes))
     data[0:8] = struct.pack("<II", 0x20000400, BASE + 0x101)
     return bytes(data)
 
@@ -80,90 +97,149 @@ def command(host: str, device: Device, baud: int, image: Path) -> list[str]:
     raise ValueError(host)
 
 
-def one_run(host: str, baud: int, loaded: bool, data: bytes, options: Sequence[str] = (), *, busy: bool = False) -> Run:
-    """``busy``: the run counts whatever else the machine does."""
-    busy_s, own_s, started = machine_busy_s(), own_cpu_s(), time.monotonic()
-    with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bridged-bench-")))
-        image = work / "image.bin"
-        image.write_bytes(data)
-        device = Device(work, "d", *options, flash_bytes=len(data))
-        load: Load | None = None
-        with ExitStack() as running:
-            running.enter_context(device)
-            wired = device if host == "daemon" else running.enter_context(Device(work, "spare"))
-            daemon = running.enter_context(Daemon(work, wired.port, wired.lines, baud))
-            daemon.until_idle()
-            if loaded:
-                load = Load(daemon)
-                running.enter_context(load)
-            client = daemon.connect()
-            client.put(data, "image.bin")
-            time.sleep(SETTLE_S)
-            if host == "daemon":
-                spent, began = cpu_s(daemon.pid), time.monotonic()
-                status, output = 0, ""
-                try:
-                    daemon.flash(client, digest(data))
-                except RuntimeError as error:
-                    status, output = 1, str(error)
-                wall_s = time.monotonic() - began
-                spent_s = cpu_s(daemon.pid) - spent
-            else:
-                status, wall_s, spent_s, output = run_host(command(host, device, baud, image))
-                if host == "session" and not status:
-                    told = json.loads(output.splitlines()[-1])
-                    wall_s, spent_s = told["seconds"], told["cpu_s"]
-            client.close()
+class Scene:
+    """One condition, in which hosts take turns: a daemon with its targets, and the load. Rate and size are those of a cell."""
+
+    def __init__(self, cell: Cell, options: Sequence[str] = ()) -> None:
+        self._cell, self._options = cell, tuple(options)
+        self._images = 0
+
+    def __enter__(self) -> Scene:
+        with ExitStack() as opening:
+            self._work = Path(opening.enter_context(tempfile.TemporaryDirectory(prefix="bridged-bench-")))
+            size = self._cell.kib * 1024
+            self._wired = [
+                opening.enter_context(Device(self._work, f"w{n}", *self._options, flash_bytes=size))
+                for n in range(self._cell.targets)
+            ]
+            self._daemon = opening.enter_context(Daemon(self._work, self._wired, self._cell.baud))
+            self._daemon.until_idle()
+            self._load = opening.enter_context(Load(self._daemon)) if self._cell.condition == "api" else None
+            self._hogs = opening.enter_context(Hogs()) if self._cell.condition == "hogs" else None
+            time.sleep(SETTLE_S[self._cell.condition])
+            self._opened = opening.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._opened.__exit__(kind, error, trace)
+
+    def run(self, host: str, *, busy: bool = False) -> Run:
+        """``busy``: the run counts whatever else the machine does."""
+        # Another image each time: nothing in the daemon or in its target's flash is to know it.
+        self._images += 1
+        data = image_of(self._cell.kib * 1024, self._images)
+        running = [device.process.pid for device in self._wired] + [self._daemon.pid]
+        running += [self._load.process.pid] if self._load else []
+        running += self._hogs.pids if self._hogs else []
+        busy_s, own_s, started = machine_busy_s(), own_cpu_s(running), time.monotonic()
+        before = self._load.snapshot() if self._load else {}
+        if host == "daemon":
+            status, wall_s, spent_s, output, told, right = self._ours(data)
+        else:
+            status, wall_s, spent_s, output, told, right = self._other(host, data)
         if status:
             print(f"    {host}: status {status}: {output.strip()[-500:]}", file=sys.stderr)
-        # By now every process of this run has ended and is accounted for.
-        others = (machine_busy_s() - busy_s - (own_cpu_s() - own_s)) / (time.monotonic() - started)
-        tally = load.tally if load else {}
-        done = record(host, baud, loaded, wall_s, spent_s, device.report, tally)
-        right = device.flash == data
-        why = why_rejected(device.report, exit_status=status, content_right=right, others_cores=0.0 if busy else others)
-        return replace(done, others_cores=others, rejected=why)
+        took_s = time.monotonic() - started
+        others = (machine_busy_s() - busy_s - (own_cpu_s(running) - own_s)) / took_s
+        tally = load_between(before, self._load.snapshot()) if self._load else {}
+        done = record(replace(self._cell, host=host), wall_s, spent_s, told, tally)
+        why = ""
+        for one in told:
+            others_counted = 0.0 if busy else others
+            why = why or why_rejected(one, exit_status=status, content_right=right, others_cores=others_counted)
+        return replace(done, others_cores=others, rejected=why, took_s=took_s, at=time.time())
+
+    def _ours(self, data: bytes) -> tuple[int, float, float, str, list[dict[str, Any]], bool]:
+        client = self._daemon.connect()
+        client.put(data, "image.bin")
+        for device in self._wired:
+            device.snapshot()
+        spent, began = cpu_s(self._daemon.pid), time.monotonic()
+        status, output = 0, ""
+        try:
+            self._daemon.flash_at_once(client, digest(data), self._cell.targets)
+        except RuntimeError as error:
+            status, output = 1, str(error)
+        wall_s = time.monotonic() - began
+        spent_s = cpu_s(self._daemon.pid) - spent
+        client.close()
+        told = [device.snapshot() for device in self._wired]
+        return status, wall_s, spent_s, output, told, all(device.flash == data for device in self._wired)
+
+    def _other(self, host: str, data: bytes) -> tuple[int, float, float, str, list[dict[str, Any]], bool]:
+        image = self._work / "image.bin"
+        image.write_bytes(data)
+        with ExitStack() as opened:
+            devices = [
+                opened.enter_context(Device(self._work, f"d{n}", *self._options, flash_bytes=len(data)))
+                for n in range(self._cell.targets)
+            ]
+            commands = [command(host, device, self._cell.baud, image) for device in devices]
+            status, wall_s, spent_s, output = run_at_once(commands)
+        if host == "session" and not status:
+            told = json.loads(output.splitlines()[-1])
+            wall_s, spent_s = told["seconds"], told["cpu_s"]
+        return status, wall_s, spent_s, output, [d.report for d in devices], all(d.flash == data for d in devices)
 
 
-def record(
-    host: str, baud: int, loaded: bool, wall_s: float, spent_s: float, told: dict[str, Any], tally: dict[str, Any]
-) -> Run:
-    late, gaps = told["late_last"], told["gaps"]
+def one_run(cell: Cell, options: Sequence[str] = (), *, busy: bool = False) -> Run:
+    with Scene(cell, options) as scene:
+        return scene.run(cell.host, busy=busy)
+
+
+def load_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What the load did in between; how long its requests took is told for those since ``before``."""
+    seconds = after["seconds"] - before["seconds"]
+    return {
+        "requests": after["requests"] - before["requests"],
+        "uploads": after["uploads"] - before["uploads"],
+        "seconds": seconds,
+        "p99_ms": after["p99_ms"],
+    }
+
+
+def record(cell: Cell, wall_s: float, spent_s: float, told: Sequence[dict[str, Any]], tally: Mapping[str, Any]) -> Run:
+    """``told``: what each device reported."""
+
+    def mean(*path: str) -> float:
+        values: list[float] = []
+        for report_ in told:
+            at: Any = report_
+            for key in path:
+                at = at[key]
+            values.append(at)
+        return statistics.fmean(values)
+
     return Run(
-        host=host,
-        baud=baud,
-        loaded=loaded,
+        host=cell.host,
+        baud=cell.baud,
+        condition=cell.condition,
+        kib=cell.kib,
+        targets=cell.targets,
         wall_s=wall_s,
-        dialogue_s=told["dialogue_s"],
-        limit_s=told["wire_s"] + told["program_s"] + told["erase_s"],
-        wire_bytes=told["bytes_in"] + told["bytes_out"],
-        answers=told["answers"],
-        overruns=told["overruns"],
-        late_s=late["sum_s"],
-        late_max_s=late["max_us"] / 1e6,
-        late_p50_us=late["p50_us"],
-        late_p99_us=late["p99_us"],
-        gap_p50_us=gaps["p50_us"],
-        gap_p99_us=gaps["p99_us"],
-        gap_s=gaps["sum_s"],
+        dialogue_s=mean("dialogue_s"),
+        slowest_s=max(report_["dialogue_s"] for report_ in told),
+        limit_s=mean("wire_s") + mean("program_s") + mean("erase_s"),
+        program_s=mean("program_s") + mean("erase_s"),
+        wire_bytes=round(mean("bytes_in") + mean("bytes_out")),
+        answers=round(mean("answers")),
+        overruns=sum(report_["overruns"] for report_ in told),
+        late_s=mean("late_last", "sum_s"),
+        late_max_s=max(report_["late_last"]["max_us"] for report_ in told) / 1e6,
+        late_p50_us=mean("late_last", "p50_us"),
+        late_p99_us=mean("late_last", "p99_us"),
+        gap_p50_us=mean("gaps", "p50_us"),
+        gap_p99_us=mean("gaps", "p99_us"),
+        gap_s=mean("gaps", "sum_s"),
+        gap_over_s=mean("gaps_over_s"),
+        in_frames_s=mean("in_frames_s"),
+        resets_s=mean("resets_s"),
         cpu_s=spent_s,
         requests=tally.get("requests", 0),
         request_p99_ms=tally.get("p99_ms", 0.0),
         request_hz=tally["requests"] / tally["seconds"] if tally else 0.0,
         uploads=tally.get("uploads", 0),
     )
-
-
-def rounds(
-    runs: int, hosts: Sequence[str], bauds: Sequence[int], conditions: Sequence[str] = CONDITIONS
-) -> Iterator[list[tuple[str, int, bool]]]:
-    """Interleaved, and every host comes first, second, … equally often. A list: each host once, in one condition."""
-    for number in range(runs):
-        turned = [*hosts[number % len(hosts) :], *hosts[: number % len(hosts)]]
-        for baud in bauds:
-            for condition in conditions:
-                yield [(host, baud, condition == "loaded") for host in turned]
 
 
 @contextlib.contextmanager
@@ -179,44 +255,8 @@ def alone(lock: Path | None) -> Iterator[None]:
         yield
 
 
-def expected_s(args: argparse.Namespace, size_bytes: int) -> float:
-    blocks = -(-size_bytes // 256)
-    wire = {baud: blocks * 2 * 268 * 11 / baud + size_bytes / 4 * 16e-6 for baud in args.baud}
-    runs: int = args.runs * len(args.hosts) * len(args.conditions)
-    seconds: float = sum(1.08 * s + OVERHEAD_S for s in wire.values())
-    return runs * seconds
-
-
-def measure(args: argparse.Namespace, data: bytes, before: list[dict[str, Any]]) -> None:
-    found: list[Run] = []
-    cells = list(rounds(args.runs, args.hosts, args.baud, args.conditions))
-    for number, cell in enumerate(cells, start=1):
-        with alone(args.lock):
-            for host, baud, loaded in cell:
-                for _ in range(TRIES):
-                    run = one_run(host, baud, loaded, data, busy=args.busy)
-                    found.append(run)
-                    what = f"{number}/{len(cells)} {host} {baud} {'loaded' if loaded else 'idle'}"
-                    share = f"{100 * run.share:.1f} % of the wire limit"
-                    print(
-                        f"  {what}: {run.wall_s:.2f} s, dialogue {run.dialogue_s:.3f} s, {share}"
-                        + (f"; rejected: {run.rejected}" if run.rejected else ""),
-                        flush=True,
-                    )
-                    if not run.rejected:
-                        break
-                save(args.results, {"runs": before + [asdict(r) for r in found]})
-
-
-def save(path: Path, part: dict[str, Any]) -> None:
-    """Results so far, so that the page can be written again, and an interrupted measurement is not lost."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    fresh = path.with_suffix(".part")
-    fresh.write_text(json.dumps({**known, **part}, indent=1))
-    fresh.replace(path)
-
-
 def machine() -> dict[str, str]:
+    """What must be the same for two runs to be compared."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -230,12 +270,10 @@ def machine() -> dict[str, str]:
         "processor": f"{model}, {os.cpu_count()} cores" + (", virtual" if hypervisor else ""),
         "kernel": f"{platform.system()} {platform.release()} ({platform.machine()})",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
-        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
         "bridged": __version__,
         "stm32flash": _version(["stm32flash", "-h"], "stm32flash"),
         "stm32loader": _package("stm32loader"),
         "pyserial-asyncio": f"{_package('pyserial-asyncio')} (pyserial {_package('pyserial')})",
-        "load average at the start": " ".join(f"{x:.2f}" for x in os.getloadavg()),
         "real-time priority": "allowed" if may_realtime() else "not allowed",
     }
 
@@ -262,28 +300,78 @@ def _package(name: str) -> str:
         return "not installed"
 
 
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def measure(args: argparse.Namespace, results: store.Results) -> None:
+    """Round after round, until all is there, or the time is over."""
+    began = time.monotonic()
+    while True:
+        left_s = args.budget * 60 - (time.monotonic() - began) if args.budget else float("inf")
+        following = next_round(
+            results.runs,
+            left_s,
+            cost_done="cost" in results.facts,
+            groups=args.groups,
+            hosts=args.hosts,
+            most_runs=args.runs,
+        )
+        if following is None:
+            return
+        spent = f"{(time.monotonic() - began) / 60:.1f} min"
+        print(f"{spent}: {following.group}, round {following.number + 1}, about {following.seconds:.0f} s", flush=True)
+        if following.group == COST:
+            with alone(args.lock):
+                results.put(cost=cost.measure(image_of(256 * 1024), quick=args.quick))
+        else:
+            one_round(following, args, results)
+
+
+def one_round(following: Round, args: argparse.Namespace, results: store.Results) -> None:
+    cells = list(following.cells)
+    while cells:
+        these = [cell for cell in cells if scene_of(cell) == scene_of(cells[0])]
+        cells = cells[len(these) :]
+        with alone(args.lock), Scene(these[0]) as scene:
+            for cell in these:
+                run = scene.run(cell.host, busy=args.busy)
+                results.add_run(run)
+                share = f"{100 * run.share:.1f} % of the wire limit"
+                refused = f"; rejected: {run.rejected}" if run.rejected else ""
+                print(f"  {cell}: {run.wall_s:.2f} s, dialogue {run.dialogue_s:.3f} s, {share}{refused}", flush=True)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make bench", description="Measure, and write docs/benchmarks.md.")
-    parser.add_argument("--quick", action="store_true", help="a look: 64 KiB, 921600 baud, 2 runs, nothing is written to docs/")
-    parser.add_argument("--runs", type=int, default=7, help="runs of each host in each condition (7)")
-    parser.add_argument("--kib", type=int, default=256, help="size of the image (256)")
-    parser.add_argument("--baud", type=int, nargs="+", default=list(BAUDS))
-    parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(HOSTS))
-    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
-    parser.add_argument("--lock", type=Path, help="a file to lock for each round, for a machine that does other work between")
-    parser.add_argument("--only", choices=("speed", "cost", "page"), help="a part; page: write the page from the last results")
-    parser.add_argument("--more", action="store_true", help="add to the last results instead of beginning anew")
+    parser = argparse.ArgumentParser(
+        prog="make bench",
+        description="Measure, and write docs/benchmarks.md with its pictures and a line of docs/benchmarks-history.jsonl.",
+        epilog="A measurement may be made in slices: each goes on where the last one of this very code and machine ended.",
+    )
+    parser.add_argument("--budget", type=float, help="minutes; the most important part of what is wanted that fits")
+    parser.add_argument("--quick", action="store_true", help="a look of a minute: few small runs, nothing is written to docs/")
+    parser.add_argument("--runs", type=int, default=ENOUGH_RUNS, help=f"runs of each host in each condition ({ENOUGH_RUNS})")
+    parser.add_argument(
+        "--groups", nargs="+", choices=[*GROUPS, COST], default=[*GROUPS, COST], metavar="GROUP", help=groups_help()
+    )
+    parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(ALL))
+    parser.add_argument("--lock", type=Path, help="a file to lock for each scene, for a machine that does other work between")
+    parser.add_argument("--page", action="store_true", help="measure nothing: write the page from what there is")
+    parser.add_argument("--results", type=Path, help="with --page: this file of results, also of another revision")
+    parser.add_argument("--anew", action="store_true", help="put the results of this revision away first")
     parser.add_argument("--busy", action="store_true", help="count runs although others keep the machine busy")
     parser.add_argument("--nice", type=int, default=0, help="priority of all that is measured, such as -5, where allowed")
-    parser.add_argument("--results", type=Path, default=BUILT / "results.json", help="where figures are kept")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where page, pictures and history are written")
     args = parser.parse_args(argv)
+    if args.results and not args.page:
+        parser.error("--results goes with --page: a measurement knows its own file")
     if args.quick:
-        args.runs, args.kib, args.baud = min(args.runs, 2), min(args.kib, 64), [921600]
-        args.results = BUILT / "quick.json"
-        args.page = BUILT / "quick.md"
+        args.docs = BUILT / "quick"
         args.busy = True
     return args
+
+
+def groups_help() -> str:
+    return "; ".join([*(f"{g.name}: {g.what}" for g in GROUPS.values()), f"{COST}: memory, wake-ups, disk, growth"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -295,43 +383,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Missing as error:
         print(f"make bench: {error}", file=sys.stderr)
         return 1
-    for tool in ("stm32flash",):
-        if shutil.which(tool) is None and tool in " ".join(args.hosts) and args.only not in ("cost", "page"):
-            print(f"make bench: {tool} is missing: apt install {tool}", file=sys.stderr)
-            return 1
+    if not args.page and shutil.which("stm32flash") is None and "stm32flash" in " ".join(args.hosts):
+        print("make bench: stm32flash is missing: apt install stm32flash", file=sys.stderr)
+        return 1
     if not may_realtime():
         args.hosts = [host for host in args.hosts if not host.endswith("-rt")]
     if args.nice:
         with contextlib.suppress(PermissionError):
             os.nice(args.nice)
-    if args.only != "page":
-        data = image_of(args.kib * 1024)
-        known = json.loads(args.results.read_text()) if args.more and args.results.exists() else {}
-        before, took_s = known.get("runs", []), known.get("took_s", 0.0)
-        if args.only is None and not args.more:
-            args.results.unlink(missing_ok=True)
-        if args.only != "cost":
-            about = {
-                "size_bytes": len(data),
-                "asked_runs": args.runs + known.get("asked_runs", 0) * bool(before),
-                "machine": machine(),
-            }
-            seconds = expected_s(args, len(data))
-            how = " and ".join(args.conditions)
-            print(f"{args.runs} runs of {len(args.hosts)} hosts, {args.kib} KiB, {how}: about {seconds / 60:.0f} min")
-            account = {**known.get("virtual", {}), **cost.virtual(data, args.baud)}
-            save(args.results, {**about, "virtual": dict(sorted(account.items()))})
-            began = time.monotonic()
-            measure(args, data, before)
-            save(args.results, {"took_s": took_s + time.monotonic() - began})
-        if args.only != "speed":
-            print("cost and growth: about 4 minutes" if not args.quick else "cost and growth: about a minute")
-            with alone(args.lock):
-                save(args.results, {"machine": machine(), "cost": cost.measure(data, quick=args.quick)})
-    text = report.page(json.loads(args.results.read_text()), HOSTS)
-    args.page.write_text(text)
-    print(text if args.quick else f"written: {args.page}")
+    here = machine()
+    identity = store.setting_id(store.code_digest(), here)
+    if args.quick:
+        results = store.Results(BUILT / "quick" / "results.jsonl")
+        results.begin_anew()
+    elif args.results:
+        results = store.Results(args.results)
+        identity = args.results.stem
+    else:
+        results = store.Results.of_setting(identity)
+        if args.anew:
+            results.begin_anew()
+    if not args.page:
+        if results.runs:
+            print(f"going on with {len(results.runs)} runs of {results.path}")
+        today = time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC"
+        load = " ".join(f"{x:.2f}" for x in os.getloadavg())
+        slices = [*results.facts.get("slices", []), {"date": today, "load": load}]
+        results.put(machine=here, commit=store.commit(), date=today, slices=slices)
+        if args.quick:
+            quick(args, results)
+        else:
+            if "virtual" not in results.facts:
+                results.put(virtual=cost.virtual_account())
+            measure(args, results)
+    elif not results.facts:
+        print(f"make bench: no results in {results.path}", file=sys.stderr)
+        return 1
+    written = report.write(results, HOSTS, args.docs, identity)
+    if args.quick:
+        print(written[0].read_text())
+    print("written: " + ", ".join(os.path.relpath(path) for path in written))
     return 0
+
+
+def quick(args: argparse.Namespace, results: store.Results) -> None:
+    """Everything once or twice, small: whether the benchmark works, and hardly more."""
+    results.put(virtual=cost.virtual_account(quick=True))
+    for number in range(min(args.runs, 2)):
+        cells = [Cell(host, 921600, condition, 64) for condition in CONDITIONS for host in args.hosts]
+        cells += [Cell("daemon", 921600, "idle", 16, targets) for targets in (1, 2)]
+        one_round(Round("quick", number, tuple(cells), 0.0), args, results)
+    if COST in args.groups:
+        results.put(cost=cost.measure(image_of(64 * 1024), quick=True))
 
 
 if __name__ == "__main__":
