@@ -57,7 +57,7 @@ from bridged.protocol.flow import (
     SetFormat,
     SetLines,
 )
-from bridged.target.expect import Conversation, printable, talk
+from bridged.target.expect import Conversation, Heard, printable, talk
 from bridged.target.request import Boot, Request, Result
 from bridged.target.speed import CHECK_BYTES, faster_bauds, first_baud
 
@@ -470,22 +470,34 @@ def _loader_runs(request: Request, chip: Chip, timing: Timing) -> Flow[bool]:
 
 
 def _probe(request: Request, result: Result, first: bytes) -> Flow[None]:
-    """The health probe: only what the application says after the release of NRST counts. Raises ``Unhealthy``."""
+    """The health probe: only what the application says after the release of NRST counts. Raises ``Unhealthy``.
+
+    A banner comes once and has no checksum: one byte that the wire damaged must not undo a good image. So where it is not found
+    it is listened to at one more start; what is asked for is asked again and again, and needs none.
+    """
     yield from phase_started(Phase.HEALTH)
-    heard = yield from talk(request.health, first)
+    health = request.health
+    heard = yield from talk(health, first)
+    said = _told(heard)
+    damaged = bool(health.expect and heard.text) and not (health.send or heard.matches)
+    if damaged and request.wiring.can_restart and result.boot is not Boot.GO:
+        yield Report(Retried("health", f"{heard.lacks(health)} within {health.within_s:g} s; {said}; started once more"))
+        yield from leave(request, running=True)
+        heard = yield from talk(health)
+        said = _told(heard)
     result.banner = heard.text[-BANNER_BYTES:]
     yield Report(Booted(result.banner))
-    said = f"it said {heard.text[-BANNER_BYTES:]!r}" if heard.text else "it said nothing"
     if not heard.good:
-        raise Unhealthy(
-            f"{heard.lacks(request.health)} within {request.health.within_s:g} s after the start; {said}",
-            within_s=request.health.within_s,
-        )
+        raise Unhealthy(f"{heard.lacks(health)} within {health.within_s:g} s after the start; {said}", within_s=health.within_s)
     if not heard.active:
-        raise Unhealthy(f"{heard.lacks(request.health)} within {request.health.quiet_s:g} s; {said}")
+        raise Unhealthy(f"{heard.lacks(health)} within {health.quiet_s:g} s; {said}")
     if heard.matches > 1:
-        raise Unhealthy(f"{request.health.expect!r} came {heard.matches} times: the application starts again and again; {said}")
+        raise Unhealthy(f"{health.expect!r} came {heard.matches} times: the application starts again and again; {said}")
     result.health = "passed"
+
+
+def _told(heard: Heard) -> str:
+    return f"it said {heard.text[-BANNER_BYTES:]!r}" if heard.text else "it said nothing"
 
 
 def ask_interlock(request: Request) -> Flow[None]:
@@ -495,8 +507,7 @@ def ask_interlock(request: Request) -> Flow[None]:
     yield SetFormat(request.application_baud, request.application_parity)
     heard = yield from talk(request.interlock)
     if not heard.good:
-        said = f"it said {heard.text[-BANNER_BYTES:]!r}" if heard.text else "it said nothing"
         raise NotSafeToStop(
-            f"{heard.lacks(request.interlock)} within {request.interlock.within_s:g} s; {said}",
+            f"{heard.lacks(request.interlock)} within {request.interlock.within_s:g} s; {_told(heard)}",
             within_s=request.interlock.within_s,
         )

@@ -382,8 +382,8 @@ def _limit_s(plan: Plan, request: Request, known: Known, seconds: float) -> floa
 
 
 def _after_s(request: Request) -> float:
-    """How long the application may be listened to at the end, at its first start and at one by Go."""
-    return 2 * request.listen_s + bool(request.health) * (request.health.within_s + request.health.quiet_s)
+    """How long the application may be listened to at the end, at its first start and at one more (by Go, or for the probe)."""
+    return 2 * request.listen_s + bool(request.health) * 2 * (request.health.within_s + request.health.quiet_s)
 
 
 def _flash_of(known: Known) -> FlashMap:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bridged import errors
-from bridged.events import Phase, SectorProven, Warned
+from bridged.events import Phase, Retried, SectorProven, Warned
 from bridged.protocol.flow import Flow, Now, Overheard, ReadLine, Receive, Send
 from bridged.sim import virtual
 from bridged.sim.application import Behaviour
@@ -44,6 +44,21 @@ def test_a_healthy_image_succeeds() -> None:
 def test_the_probe_may_ask() -> None:
     bench = Bench("L476", {"application": ANSWERS})
     bench.run("flash", make_image(bench.chip, 3000), health=Conversation(b"version\n", "ok version", 5))
+
+
+@pytest.mark.parametrize("way", ["lose", "flip", "insert"])
+@pytest.mark.parametrize("byte", [1, 7, 14])
+def test_one_damaged_byte_of_a_banner_is_no_reason_to_undo_a_good_image(way: str, byte: int) -> None:
+    health = Conversation(expect="bench application", within_s=0.5)
+    calm = Bench("L476")
+    image = make_image(calm.chip, 3000)
+    calm.run("flash", image, health=health)
+    banner_at = calm.device.stats.bytes_out - len(b"bench application\r\n")
+    bench = Bench("L476", {"faults": [f"{way}:tx:{banner_at + byte}"]})
+    assert bench.run("flash", image, health=health).health == "passed"
+    assert [e.step for e in bench.events(Retried)] == ["health"]
+    assert bench.device.mode is Mode.APPLICATION
+    assert calm.events(Retried) == []
 
 
 @pytest.mark.parametrize("expect", ["another banner", "ok version"])
