@@ -315,6 +315,7 @@ class Jobs:
         self._results = Results(journal.path.parent / "results")
         self._lanes = _lanes(config, targets)
         self._live: dict[str, _Live] = {}
+        self._admitting: dict[str, asyncio.Event] = {}  # Jobs on their way to the disk, by id.
         self._ended: OrderedDict[str, Job] = OrderedDict()
         self._records: dict[str, TargetRecord] = {}
         self._watches: WeakSet[Watch] = WeakSet()
@@ -406,6 +407,7 @@ class Jobs:
         Raises ``UnknownJob``, and ``NotCancellable`` when it has ended otherwise, or when an erase may have begun and ``force``
         is not given. A cancel never cuts a hazard short, forced or not.
         """
+        await self._admission(job_id)
         live = self._live.get(job_id)
         if live is not None:
             return await self._errand(self._cancel(live, force))
@@ -468,6 +470,7 @@ class Jobs:
 
     async def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
         """The job once it has ended; as it is when the time ran out or the daemon stops."""
+        await self._admission(job_id)
         live = self._live.get(job_id)
         if live is None:
             return self.get(job_id)
@@ -583,11 +586,11 @@ class Jobs:
                 known = self._journal.submitted(sub.id, _canonical(sub)) if sub.id else ""
                 if not known:
                     raise
-                return self.get(known)
+                return await self._known(known)
             sub = replace(sub, image=asked.resolved([str(file.sha256) for file in files]).image)
         request = _canonical(sub)
         if sub.id and (known := self._journal.submitted(sub.id, request)):
-            return self.get(known)
+            return await self._known(known)
         self._check_neighbours(sub)
         if sub.kind in WRITING:
             await asyncio.to_thread(self._check_policy, sub.target, sub.image, sub.params)
@@ -600,18 +603,30 @@ class Jobs:
         job = Job(secrets.token_hex(6), sub.kind, sub.target, JobState.QUEUED, 1, sub.image, "", params, sub.principal, now)
         job = replace(job, source=sub.source)
         lane.admitting += 1
+        self._admitting[job.id] = settled = asyncio.Event()
         try:
             admitted = await self._written(self._journal.admit(job, sub.id, request))
+            if admitted == job.id:
+                live = _Live(job)
+                self._live[job.id] = live
+                lane.queue.append(live)
+                lane.wake.set()
+                self._show(live, update_of(job, now))
+                return job
         finally:
             lane.admitting -= 1
-        if admitted != job.id:  # The same id came twice at the same time.
-            return self.get(admitted)
-        live = _Live(job)
-        self._live[job.id] = live
-        lane.queue.append(live)
-        lane.wake.set()
-        self._show(live, update_of(job, now))
-        return job
+            del self._admitting[job.id]
+            settled.set()
+        return await self._known(admitted)  # The same id came twice at the same time.
+
+    async def _known(self, job_id: str) -> Job:
+        await self._admission(job_id)
+        return self.get(job_id)
+
+    async def _admission(self, job_id: str) -> None:
+        """A job is on disk a moment before it is queued here; who finds it there must not take it for one that has ended."""
+        if (settled := self._admitting.get(job_id)) is not None:
+            await settled.wait()
 
     def _check_neighbours(self, sub: Submission) -> None:
         """Who resets a neighbour names it. Raises ``ConsentMissing``; ``BadRequest`` where what is named is none."""

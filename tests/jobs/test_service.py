@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -50,6 +51,7 @@ from tests.jobs.bench import (
     KEPT,
     OTHER_FILE,
     SECTORS,
+    TIMEOUT_S,
     Bench,
     Script,
     ScriptedTarget,
@@ -386,14 +388,23 @@ def test_a_client_who_goes_away_leaves_its_job_behind(tmp_path: Path) -> None:
 
             def on_commit() -> None:
                 loop.call_soon_threadsafe(committed.set)
+                found.wait(TIMEOUT_S)
 
+            found = threading.Event()
             bench.journal.on_commit = on_commit
             asking = asyncio.ensure_future(bench.submit(id="order-1"))
             await committed.wait()  # On disk, and the service does not know it yet.
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-            job = await bench.submit(id="order-1")
+            (known,) = bench.jobs.list()
+            waiting = asyncio.ensure_future(bench.jobs.wait(known.id))
+            again = asyncio.ensure_future(bench.submit(id="order-1"))
+            await asyncio.wait([waiting, again], timeout=0.05)
+            assert not waiting.done(), "a job that is about to be queued has not ended"
+            found.set()
+            job = await again
+            assert (await waiting).state is JobState.SUCCEEDED
             assert (await bench.end(job)).state is JobState.SUCCEEDED
             assert len(bench.jobs.list()) == 1
             assert len(bench["m1"].runs) == 1
