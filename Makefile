@@ -8,6 +8,8 @@ CONFIG ?= config/bridged.toml
 PREFIX ?= /opt/bridged
 FUZZ_SECONDS ?= 60
 SOAK_MINUTES ?= 120
+# Most tests wait for a wire in real time, so that more of them than there are cores go side by side.
+TEST_JOBS    ?= $(shell echo $$(( $$(nproc) + 2 )))
 
 # Two sets of locked packages, so that who only wants to try it does not install compilers and test tools.
 RUN_STAMP := $(VENV)/.installed-run
@@ -26,7 +28,11 @@ demo: $(RUN_STAMP) ## flash three simulated boards through nc, and prove it (abo
 	@$(BIN)/bridged demo
 
 test: $(DEV_STAMP) ## run every test; what is missing on this machine is listed with its remedy
-	@$(BIN)/python -m pytest
+	@failed=0; \
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m 'not alone' || failed=$$?; \
+	echo 'and those that want the machine for themselves:'; \
+	$(BIN)/python -m pytest -m alone || failed=$$?; \
+	exit $$failed
 
 vm-test: $(DEV_STAMP) ## a real gateway in a virtual machine: systemd, GPIO chip, serial ports, power cuts (as root, Debian 12)
 	@$(BIN)/python -m pytest tests/vm $(ARGS)

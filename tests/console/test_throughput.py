@@ -19,7 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.gateway import wait_for
+
+pytestmark = pytest.mark.alone
 
 BYTES_A_SECOND = 300_000  # 3 Mbaud, 8N1
 READERS = 20

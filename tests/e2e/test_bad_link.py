@@ -15,9 +15,13 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from bridged import chips
 from tests.e2e.gateway import Client, Gateway, pairs, wait_for
 from tests.target.bench import make_image
+
+pytestmark = pytest.mark.alone
 
 DELAY_S = 1.0  # each way
 

@@ -29,6 +29,8 @@ from tests.e2e.gateway import Client, Gateway, pairs, wait_for
 from tests.e2e.test_bad_link import dialogue
 from tests.target.bench import make_image
 
+pytestmark = pytest.mark.alone
+
 MIB = 1 << 20
 CONNECTIONS = 1000
 ANSWER_S = 2.0  # For the bystander. An idle machine needs a millisecond; this one also runs the attack and the part.

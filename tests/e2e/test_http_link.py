@@ -20,12 +20,15 @@ from statistics import median
 from typing import Any
 
 import aiohttp
+import pytest
 
 from bridged import chips
 from bridged.sim.loader import Timing
 from tests.e2e.gateway import Gateway
 from tests.e2e.test_http import free_port
 from tests.target.bench import make_image
+
+pytestmark = pytest.mark.alone
 
 PIECE_BYTES = 64 * 1024
 TUS = {"Tus-Resumable": "1.0.0"}
