@@ -7,13 +7,23 @@ lists what a person would have to install. In CI a missing tool is an error: the
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 
 def in_ci() -> bool:
     return os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+
+def unit_environment() -> dict[str, str]:
+    """What the shipped unit puts into the daemon's environment, for tests and figures of a daemon as it is installed."""
+    unit = Path(__file__).parents[1] / "systemd" / "bridged.service"
+    found = re.findall(r"^Environment=(\w+)=(.*)$", unit.read_text(), re.MULTILINE)
+    assert found
+    return {**os.environ, **dict(found)}
 
 
 def missing(what: str, remedy: str) -> None:

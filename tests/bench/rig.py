@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.e2e.gateway import Client, pairs
+from tests.support import unit_environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCE = Path(__file__).with_name("device.c")
@@ -174,7 +175,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=self.log,
                 stderr=self.log,
-                env={**os.environ, "NOTIFY_SOCKET": str(notify)},
+                env={**unit_environment(), "NOTIFY_SOCKET": str(notify)},
             )
             while b"READY=1" not in told.recv(4096):
                 pass

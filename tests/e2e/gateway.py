@@ -24,6 +24,7 @@ from bridged.images.model import Image
 from bridged.sim.device import Device
 from bridged.sim.loader import Timing
 from bridged.sim.pty import PtyDevice
+from tests.support import unit_environment
 
 # Real enough that phases last, short enough for a test.
 TIMING = Timing(sector_erase_s=0.2, spread=0, startup_s=0.01)
@@ -134,6 +135,7 @@ class Gateway:
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
+            env=unit_environment(),
         )
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
