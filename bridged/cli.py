@@ -241,6 +241,15 @@ _LEFT = {
 }
 
 
+def _proven(data: Mapping[str, Any]) -> str:
+    """By what every byte was compared."""
+    if data.get("proof") == "crc-on-target":
+        return (
+            f"every byte compared by a CRC computed on the target (second-stage loader, {data.get('second_stage_baud')} baud)"
+        )
+    return "every byte read back and compared"
+
+
 def _left(data: Mapping[str, Any]) -> str:
     text = _LEFT.get(str(data.get("boot") or ""), "")
     return f"\n  {text}" if text else ""
@@ -258,7 +267,7 @@ def outcome(reply: Reply) -> str:
         return f"{who}nothing to do: the image is there already (evidence: {evidence or 'none given'}{age}){_left(data)}"
     written = size_text(int(data.get("bytes_written") or 0))
     if kind in ("flash", "ensure"):
-        proven = "every byte read back and compared" if evidence == "full" else f"evidence: {evidence or 'none given'}"
+        proven = _proven(data) if evidence == "full" else f"evidence: {evidence or 'none given'}"
         erased = int(data.get("sectors_erased") or 0)
         text = f"{who}done{seconds}: {written} written, {erased} sector{'' if erased == 1 else 's'} erased; {proven}"
         text += "; readout protection is on" if data.get("protected") else ""
@@ -269,6 +278,7 @@ def outcome(reply: Reply) -> str:
         text += "; the whole flash was erased" if kind == "unprotect" and data.get("bytes_compared") else ""
     elif kind == "verify":
         text = f"{who}equal{seconds}: {size_text(int(data.get('bytes_compared') or 0))} compared"
+        text += " by CRC on the target" if data.get("proof") == "crc-on-target" else ""
     elif kind == "doctor":
         bad, odd = int(data.get("problems") or 0), int(data.get("warnings") or 0)
         text = f"{who}{bad} problem{'' if bad == 1 else 's'}, {odd} warning{'' if odd == 1 else 's'}"
@@ -278,6 +288,8 @@ def outcome(reply: Reply) -> str:
     else:
         text = f"{who}{kind} done{seconds}"
     banner = str(data.get("banner") or "").strip()
+    why = str(data.get("second_stage") or "")
+    text += f"\n  second-stage loader {why}" if why not in ("", "used") else ""
     return text + _left(data) + (f"\n  it says: {banner.splitlines()[0][:100]}" if banner else "")
 
 

@@ -295,6 +295,16 @@ class Target:
         high=3.6,
         zero=True,
     )
+    stub: str = _f(
+        "off",
+        "auto: flash, ensure and verify go through the second-stage loader where the chip has a row for it and NRST is wired;"
+        " where it does not start the job goes on with the ROM loader and says why. Never tried on silicon"
+        " (docs/second-stage.md).",
+        choices=("off", "auto"),
+    )
+    stub_baud: int = _f(
+        921600, "The fastest rate that is tried with the second-stage loader, then its halves.", low=115200, high=4000000
+    )
     flash_kib: int = _f(0, "Flash size where the chip does not tell; 0: ask the chip.", low=0, high=16384)
     layout: str = _f("", "Sector layout where option bits decide or the table is unsure; empty: ask the chip.")
     startup_s: float = _f(0.0, "From reset to the listening loader; 0: the table's value.", low=0, high=60)

@@ -22,6 +22,7 @@ class Phase(StrEnum):
     SYNC = "sync"
     IDENTIFY = "identify"
     PLAN = "plan"
+    LOADER = "loader"  # The second-stage loader goes into the target's RAM.
     BACKUP = "backup"
     UNPROTECT = "unprotect"
     ERASE = "erase"

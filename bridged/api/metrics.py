@@ -39,6 +39,7 @@ DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 ACK_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40)
 TARGET_STATES = ("idle", "busy", "absent", "broken")
 UART_ERRORS = ("parity", "frame", "overrun", "brk")
+SECOND_STAGE = ("used", "given up", "not used")  # How ``second_stage`` of a result begins.
 DIRECTIONS = ("out", "in")
 HEAD_BYTES = 8192  # Of a request: Prometheus sends 400 bytes.
 TIMEOUT_S = 10.0  # For a request and its answer; that is how long Prometheus waits for one.
@@ -110,6 +111,12 @@ class Metrics:
         self.job_seconds = histogram("job_duration_seconds", "From start to end of a job.", DURATION_BUCKETS, "kind")
         self.flash_bytes = counter("flash_bytes_total", "Bytes of flash handled by jobs that ended.", "target", "op")
         self.sectors = counter("sectors_total", "Sectors erased, or left alone because they were right.", "target", "op")
+        self.second_stage = counter(
+            "second_stage_sessions_total",
+            "Jobs for which the second-stage loader was asked for: used, given up for the ROM loader, or not used there.",
+            "target",
+            "result",
+        )
         self.retries = counter("rom_retries_total", "Commands of the ROM loader that were repeated.", "target", "step")
         self.ack_seconds = histogram(
             "rom_ack_seconds", "From the last byte of a command to its acknowledgement.", ACK_BUCKETS, "step"
@@ -148,6 +155,8 @@ class Metrics:
             self.flash_bytes.labels(target, op)
         for op in ("erased", "skipped"):
             self.sectors.labels(target, op)
+        for said in SECOND_STAGE:
+            self.second_stage.labels(target, said)
         for type_ in UART_ERRORS:
             self.uart_errors.labels(target, type_)
         for direction in DIRECTIONS:
@@ -211,6 +220,9 @@ class Metrics:
         for op, key in (("write", "bytes_written"), ("read", "bytes_compared"), ("skip", "bytes_skipped")):
             self.flash_bytes.labels(target, op).inc(max(0, int(result.get(key) or 0)))
         self.sectors.labels(target, "skipped").inc(max(0, int(result.get("sectors_skipped") or 0)))
+        said = str(result.get("second_stage") or "").partition(":")[0]
+        if said in SECOND_STAGE:
+            self.second_stage.labels(target, said).inc()
         for type_, count in dict(result.get("uart_errors") or {}).items():
             if type_ in UART_ERRORS:
                 self.uart_errors.labels(target, type_).inc(max(0, int(count)))

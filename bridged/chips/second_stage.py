@@ -453,6 +453,15 @@ _H7 = SecondStage(
 SECOND_STAGES: Mapping[int, SecondStage] = {row.pid: row for row in (_F4, _F7, _L4, _G0, _F1, _H7)}
 
 
+WIDE_V = 2.7  # Lowest supply at which F2, F4 and F7 program and erase 32 bits at a time
+
+
+def row_for(chip: Chip, supply_v: float = 0.0) -> SecondStage:
+    """The row of a part that has one, with the width in which its flash is programmed at ``supply_v``; 0: not known."""
+    row = SECOND_STAGES[chip.pid]
+    return replace(row, flash=FLASH_F4_X32) if row.flash is FLASH_F4 and supply_v >= WIDE_V else row
+
+
 def why_not(chip: Chip, loader_id: int | None) -> str:
     """Why this part with this loader version is flashed by AN3155, for a person; empty when it has a row and may use it."""
     if chip.pid not in SECOND_STAGES:

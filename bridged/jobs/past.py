@@ -32,7 +32,8 @@ def past_of(record: TargetRecord, sectors: Iterable[SectorProven], now: float) -
     known = tuple(sectors) if record.content else ()
     age_s = max(0.0, now - record.proven) if record.content else 0.0
     rates = tuple(sorted(good)), tuple(sorted(bad))
-    return Past(record.uid, record.content, age_s, *rates, known, record.flash_bytes, record.layout)
+    settled = not record.uid or bool(record.content)
+    return Past(record.uid, record.content, age_s, *rates, known, record.flash_bytes, record.layout, settled)
 
 
 def learned(record: TargetRecord, result: Mapping[str, Any], now: float) -> TargetRecord:

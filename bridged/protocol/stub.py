@@ -11,7 +11,9 @@ How it keeps its promises on a line that loses and changes bytes:
   success, so an answer to number n says that all up to n are done. After a NAK everything is sent again from the number that it
   expects (go-back-N). A command sent twice is answered and not carried out again.
 - No more bytes are on their way than fit into the ring that the DMA fills, so none is lost while the loader erases.
-- Every ERASE declares its hazard before it is sent (P9); the hazard ends with its answer, or by its time.
+- Every ERASE declares its hazard before it is sent (P9); the hazard ends with its answer, or by its time. Few are under way at
+  a time, so that this stays short.
+- Who ends a stream from outside waits for what is under way: the answer to ABORT comes behind it.
 
 An answer to a WRITE proves more than an ACK of AN3155 (the loader compared what it had programmed), and is still not the proof:
 that is ``crc_map`` over the whole image at the end.
@@ -21,11 +23,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from bridged.errors import Garbled, LoaderError, Nack, SecondStageFailed
+from bridged.errors import BaudUnavailable, BridgedError, Garbled, LoaderError, NoReply, SecondStageFailed
 from bridged.protocol import an3155
 from bridged.protocol.flow import Checkpoint, Flow, Hazard, Now, Receive, Send, SetFormat, Step
 
@@ -38,9 +40,10 @@ ANSWER_S = 0.3  # beyond transmission and work; an adapter's latency and a busy 
 CONFIRM_S = 0.5  # the loader returns to the old rate after this
 TRIES = 6
 STALLS = 12  # tries in a row without any progress
+SILENT_TRIES, SILENT_S = 3, 20.0  # or so many, where they take long: an erase is waited for each time
 WINDOW = 64  # frames; less than half of the numbers, so that old and new can be told apart
 SLACK_BYTES = 64  # of the ring, for questions and noise
-UPLOAD_TRIES = 3
+ERASES_AHEAD = 4  # with those of pages of 2 KiB the next data are there in time, also behind an adapter's 16 ms
 
 
 class Verb(IntEnum):
@@ -133,18 +136,26 @@ class Status:
     pauses: int
 
 
+Told = Callable[[float], Iterable[Step]]
+
+
+def _nothing(_seconds: float) -> Iterable[Step]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One sequenced verb. ``work_s``: the longest it may take; ``hazard_s``: for how long a reset would do damage (P9).
 
-    ``done``: steps that are yielded when it is known to be carried out, in order.
+    ``told``: the steps to yield when it is known to be carried out, each command's in its turn; it is given the seconds
+    since the command before it.
     """
 
     verb: Verb
     payload: bytes
     work_s: float
     hazard_s: float = 0.0
-    done: tuple[Step, ...] = ()
+    told: Told = _nothing
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -166,16 +177,16 @@ def head_of(data: bytes) -> tuple[int, int, int] | None:
     return verb, number, count
 
 
-def erase(sectors: Sequence[tuple[int, int, int]], work_s: float, hazard_s: float, done: tuple[Step, ...] = ()) -> Command:
+def erase(sectors: Sequence[tuple[int, int, int]], work_s: float, hazard_s: float, told: Told = _nothing) -> Command:
     """``sectors``: address, number in the flash controller's register, and size of each."""
-    return Command(Verb.ERASE, b"".join(struct.pack("<III", *s) for s in sectors), work_s, hazard_s, done)
+    return Command(Verb.ERASE, b"".join(struct.pack("<III", *s) for s in sectors), work_s, hazard_s, told)
 
 
-def write(address: int, data: bytes, work_s: float, done: tuple[Step, ...] = ()) -> Command:
+def write(address: int, data: bytes, work_s: float, told: Told = _nothing) -> Command:
     """``data`` where a uniform block goes as a FILL, which is three words."""
     if len(data) >= 64 and data.count(data[0]) == len(data):
-        return Command(Verb.FILL, struct.pack("<III", address, len(data), data[0]), work_s, 0.0, done)
-    return Command(Verb.WRITE, struct.pack("<I", address) + data, work_s, 0.0, done)
+        return Command(Verb.FILL, struct.pack("<III", address, len(data), data[0]), work_s, 0.0, told)
+    return Command(Verb.WRITE, struct.pack("<I", address) + data, work_s, 0.0, told)
 
 
 def _failed(message: str, refusal: Refusal | None = None) -> SecondStageFailed:
@@ -294,7 +305,7 @@ class Link:
         return status_of((yield from self.ask(Verb.STATUS, expect=40)))
 
     def abort(self, *, work_s: float = 0.0) -> Flow[Status]:
-        """Refuse everything that is still in the ring. The answer means that the flash rests."""
+        """Refuse what is sent from now on. What is in the ring is done first, so the answer means that the flash rests."""
         return status_of((yield from self.ask(Verb.ABORT, work_s=work_s, expect=40)))
 
     def change_rate(self, baud: int, brr: int) -> Flow[bool]:
@@ -306,7 +317,7 @@ class Link:
             yield SetFormat(baud, "N")
             self.baud = baud
             yield from self.ask(Verb.STATUS, expect=40, tries=2)
-        except LoaderError:
+        except (LoaderError, BaudUnavailable):
             self.baud = old
             self._left.clear()
             yield SetFormat(old, "N")
@@ -321,19 +332,31 @@ class Link:
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
-    def run(self, commands: Sequence[Command], first: int = 0) -> Flow[int]:
+    def run(self, commands: Sequence[Command], first: int = 0, *, hazard_least_s: float = 0.0) -> Flow[int]:
         """Have ``commands`` carried out, numbered from ``first`` on; returns the number after the last.
 
-        Raises ``SecondStageFailed`` when the loader refuses one for another reason than the line, or nothing moves any more.
+        ``hazard_least_s``: no hazard that is declared is shorter. Raises ``SecondStageFailed`` when the loader refuses a
+        command for another reason than the line, or nothing moves any more.
         """
         frames = [frame(c.verb, (first + n) & 0xFF, c.payload) for n, c in enumerate(commands)]
         done = sent = furthest = stalls = 0
         deadline: float | None = None  # of the present try; answers to what was sent twice do not move it
+        since: float = yield Now()
+
+        def hazard(under_way: Sequence[Command]) -> Hazard:
+            """Erases that are under way follow each other, so their times add up; none: the hazard is over."""
+            seconds = sum(c.hazard_s for c in under_way)
+            return Hazard(max(seconds, hazard_least_s) if seconds else 0)
+
         while done < len(commands):
-            yield Checkpoint()
-            while sent < len(commands) and self._may_send(frames, done, sent):
+            try:
+                yield Checkpoint()
+            except BridgedError:
+                yield from self._let_finish(commands[done:furthest])
+                raise
+            while sent < len(commands) and self._may_send(commands, frames, done, sent):
                 if commands[sent].hazard_s:
-                    yield _hazard(commands[done : sent + 1])
+                    yield hazard(commands[done : max(furthest, sent + 1)])
                 yield Send(frames[sent])
                 self.resent += sent < furthest
                 sent += 1
@@ -356,32 +379,41 @@ class Link:
             elif answer is not None and answer.verb in _COMMANDS:
                 ahead = (answer.number - first - done) & 0xFF
                 done += ahead + 1 if ahead < sent - done else 0
+            if done > before:
+                now = yield Now()
             for command in commands[before:done]:
                 if command.hazard_s:
-                    yield _hazard(commands[done:sent])
-                yield from command.done
+                    yield hazard(commands[done:furthest])
+                yield from command.told(now - since)
+                since = now
             if again:
                 sent, deadline = done, None
             if done > before:
                 stalls, deadline = 0, None
             elif again:
                 stalls += 1
-                if stalls > STALLS:
+                now = yield Now()
+                if stalls > STALLS or (stalls >= SILENT_TRIES and now - since > SILENT_S):
                     raise _failed(f"command {done} of {len(commands)} to the second-stage loader was not carried out")
         return (first + len(commands)) & 0xFF
 
-    def _may_send(self, frames: list[bytes], done: int, sent: int) -> bool:
+    def _let_finish(self, under_way: Sequence[Command]) -> Flow[None]:
+        """The hazard ends with the answer, if one comes; else by its time."""
+        try:
+            yield from self.abort(work_s=sum(c.work_s for c in under_way))
+            yield Hazard(0)
+        except LoaderError:
+            pass
+
+    def _may_send(self, commands: Sequence[Command], frames: list[bytes], done: int, sent: int) -> bool:
         if sent == done:
             return True
+        if commands[sent].hazard_s and sum(c.hazard_s > 0 for c in commands[done:sent]) >= ERASES_AHEAD:
+            return False
         return sent - done < WINDOW and sum(map(len, frames[done : sent + 1])) <= self.ring_bytes - SLACK_BYTES
 
 
 _COMMANDS = {verb | 0x80 for verb in (Verb.ERASE, Verb.WRITE, Verb.FILL)}
-
-
-def _hazard(commands: Sequence[Command]) -> Hazard:
-    """Erases that are under way follow each other, so their times add up; none: the hazard is over."""
-    return Hazard(sum(c.hazard_s for c in commands))
 
 
 def refusal_of(answer: Answer) -> Refusal | None:
@@ -413,34 +445,16 @@ def _reason(value: int) -> Reason:
 # --- getting there ----------------------------------------------------------------------------------------------------
 
 
-def upload(address: int, image: bytes, timing: an3155.Timing) -> Flow[None]:
-    """Write ``image`` to RAM by the ROM loader, and read it back: a wrong byte in it would be executed.
-
-    Raises ``SecondStageFailed`` when a block cannot be brought to be right, and what the commands raise after silence.
-    """
-    for at in range(0, len(image), an3155.MAX_BLOCK):
-        block = image[at : at + an3155.MAX_BLOCK]
-        block += bytes(-len(block) % 4)
-        for _ in range(UPLOAD_TRIES):
-            try:
-                yield from an3155.write_memory(address + at, block, timing)
-                if (yield from an3155.read_memory(address + at, len(block), timing)) == block:
-                    break
-            except Nack:
-                continue  # at a command boundary again; a block of RAM can be written twice
-        else:
-            raise _failed(f"{len(block)} bytes written to RAM at {address + at:#010x} do not read back")
-
-
 def start(address: int, build: bytes, baud: int, timing: an3155.Timing) -> Flow[tuple[Link, Greeting]]:
     """Go, the train, and the greeting of the loader with this ``build``; the line is at ``baud`` 8N1 then.
 
-    Raises ``SecondStageFailed`` when it does not greet within ``GREETING_S``, or is not fit to be used.
+    Raises what Go raises before it has its address, and ``SecondStageFailed`` when nobody greets within ``GREETING_S``, or who
+    greets is not fit to be used.
     """
     try:
         yield from an3155.go(address, timing)
-    except Garbled as error:
-        # Its ACK and the first greeting may touch each other; a loader that did not start will not greet.
+    except (Garbled, NoReply) as error:
+        # Its ACK may be lost, or the first greeting touch it; a loader that did not start will not greet.
         if error.facts.get("stage") != "address":
             raise
     yield SetFormat(baud, "N")

@@ -20,17 +20,18 @@ flash is still at work, and a reset then would be the one thing that P9 forbids.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
-from bridged.chips.model import Chip
+from bridged.chips.model import Chip, Sector
 from bridged.errors import (
     EraseTimeout,
     Garbled,
     LoaderError,
     Nack,
     NoReply,
+    SecondStageFailed,
     UnstableLink,
     WrongChip,
 )
@@ -51,6 +52,18 @@ PROOFS = 6
 CHECKSUM_S = 0.5  # No document says how long a target may compute; its CRC unit takes a word in a few cycles.
 CHECKSUM_S_PER_BYTE = 2e-6
 STALE_QUIET_S = 0.005
+# Twice the worst case that is known, and never less than this: worn flash goes beyond its data sheet (users report 6 to 10 s
+# for one sector of an H743), and many times in the table are from memory. Giving up early is the one wrong thing to do here.
+ERASE_LEAST_S = 5.0
+SLOW_ERASE_LEAST_S = 25.0
+SLOW_SECTOR_S = 0.5
+
+
+def erase_wait_s(sectors: Iterable[Sector]) -> float:
+    """How long an erase of ``sectors`` is waited for, and how long nobody may reset the target meanwhile (P9)."""
+    worst = [s.erase_max_s for s in sectors]
+    least = SLOW_ERASE_LEAST_S if max(worst, default=0) >= SLOW_SECTOR_S else ERASE_LEAST_S
+    return max(least, 2 * sum(worst))
 
 
 class Dirty(Exception):
@@ -173,6 +186,24 @@ class Dialogue:
                 yield from written(len(data))
             elif found.count(blank) != len(found):
                 raise Dirty(address, f"the block at {address:#010x} is neither written nor blank")
+
+    def to_ram(self, address: int, data: bytes) -> Flow[None]:
+        """Write ``data`` to RAM until all of it reads back: a wrong byte in it would be executed. RAM takes a block twice, and
+        what a reset in between did to it shows in the reading. Raises ``SecondStageFailed`` when it does not hold."""
+        data += bytes(-len(data) % 4)
+        todo = [(at, data[at : at + an3155.MAX_BLOCK]) for at in range(0, len(data), an3155.MAX_BLOCK)]
+        blocks = tuple(todo)
+        for _ in range(TRIES):
+            for at, block in todo:
+                make = partial(an3155.write_memory, address + at, block)
+                yield from self._again("upload", lambda make=make: make(self.timing))  # type: ignore[misc]
+            before, todo = self.recoveries, []
+            for at, block in blocks:
+                if (yield from self.read(address + at, len(block))) != block:
+                    todo.append((at, block))
+            if not todo and self.recoveries == before:
+                return
+        raise SecondStageFailed(f"{len(data)} bytes written to RAM at {address:#010x} do not read back, {TRIES} times in a row")
 
     def _enter_again(self, baud: int) -> Flow[Connected]:
         """Into the loader once more, and the supply told anew, which every reset forgets."""

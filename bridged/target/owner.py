@@ -519,6 +519,8 @@ class Target:
             past=past,
             wishes=wishes_of(kind, params),
             evidence=str(params.get("evidence") or "full"),
+            second_stage=settings.stub,
+            second_stage_baud=settings.stub_baud,
         )
 
     async def run(

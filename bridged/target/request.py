@@ -42,6 +42,8 @@ class Past:
 
     ``content``: what was last proven in it, ``age_s`` ago; empty while nobody knows.
 
+    ``settled``: nothing of its flash was erased by us and not proven since; False too where all of it shall be written.
+
     ``good_bauds`` and ``bad_bauds``: rates that carried a whole session, and rates that failed not long ago. ``sectors``: what
     was last proven in its flash; never taken for granted, only looked at first. ``flash_bytes``, ``layout``: as it was last
     identified, for a look ahead where protection lets nobody ask.
@@ -55,6 +57,7 @@ class Past:
     sectors: tuple[SectorProven, ...] = ()
     flash_bytes: int = 0
     layout: str = ""
+    settled: bool = True
 
 
 NO_PAST = Past()
@@ -73,7 +76,8 @@ class Request:
     ``force``: names of checks that the job overrides. ``proven``: sectors that an interrupted run of this job proved.
     ``spans``: where each of several images lies that were combined; empty for one image, which needs no telling apart.
     ``protect``: no sector that overlaps one of these may be erased. ``wishes``: about readout and write protection and option
-    bytes. ``evidence``: full or sample, what an ensure is content with. ``past``: see ``Past``.
+    bytes. ``evidence``: full or sample, what an ensure is content with. ``past``: see ``Past``. ``second_stage``: auto or off;
+    ``second_stage_baud``: the highest rate that is tried with it.
     """
 
     kind: str
@@ -103,6 +107,8 @@ class Request:
     past: Past = Past()
     wishes: Wishes = Wishes()
     evidence: str = "full"
+    second_stage: str = "off"
+    second_stage_baud: int = 921600
 
     def to_dict(self) -> dict[str, Any]:
         special = (
@@ -151,12 +157,12 @@ class Request:
 def _past_to_list(past: Past) -> list[Any]:
     sectors = [[s.address, s.size_bytes, s.digest] for s in past.sectors]
     rates = list(past.good_bauds), list(past.bad_bauds)
-    return [past.uid, past.content, past.age_s, *rates, sectors, past.flash_bytes, past.layout]
+    return [past.uid, past.content, past.age_s, *rates, sectors, past.flash_bytes, past.layout, past.settled]
 
 
 def _past_from_list(data: list[Any]) -> Past:
-    uid, content, age_s, good, bad, sectors, flash_bytes, layout = data
-    return Past(uid, content, age_s, tuple(good), tuple(bad), tuple(SectorProven(*s) for s in sectors), flash_bytes, layout)
+    uid, content, age_s, good, bad, sectors, *rest = data
+    return Past(uid, content, age_s, tuple(good), tuple(bad), tuple(SectorProven(*s) for s in sectors), *rest)
 
 
 def _talk_to_list(talk: Conversation) -> list[Any]:
@@ -215,6 +221,9 @@ class Result:
     was not changed did not. ``boot``: how it was left, None before the end. ``baud``: the last rate that was used;
     ``bad_bauds``: those that failed before. ``bytes_checksummed``: those of ``bytes_compared`` that a checksum proved which the
     target computed. ``supply_range``: the voltage range that the loader was told, 0 for none. ``data``: for kind read.
+    ``proof``: by what it was proven: ``read-back``, ``checksum`` (the ROM loader's own, as far as it goes) or ``crc-on-target``
+    (computed by the second-stage loader). ``second_stage``: ``used``, at ``second_stage_baud``, or why it was not; empty where
+    nobody asked for it.
     ``options``: option bytes ``before`` and ``after``, as ``chips.options.Decoded.to_dict`` shows them. ``protected``: readout
     protection is on. ``age_s``: of the record, where that is the evidence.
     """
@@ -251,6 +260,9 @@ class Result:
     options: dict[str, Any] = field(default_factory=dict)
     protected: bool = False
     age_s: float = 0.0
+    proof: str = ""
+    second_stage: str = ""
+    second_stage_baud: int = 0
     data: bytes = b""
 
     def to_dict(self) -> dict[str, Any]:

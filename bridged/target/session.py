@@ -27,6 +27,7 @@ from bridged.chips.model import Chip, FlashMap, Quirk, Sector
 from bridged.errors import (
     BadRequest,
     BridgedError,
+    EntryWouldBeLost,
     Garbled,
     ImageDoesNotFit,
     LayoutUnknown,
@@ -67,11 +68,12 @@ from bridged.protocol.flow import (
     Report,
     SetLines,
 )
-from bridged.target.dialogue import Dialogue, Dirty
+from bridged.target import streaming
+from bridged.target.dialogue import SLOW_ERASE_LEAST_S, SLOW_SECTOR_S, Dialogue, Dirty, erase_wait_s
 from bridged.target.doctor import examine
 from bridged.target.entry import ask_interlock, boot, enter, leave, phase_started, say_not_started, start_by_go
 from bridged.target.identify import Known, identify
-from bridged.target.kept import NOTHING_KEPT, decode_kept, encode_kept
+from bridged.target.kept import NOTHING_KEPT, Kept, decode_kept, encode_kept
 from bridged.target.protection import (
     check_blank,
     check_entry,
@@ -86,13 +88,9 @@ from bridged.target.protection import (
 )
 from bridged.target.request import PhaseCost, Request, Result
 from bridged.target.speed import first_baud
+from bridged.target.streaming import Stage
 
 ERASE_BATCH_S = 4.0  # Longest worst case of one erase command of several sectors: progress, and a bounded wait.
-# Twice the worst case that is known, and never less than this: worn flash goes beyond its data sheet (users report 6 to 10 s
-# for one sector of an H743), and many times in the table are from memory. Giving up early is the one wrong thing to do here.
-ERASE_LEAST_S = 5.0
-SLOW_ERASE_LEAST_S = 25.0
-SLOW_SECTOR_S = 0.5
 CHECK_BYTES = 256
 SECTOR_TRIES = 3
 SAMPLES = 16  # Blocks of an image that is looked at by sample: half a second at 115200 baud.
@@ -246,6 +244,7 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     flash = _flash_of(known)
     saved = decode_kept(kept) if kept else None
     result.changed = saved is not None
+    closed: EntryWouldBeLost | None = None
     content = saved.content(image) if saved else None
     vectors = vector_addresses(image, flash_range(known.chip, flash.size_bytes), request.spans)
     plan = make_plan(image, known.chip, flash, request.proven, content, vectors)
@@ -254,11 +253,33 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     result.content = image.digest
     seconds = plan.estimate_s(result.baud)
     limit_s = _limit_s(plan, request, known, seconds)
+    if request.second_stage == "auto":
+        limit_s *= 2  # It may be given up at the very end.
     yield Report(Planned(len(plan.erase), plan.erase_bytes, plan.write_bytes, plan.outside_bytes, seconds, limit_s))
     if request.kind != "verify" and "vectors" not in request.force:
         check_vectors_for(image, known.chip, result.flash_bytes, request.spans)
     if saved is None and (yield from _sampled(plan, request, known, result)):
         return
+    if request.second_stage == "auto" and not streaming.reason_not(request, known):
+        closed = yield from _closed(request, known)
+    stage = yield from streaming.begin(request, known, flash, result)
+    if stage is not None:
+        try:
+            yield from _by_second_stage(stage, plan, saved, closed, limit_s)
+            yield from streaming.end(stage)
+            return
+        except LoaderError as error:
+            yield from streaming.give_up(known.line, error, result)
+        if stage.kept:  # From here on it is as if an interrupted job were resumed.
+            saved = decode_kept(stage.kept)
+            plan = make_plan(image, known.chip, flash, request.proven, saved.content(image), vectors)
+    yield from _by_rom_loader(request, known, plan, saved, result)
+    if result.evidence == "full":
+        result.proof = "checksum" if result.bytes_checksummed else "read-back"
+
+
+def _by_rom_loader(request: Request, known: Known, plan: Plan, saved: Kept | None, result: Result) -> Flow[None]:
+    """Compare, erase, write, prove by AN3155. ``saved``: what an interrupted run kept, None for a fresh start."""
     if request.kind in ("verify", "ensure"):
         # The content, not the image: what an interrupted run kept may not be back yet.
         same = yield from _compare(replace(plan, erase=()), known, result, tolerate=request.kind == "ensure")
@@ -273,10 +294,8 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     yield from known.line.use_supply()
     check_protected(plan.erase, request.protect)  # Not before: an ensure that finds its image touches nothing.
     yield from check_entry(request, known)
-    if request.discard_outside and content is None:
-        plan = plan.keeping(None)
-    elif content is None:
-        plan = yield from _backup(plan, known, result)
+    if saved is None:
+        plan = plan.keeping(None) if request.discard_outside else (yield from _backup(plan, known, result))
     yield Checkpoint()
     if saved:
         result.was_empty = saved.was_empty
@@ -294,6 +313,58 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
     if work.held:
         yield from work.write(final=True)
         yield from work.prove(final=True)
+    result.evidence = "full"
+
+
+def _closed(request: Request, known: Known) -> Flow[EntryWouldBeLost | None]:
+    """P10 is asked of the ROM loader, so before the other one runs; whether it matters shows later."""
+    if request.kind != "verify":
+        try:
+            yield from check_entry(request, known)
+        except EntryWouldBeLost as error:
+            return error
+    return None
+
+
+def _by_second_stage(
+    stage: Stage, plan: Plan, saved: Kept | None, closed: EntryWouldBeLost | None, limit_s: float
+) -> Flow[None]:
+    """The same work by the other loader. Raises ``LoaderError`` where AN3155 should go on."""
+    request, known, result = stage.request, stage.known, stage.result
+    if request.kind in ("verify", "ensure"):
+        whole = replace(plan, erase=())
+        wrong = yield from streaming.compare(stage, whole)
+        if wrong is None:
+            result.evidence = "full"
+            return
+        error = yield from streaming.difference(stage, whole, wrong)
+        if request.kind == "verify":
+            raise error
+        yield Report(Retried("ensure", error.message))
+    blank: list[Sector] = []
+    if saved is None and request.past.settled:
+        equal, blank = yield from streaming.look(stage, plan)
+        plan = yield from streaming.leave_alone(stage, plan, equal, request.proven)
+        blank = [s for s in blank if s in plan.erase]
+        if not plan.erase:
+            result.evidence = "full"
+            return
+    check_protected(plan.erase, request.protect)
+    if closed is not None:
+        raise closed
+    if saved is None:
+        parts = [] if request.discard_outside else (yield from streaming.keep(stage, plan, blank))
+        result.bytes_kept = sum(len(d) for _, d in parts)
+        plan = plan.keeping(Image.of(parts) if parts else None)
+    seconds = streaming.estimate_s(stage, plan, blank)
+    erase_bytes = plan.erase_bytes - sum(s.size_bytes for s in blank)
+    yield Report(Planned(len(plan.erase) - len(blank), erase_bytes, plan.write_bytes, result.bytes_kept, seconds, limit_s))
+    yield Checkpoint()
+    if saved:
+        result.was_empty = saved.was_empty
+    elif known.chip.empty_check:
+        result.was_empty = (yield from stage.link.read(known.chip.flash_base, 4)) == bytes([known.chip.erased_value]) * 4
+    yield from streaming.write(stage, plan, blank)
     result.evidence = "full"
 
 
@@ -376,7 +447,7 @@ def _leave_alone(plan: Plan, request: Request, known: Known, result: Result) -> 
 
 
 def _limit_s(plan: Plan, request: Request, known: Known, seconds: float) -> float:
-    waits_s = sum(_wait_s(b) for b in _batches(plan.erase, known.chip, known.loader_id))
+    waits_s = sum(erase_wait_s(b) for b in _batches(plan.erase, known.chip, known.loader_id))
     protecting_s = longest_s(known.chip) + _after_s(request) if request.wishes.protect else 0
     return 60 + 4 * seconds + waits_s + protecting_s + _after_s(request)
 
@@ -501,7 +572,7 @@ class _Work:
     def _start_over(self, sector: Sector, *, final: bool) -> Flow[None]:
         """Erase ``sector`` and bring it to where this stage began: for the final one all its other blocks, proven."""
         # Since "erased" the journal knows of no hazard any more, and it is all that is left after a SIGKILL of everybody (P9).
-        yield Barrier("erasing", _wait_s([sector]))
+        yield Barrier("erasing", erase_wait_s([sector]))
         seconds = yield from _erase_batch([sector], self.known)
         yield Barrier("erased")
         yield Report(SectorErased(sector.address, sector.size_bytes, seconds))
@@ -687,12 +758,6 @@ def _batches(sectors: Iterable[Sector], chip: Chip, loader_id: int | None) -> li
     return found
 
 
-def _wait_s(sectors: Iterable[Sector]) -> float:
-    worst = [s.erase_max_s for s in sectors]
-    least = SLOW_ERASE_LEAST_S if max(worst, default=0) >= SLOW_SECTOR_S else ERASE_LEAST_S
-    return max(least, 2 * sum(worst))
-
-
 def _erase(sectors: tuple[Sector, ...], known: Known, result: Result, kept: bytes) -> Flow[None]:
     """Erase ``sectors``: the first one alone and looked at, before the rest goes.
 
@@ -705,7 +770,7 @@ def _erase(sectors: tuple[Sector, ...], known: Known, result: Result, kept: byte
     cost = _cost(result, Phase.ERASE)
     begun: float = yield Now()
     witnesses = yield from _witnesses(sectors[0], flash, known)
-    yield Barrier("erasing", max(_wait_s(b) for b in batches), kept)
+    yield Barrier("erasing", max(erase_wait_s(b) for b in batches), kept)
     done = 0
     for number, batch in enumerate(batches):
         yield Checkpoint()
@@ -727,7 +792,7 @@ def _erase(sectors: tuple[Sector, ...], known: Known, result: Result, kept: byte
 
 
 def _erase_batch(batch: list[Sector], known: Known) -> Flow[float]:
-    codes, wait_s = [s.code for s in batch], _wait_s(batch)
+    codes, wait_s = [s.code for s in batch], erase_wait_s(batch)
     # The ACK of some loaders comes early (AN2606): the flash still works, whatever they answer.
     early_s = 2 * sum(s.erase_max_s for s in batch) if known.chip.has(Quirk.ERASE_NOT_AWAITED, known.loader_id) else 0.0
 
@@ -808,7 +873,9 @@ def _erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
     yield from known.line.use_supply()
     total = sum(s.size_bytes for s in sectors)
     seconds = sum(s.erase_typ_s for s in sectors) + total * 1.05 * known.line.timing.byte_s
-    limit_s = 60 + 4 * seconds + 2 * chip.mass_erase_max_s + sum(_wait_s(b) for b in _batches(sectors, chip, known.loader_id))
+    limit_s = (
+        60 + 4 * seconds + 2 * chip.mass_erase_max_s + sum(erase_wait_s(b) for b in _batches(sectors, chip, known.loader_id))
+    )
     limit_s += _after_s(request)
     yield Report(Planned(len(sectors), total, 0, 0, seconds, limit_s))
     if request.one_shot:
@@ -826,7 +893,7 @@ def _erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
             _must_equal(address, bytes([chip.erased_value]) * count, data)
             done += count
             yield Progress(done)
-    result.bytes_compared, result.evidence = done, "full"
+    result.bytes_compared, result.evidence, result.proof = done, "full", "read-back"
 
 
 def _mass_erase(sectors: tuple[Sector, ...], known: Known, result: Result) -> Flow[bool]:

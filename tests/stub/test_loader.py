@@ -432,9 +432,11 @@ def test_hazards_cover_every_erase_that_is_under_way() -> None:
 def test_progress_is_told_in_order() -> None:
     b = bench("L476", content=b"\xff" * 8192)
     seen: list[int] = []
-    commands = [
-        wire.write(FLASH + 64 * n, pattern(n, 64), 0.1, (Progress(64 * (n + 1)),)) for n in range(8)
-    ]  # fmt: skip
+
+    def told(done: int) -> wire.Told:
+        return lambda _seconds: [Progress(done)]
+
+    commands = [wire.write(FLASH + 64 * n, pattern(n, 64), 0.1, told(64 * (n + 1))) for n in range(8)]
     b.machine.drop_or_flip = noise(4, 300)
     run(b.link.run(commands), b.uart, progress=seen.append)
     assert seen == [64 * n for n in range(1, 9)]

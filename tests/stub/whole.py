@@ -5,6 +5,8 @@ Flash is handed over both ways, so that a session which begins with one loader a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bridged import chips
 from bridged.sim.device import Device
 from bridged.sim.wire import Burst, Format
@@ -12,17 +14,37 @@ from tests.stub.machine import Machine
 from tests.stub.parts import PARTS
 
 IMAGE_BYTES = 0x280 + 3072
+OBEY_BOOT0 = {"G071": {"nBOOT_SEL": 0}}  # From the factory the pin is ignored.
 
 
 class Whole:
-    """Has what ``sim.virtual`` asks of a device. ``deaf``: what is started in RAM does nothing at all."""
+    """Has what ``sim.virtual`` asks of a device. ``deaf``: what is started in RAM does nothing at all.
 
-    def __init__(self, name: str, *, oscillator: float = 1.0, deaf: bool = False) -> None:
+    ``spoil_frames``: what becomes of what the host sends at once to the second-stage loader; ``spoil_bytes``: of each byte
+    (number, value) that it sends. ``spoil_rom``: the former for the ROM loader. ``on_start``: called with each emulated core
+    before it runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        oscillator: float = 1.0,
+        deaf: bool = False,
+        spoil_frames: Callable[[bytes], bytes] | None = None,
+        spoil_bytes: Callable[[int, int], bytes] | None = None,
+        spoil_rom: Callable[[bytes], bytes] | None = None,
+        on_start: Callable[[Machine], None] | None = None,
+    ) -> None:
         self.part = PARTS[name]
         self.oscillator, self.deaf = oscillator, deaf
+        self.spoil_frames, self.spoil_rom, self.spoil_bytes, self.on_start = spoil_frames, spoil_rom, spoil_bytes, on_start
         self.chip = chips.by_pid(self.part.pid)
-        self.rom = Device(self.chip, flash_bytes=sum(a.size for a in self.part.areas), on_go=self._go)
+        size = sum(a.size for a in self.part.areas)
+        self.rom = Device(self.chip, flash_bytes=size, options=OBEY_BOOT0.get(name), on_go=self._go)
         self.machine: Machine | None = None
+        self.starts = self.erases = 0
+        self.violations: list[str] = []
 
     def enter(self) -> None:
         """Into the ROM loader, as after BOOT0 high and a reset."""
@@ -41,11 +63,18 @@ class Whole:
         )
         machine.now_ns = machine.tick_base = device.now_ns
         machine.output.extend(device.collect(device.now_ns + 10_000_000))  # the ACK of Go is still on the wire
+        machine.spoil_answers = self.spoil_bytes
         self.machine = machine
+        self.starts += 1
+        if self.on_start is not None:
+            self.on_start(machine)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """What runs in RAM is no more; its flash is the part's."""
         if self.machine is not None:
-            self.rom.memory.flash[:] = self.machine.read(self.part.areas[0].address, len(self.rom.memory.flash))
+            self.rom.memory.load_flash(self.machine.read(self.part.areas[0].address, len(self.rom.memory.flash)))
+            self.violations += self.machine.violations
+            self.erases += len(self.machine.flash.erases)
             self.machine = None
 
     @property
@@ -61,7 +90,8 @@ class Whole:
         return (self.machine or self.rom).hazard
 
     def feed(self, data: bytes, start_ns: int, form: Format) -> None:
-        (self.machine or self.rom).feed(data, start_ns, form)
+        spoil = self.spoil_rom if self.machine is None else self.spoil_frames
+        (self.machine or self.rom).feed(spoil(data) if spoil else data, start_ns, form)
 
     def collect(self, until_ns: int, receiver: Format | None = None) -> list[Burst]:
         return (self.machine or self.rom).collect(until_ns, receiver)
@@ -73,5 +103,5 @@ class Whole:
         if nrst is False or power is False:
             if self.machine is not None:
                 self.machine.advance(at_ns)
-            self._end()
+            self.end()
         self.rom.set_lines(at_ns, nrst=nrst, boot0=boot0, power=power)

@@ -82,7 +82,7 @@ export function jobView(id, may, signal) {
     const parts = [];
     if (job.state === "succeeded") {
       parts.push(h("div", { class: "box good" }, h("strong", null, result.changed === false ? "Nothing was to be done: it is there already." : "Done."),
-        result.evidence ? ` Evidence: ${result.evidence === "full" ? "every byte was read back and compared" : result.evidence}.` : "", took ? ` It took ${took}.` : ""));
+        result.evidence ? ` Evidence: ${result.evidence === "full" ? (result.proof === "crc-on-target" ? "every byte was compared by a CRC computed on the target" : "every byte was read back and compared") : result.evidence}.` : "", took ? ` It took ${took}.` : ""));
     } else if (job.problem) {
       const problem = job.problem;
       parts.push(h("div", { class: "box bad", role: "alert" }, h("strong", null, `${problem.code}: `), problem.message,
