@@ -53,7 +53,7 @@ DEFAULT_STATE = config.DEFAULT_STATE
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; the unit does not start it again after this.
 JOURNAL = "state.db"
 TIDY_S = 60.0
-OTHER_DESCRIPTORS = 512  # Journal, store, parsers, threads, and some ten for each target and its session.
+OTHER_DESCRIPTORS = 768  # Journal, store, parsers, threads, handshakes, and some ten for each target and its session.
 RELEASE_WAIT_S = 30.0  # How long --release-only waits for a device that somebody else still holds, or that is absent.
 
 

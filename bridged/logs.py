@@ -155,7 +155,10 @@ class JournalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._send(encode(self.fields(record)))
-        except Exception:
+            self._sock.settimeout(SEND_LIMIT_S)
+        except Exception as error:
+            if isinstance(error, TimeoutError | BlockingIOError):
+                self._sock.settimeout(0)  # It was waited for once: until it reads again nobody waits for it.
             self.handleError(record)
 
     def fields(self, record: logging.LogRecord) -> dict[str, str]:

@@ -57,6 +57,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "the kernel lets them wait",
             "connections",
         ),
+        Row("api.handshakes:PENDING_EACH", "TLS handshakes of one address at once", "closed", "connections"),
+        Row("api.handshakes:PENDING", "TLS handshakes of all addresses elsewhere", "closed", "connections"),
         Row("api.line:Limits.idle_timeout_s", "Silence of a client (`api.idle_timeout_s`)", "421 `IDLE`, closed"),
         Row("api.line:Limits.drain_timeout_s", "Time in which a client fetches nothing of an answer", "closed"),
         Row("api.line:Limits.heartbeat_s", "Time without a line in WATCH and WAIT", "a sign of life is sent"),
@@ -71,6 +73,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("api.line:CHUNK_BYTES", "Raw bytes of one client in memory", "the client waits"),
         Row("api.line:Limits.write_buffer_bytes", "Answers that a client has not fetched", "its next command waits"),
         Row("api.line:LOG_PAGE", "Entries of LOG in memory at once", "the next ones follow when these are fetched", "entries"),
+        Row("jobs.service:PLANS_WAITING", "Plans that are asked for and not made", "429 `TOO_MANY`", "plans"),
         Row("jobs.service:LIST_LIMIT", "Jobs that JOBS lists", "the newest ones", "jobs"),
         Row(
             "jobs.watch:QUEUE_LIMIT",
@@ -112,6 +115,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("api.http_jobs:TRACE_BYTES", "A recording that is decoded", "413 `BAD_REQUEST`; it can be fetched raw"),
         Row("api.http_console:MESSAGE_LIMIT_BYTES", "One message to a console", "closed"),
         Row("api.http_console:REPLAY_LIMIT_BYTES", "History of a console that may be asked for", "400 `BAD_REQUEST`"),
+        Row("api.http_console:TOLD_LIMIT", "Notices that the client of a WebSocket has not fetched", "closed", "notices"),
         Row("api.http_console:NOTE_LIMIT", "The note of a lock", "400 `BAD_REQUEST`", "characters"),
         Row("api.http_console:HEARTBEAT_S", "Silence of a WebSocket", "asked whether it lives, then closed"),
         Row("api.http_tus:METADATA_CHARS", "`Upload-Metadata`", "400 `BAD_REQUEST`"),
@@ -193,6 +197,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("protocol.rfc2217:SIGNATURE_CHARS", "A signature of an RFC 2217 client", "cut"),
         Row("console.server:KEEPALIVE_IDLE_S", "Silence of a client's machine before the kernel asks for it", "probes"),
         Row("console.server:SEND_BUFFER_BYTES", "What the kernel holds for one client on TCP", "waits in `console.buffer_kib`"),
+        Row("console.server:REPLIES_BYTES", "Answers of telnet that a client has not fetched", "closed"),
         Row("console.server:EOF_LINGER_S", "Time for an answer after a client closed its sending side", "closed"),
         Row(
             "console.server:BACKLOG",

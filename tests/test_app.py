@@ -53,9 +53,9 @@ def limited(soft: int, hard: int, connections: int) -> tuple[int, int]:
 
 
 def test_the_soft_limit_on_files_follows_the_configuration_and_the_hard_one_bounds_the_connections() -> None:
-    assert limited(1024, 4096, 1000) == (1000, 1000 + 512 + 3 * 16)
+    assert limited(1024, 4096, 1000) == (1000, 1000 + 768 + 3 * 16)
     assert limited(2048, 4096, 1000) == (1000, 2048)
-    assert limited(800, 1024, 1000) == (1024 - 512 - 3 * 16, 1024)
+    assert limited(800, 1024, 1000) == (1024 - 768 - 3 * 16, 1024)
     assert limited(100, 100, 1000) == (16, 100)
 
 

@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "target": EVERYBODY | {"protocol", "chips", "stub", "images"},
     "console": EVERYBODY | {"protocol", "target"},
     "jobs": EVERYBODY | {"images", "target"},
-    "api": EVERYBODY | {"protocol", "images", "console", "jobs"},
+    "api": EVERYBODY | {"protocol", "images", "console", "jobs", "logs"},
     "fleet": EVERYBODY | {"protocol", "images", "jobs"},
     "sim": EVERYBODY | {"protocol", "chips"},
     "client": {"errors", "protocol"},

@@ -22,6 +22,7 @@ import pytest
 
 from bridged import config
 from bridged.api.auth import Authority
+from bridged.api.handshakes import PENDING, PENDING_EACH, Handshakes
 from bridged.api.line import Limits, LineServer
 from bridged.api.tls import Tls
 from bridged.client import Address, Client, Gateway, LinkLost, LocalFile, Refused, Session, upload
@@ -316,6 +317,33 @@ def test_plain_text_to_a_tls_port_gets_nothing(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", served.port), 5) as sock:
         sock.sendall(b"TARGETS\n")
         assert b"motor" not in sock.recv(1000)
+
+
+def test_who_begins_tls_and_says_nothing_takes_few_descriptors(served: Served) -> None:
+    """Before the handshake nobody is refused in words, and thousands of silent connections would be all that may be open."""
+    own = len(os.listdir("/proc/self/fd"))
+    silent = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(300)]
+    deadline = time.monotonic() + 10
+    while (taken := len(os.listdir("/proc/self/fd")) - own - len(silent)) > 4 * PENDING_EACH and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert 0 < taken <= 4 * PENDING_EACH
+    for sock in silent:
+        sock.close()
+    with served.client(served.token()) as client:
+        assert client.targets()
+
+
+def test_handshakes_of_one_address_keep_no_other_out() -> None:
+    handshakes = Handshakes()
+    mine = [handshakes.admit(1000 + n, "192.0.2.1") for n in range(100)]
+    assert mine.count(True) == PENDING_EACH
+    crowd = [handshakes.admit(2000 + n, f"198.51.100.{n % 100}") for n in range(1000)]
+    assert crowd.count(True) + mine.count(True) == PENDING
+    assert handshakes.admit(1, "127.0.0.1")
+    for fd in range(4000):
+        handshakes.taken(fd)
+    assert len(handshakes) == 0
+    assert handshakes.admit(1, "192.0.2.1")
 
 
 def test_a_client_certificate_is_a_principal(served: Served) -> None:

@@ -56,6 +56,26 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert dead == []
 
 
+def test_each_threat_names_tests_that_exist() -> None:
+    """``file.py::test`` in the table of threats; ``::test`` alone is one more of the file before it."""
+    functions: dict[str, set[str]] = {}
+    for path in ROOT.glob("tests/**/test_*.py"):
+        found = re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+        functions.setdefault(path.name, set()).update(found)
+    table = (ROOT / "docs" / "security.md").read_text().partition("## Threats")[2]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)?::(test_\w+)`", row.split("|")[3])
+        assert named, row
+        assert named[0][0], row
+        assert "`" not in re.sub(r"`(test_\w+\.py)?::test_\w+`", "", row.split("|")[3]), "a test is named as file::function"
+        file = ""
+        for name, function in named:
+            file = name or file
+            assert function in functions[file], f"{file}::{function}"
+
+
 def test_codes_named_in_the_pages_exist(page: Path) -> None:
     named = set(re.findall(r"`([A-Z]{2,}(?:_[A-Z]+)+)`", page.read_text()))
     assert named - set(BY_CODE) - set(doctor.CATALOG) - ENVIRONMENT == set()

@@ -30,12 +30,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bridged.config import Auth
 from bridged.errors import BadRequest, BridgedError, LoginFirst, NotAllowed, TooMany, UnknownCredential, WrongToken
 from bridged.jobs.journal import AuditEntry, Credential
+from bridged.logs import note
 from bridged.protocol.line import Scope
 
 log = logging.getLogger("bridged.audit")
@@ -66,6 +67,7 @@ class Principal:
     """Somebody, and what that one may do. ``targets`` ``None``: all of them. ``source``: where from, for records.
 
     ``name`` is what jobs, uploads and limits are counted under. ``credential``: name of the token or certificate, or empty.
+    ``grant``: the credential itself, because another one may bear the same name later.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Principal:
     scopes: frozenset[Scope] = frozenset()
     targets: frozenset[str] | None = None
     credential: str = ""
+    grant: Credential | None = field(default=None, repr=False)
 
     @property
     def known(self) -> bool:
@@ -206,6 +209,7 @@ class Authority:
         self._trouble: OrderedDict[str, _Trouble] = OrderedDict()
         self._admins = {0, *_uids(self._settings.admins)}
         self._noted: Future[None] | None = None
+        self._changing = asyncio.Lock()  # Credentials are made and revoked one after the other: names are taken once.
         self.on_failure: Callable[[], None] = lambda: None
 
     # --- who is it ------------------------------------------------------------------------------------------------
@@ -240,9 +244,10 @@ class Authority:
 
     def valid(self, principal: Principal) -> bool:
         """Whether what ``principal`` showed still counts: a revoked or expired credential ends open connections, too."""
-        if not principal.credential:
+        if principal.grant is None:
             return True
-        return any(c.name == principal.credential and self._alive(c) for c in self._by_key.values())
+        # The same one, not one of the same name: a stolen token must not come back to life with its successor.
+        return self._by_key.get(principal.grant.key) is principal.grant and self._alive(principal.grant)
 
     def _alive(self, credential: Credential) -> bool:
         return not credential.expires or self._clock.utc() < credential.expires
@@ -306,25 +311,27 @@ class Authority:
             raise BadRequest(f"a credential lives for at most {LIFETIME_LIMIT_S / 86400:.0f} days", limit_s=LIFETIME_LIMIT_S)
         token = "" if certificate else TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
         key = _certificate_key(certificate) if certificate else _token_key(token)
-        if any(c.name == name for c in self._by_key.values()) or key in self._by_key:
-            raise BadRequest(f"there is a credential {certificate or name} already; revoke it first")
-        if len(self._by_key) >= CREDENTIALS_LIMIT:
-            raise TooMany(f"there are {CREDENTIALS_LIMIT} credentials already", limit=CREDENTIALS_LIMIT)
-        now = self._clock.utc()
-        expires = now + lifetime_s if lifetime_s else 0.0
-        made = Credential(name, key, ",".join(wanted), ",".join(sorted(set(targets))), now, expires, by)
-        await asyncio.wrap_future(self._book.put_credential(made))
-        self._by_key[key] = made
+        async with self._changing:
+            if any(c.name == name for c in self._by_key.values()) or key in self._by_key:
+                raise BadRequest(f"there is a credential {certificate or name} already; revoke it first")
+            if len(self._by_key) >= CREDENTIALS_LIMIT:
+                raise TooMany(f"there are {CREDENTIALS_LIMIT} credentials already", limit=CREDENTIALS_LIMIT)
+            now = self._clock.utc()
+            expires = now + lifetime_s if lifetime_s else 0.0
+            made = Credential(name, key, ",".join(wanted), ",".join(sorted(set(targets))), now, expires, by)
+            await asyncio.wrap_future(self._book.put_credential(made))
+            self._by_key[key] = made
         return made, token
 
     async def revoke(self, name: str) -> Credential:
         """Raises ``UnknownCredential``."""
-        found = next((c for c in self._by_key.values() if c.name == name), None)
-        if found is None or self._book is None:
-            raise UnknownCredential(f"there is no credential {name[:64]!r}", name=name[:64])
-        # In memory first: from here on it opens nothing, even if the disk does not answer.
-        self._by_key.pop(found.key, None)
-        await asyncio.wrap_future(self._book.drop_credential(name))
+        async with self._changing:
+            found = next((c for c in self._by_key.values() if c.name == name), None)
+            if found is None or self._book is None:
+                raise UnknownCredential(f"there is no credential {name[:64]!r}", name=name[:64])
+            # In memory first: from here on it opens nothing, even if the disk does not answer.
+            self._by_key.pop(found.key, None)
+            await asyncio.wrap_future(self._book.drop_credential(name))
         return found
 
     # --- the audit log --------------------------------------------------------------------------------------------
@@ -334,7 +341,8 @@ class Authority:
         entry = AuditEntry(self._clock.utc(), who.name, who.source, what, target, job, result, detail[:200])
         words = [f"{key}={value}" for key, value in (("target", target), ("job", job)) if value]
         text = " ".join([f"{who.name or 'nobody'} from {who.source}: {what}", *words, result])
-        log.info("audit: %s%s", text, f" ({entry.detail!a})" if entry.detail else "")
+        fields = note(audit=what, who=who.name or "nobody", source=who.source, target=target, job=job, result=result)
+        log.info("audit: %s%s", text, f" ({entry.detail!a})" if entry.detail else "", extra=fields)
         if self._book is not None:
             self._noted = self._book.note_audit(entry)
             self._noted.add_done_callback(_written)
@@ -359,7 +367,7 @@ def _principal(credential: Credential, peer: Peer) -> Principal:
     kind = "cert" if credential.key.startswith("cert:") else "token"
     targets = frozenset(credential.targets.split(",")) if credential.targets else None
     scopes = _implied(_scopes(credential.scopes.split(",")))
-    return Principal(f"{kind}-{credential.name}", peer.source, scopes, targets, credential.name)
+    return Principal(f"{kind}-{credential.name}", peer.source, scopes, targets, credential.name, credential)
 
 
 def _implied(scopes: Iterable[Scope]) -> frozenset[Scope]:

@@ -3,11 +3,16 @@
 ``Guarded`` has the methods of ``JobsApi`` and calls the real ones after the rights were checked; a listener that gets one of
 these instead of ``Jobs`` cannot forget a check. What somebody may not see does not exist for him: lists are shortened, and a
 job of another's target is as unknown as one that never was. Whatever changes something is noted in the audit log, refusals too.
+
+Images belong to no target, and their names to everybody who has a right to all of them. Who has a right to some only names
+images by their whole SHA-256, or by names of his own (``image_name``, ``image_ref``): else he could put his image under a name
+by which somebody else flashes a target that he has no right to, or flash and read back what he may not see.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +21,12 @@ from typing import Any
 from bridged.api.auth import Authority, Principal
 from bridged.api.ports import JobsApi, Rows, Updates
 from bridged.errors import BridgedError, UnknownJob, WrongToken
+from bridged.images import content
 from bridged.jobs.model import Job, JobState, Submission, Update
 from bridged.protocol.line import Scope
 
 _Jobs = list[Job]
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Guarded:
@@ -42,7 +49,8 @@ class Guarded:
         try:
             for target in (sub.target, *filter(None, str(sub.params.get("resets") or "").split(","))):
                 self.require(Scope.FLASH, target, doing)
-            job = await self._jobs.submit(replace(sub, principal=self.who.name, source=self.who.source))
+            whole = replace(sub, image=self.image_ref(sub.image), principal=self.who.name, source=self.who.source)
+            job = await self._jobs.submit(whole)
         except BridgedError as error:
             self.note(doing, target=sub.target, result=error.code)
             raise
@@ -59,6 +67,25 @@ class Guarded:
             raise
         self.note("cancel", target=job.target, job=job_id, result=str(found.state), detail="forced" if force else "")
         return found
+
+    # --- images ---------------------------------------------------------------------------------------------------
+
+    def image_name(self, name: str) -> str:
+        """Under which name an image of this principal is staged."""
+        return f"{self.who.name}/{name}" if name and self.who.targets is not None else name
+
+    def own_name(self, name: str) -> str:
+        """The name as its sender said it."""
+        return name.removeprefix(f"{self.who.name}/") if self.who.targets is not None else name
+
+    def image_ref(self, image: str) -> str:
+        """Which images are meant by what this principal calls ``IMAGE[@ADDR][,...]``. Raises ``BadRequest``."""
+        if not image or self.who.targets is None:
+            return image
+        parts = content.parse_parts(image)
+        return ",".join(str(p if SHA256.fullmatch(p.ref) else replace(p, ref=self.image_name(p.ref))) for p in parts)
+
+    # --- both -----------------------------------------------------------------------------------------------------
 
     def note(self, what: str, *, target: str = "", job: str = "", result: str = "ok", detail: str = "") -> None:
         """Nothing is noted of somebody unknown: whoever knocks must not be able to fill the journal."""
@@ -120,7 +147,7 @@ class Guarded:
 
     async def plan(self, target: str, image_ref: str, params: dict[str, Any]) -> dict[str, Any]:
         self.require(Scope.READ, target, "planning")
-        return await self._jobs.plan(target, image_ref, params)
+        return await self._jobs.plan(target, self.image_ref(image_ref), params)
 
     def ready(self) -> tuple[bool, str]:
         return self._jobs.ready()

@@ -30,6 +30,7 @@ from bridged import __version__
 from bridged.api import http_console, http_images, http_jobs, http_page, web
 from bridged.api.auth import Peer, Principal, is_loopback
 from bridged.api.guarded import Guarded
+from bridged.api.handshakes import Handshakes
 from bridged.api.hosts import Hosts
 from bridged.api.http_call import SAFE, Answer, Call, Operation, Param, Services, encoded, etag, reply, tags_match
 from bridged.api.http_events import Events
@@ -64,7 +65,7 @@ class HttpServer:
 
     def __init__(self, services: Services, hosts: Iterable[str] = (), tls: Tls | None = None) -> None:
         self.services, self.tls = services, tls
-        self.events = Events()
+        self.events, self.handshakes = Events(), Handshakes()
         self._hosts = Hosts((services.gateway, *hosts))
         self.operations: tuple[Operation, ...] = (
             *self._own_operations(),
@@ -85,20 +86,25 @@ class HttpServer:
 
     async def listen_tcp(self, listen: Listen) -> int:
         """Returns the port. Raises ``NotAllowed`` (P7) or ``ConfigError``."""
+        secure, loop = self._secure(listen), asyncio.get_running_loop()
         try:
-            listener = await asyncio.get_running_loop().create_server(
-                self._connected, listen.host, listen.port, backlog=BACKLOG, **self._secure(listen)
-            )
+            if secure:
+                bound = self.handshakes.listen(listen.host, listen.port)
+                found = [await loop.create_server(self._connected, sock=sock, backlog=BACKLOG, **secure) for sock in bound]
+            else:
+                found = [await loop.create_server(self._connected, listen.host, listen.port, backlog=BACKLOG)]
         except OSError as error:
             text = f"listening on {listen} failed: {error.strerror or error}"
             raise ConfigError(text, host=listen.host, port=listen.port) from error
-        self._listeners.append(listener)
-        bound: int = listener.sockets[0].getsockname()[1]
-        return bound
+        self._listeners += found
+        port: int = found[0].sockets[0].getsockname()[1]
+        return port
 
     async def listen_socket(self, sock: socket.socket, scheme: str = "") -> None:
         """A listening socket that was passed in (socket activation); the same rule holds for it."""
         secure = self._secure(Listen(str(sock.getsockname()[0]), int(sock.getsockname()[1]), scheme))
+        if secure:
+            sock = self.handshakes.over(sock)
         loop = asyncio.get_running_loop()
         self._listeners.append(await loop.create_server(self._connected, sock=sock, backlog=BACKLOG, **secure))
 
@@ -365,6 +371,7 @@ class _Connection(web.RequestHandler):
         self._head = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._owner.handshakes.taken(transport.get_extra_info("socket").fileno())
         self.peer = Peer.of(transport.get_extra_info)
         self._admitted = self._owner.admit(self.peer.host)
         super().connection_made(transport)

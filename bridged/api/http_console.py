@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections import deque
 from typing import Any
 
@@ -29,8 +30,11 @@ PROTOCOL = "bridged.console.v1"
 TOKEN_PROTOCOL = "token."
 MESSAGE_LIMIT_BYTES = 64 * 1024  # Of one message of a client: a long paste.
 HEARTBEAT_S = 20.0  # A ping at least so often; who does not answer is gone.
+CLOSE_S = 3.0  # For the last words to be fetched.
 REPLAY_LIMIT_BYTES = 1 << 20  # More than any history holds.
 NOTE_LIMIT = 80  # Characters of a lock's note: as LOCK takes it.
+SEND_BUFFER_BYTES = 128 * 1024  # Of the kernel, as for raw consoles; by itself it takes 4 MiB for a client that does not read.
+TOLD_LIMIT = 256  # Notices that a client has not fetched; each is an answer to something that it did, or news of the target.
 
 MODE = Param(
     "mode", "query", "rw: type; ro: only look", {"type": "string", "enum": [READ_WRITE, READ_ONLY], "default": READ_WRITE}
@@ -51,7 +55,7 @@ class Wire:
         )
         self.socket.headers.update(SAFE)
         self._waiting: deque[bytes | dict[str, Any]] = deque()
-        self._bytes = 0
+        self._bytes = self._told = 0
         self._wake = asyncio.Event()
         self.free = asyncio.Event()
         self.free.set()
@@ -99,6 +103,12 @@ class Wire:
     # --- the other side of it ---------------------------------------------------------------------------------------
 
     def tell(self, data: dict[str, Any]) -> None:
+        """Bytes are bounded by the room; this is bounded here: who talks and does not listen is thrown out."""
+        if self._told >= TOLD_LIMIT:
+            self.dropped.set()
+            self.free.set()
+            return
+        self._told += 1
         self._waiting.append(data)
         self._wake.set()
 
@@ -110,6 +120,7 @@ class Wire:
             while self._waiting:
                 item = self._waiting.popleft()
                 if isinstance(item, dict):
+                    self._told -= 1
                     await self._in_time(self.socket.send_str(json.dumps(item)))
                     continue
                 pieces = [item]
@@ -137,6 +148,9 @@ async def console(call: Call) -> web.StreamResponse:
     _check_upgrade(call)
     wire = Wire(call)
     right = call.principal.may(Scope.ADMIN)
+    transport = call.request.transport
+    if transport is not None and (sock := transport.get_extra_info("socket")) is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     seat = console.sit(wire, call.principal.source, call.principal.name, mode, replay=call.query.get("replay"))
     wire.seat = seat
     try:
@@ -147,7 +161,10 @@ async def console(call: Call) -> web.StreamResponse:
     finally:
         seat.leave()
     with contextlib.suppress(Exception):
-        await wire.socket.close()
+        async with asyncio.timeout(CLOSE_S):
+            await wire.socket.close()
+    if transport is not None and transport.get_write_buffer_size():
+        transport.abort()  # It does not read: an orderly close would wait for that.
     return wire.socket
 
 

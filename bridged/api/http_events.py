@@ -153,7 +153,7 @@ class Events:
         """Replays the log after ``Last-Event-ID``, then goes on as it happens, and ends with the job."""
         job = call.jobs.get(call.path["job"])
         last = call.header("Last-Event-ID")
-        seen = int(last) if last.isdigit() else -1
+        seen = min(int(last), job.seq) if last.isdigit() else -1
         if job.terminal and seen >= job.seq:
             return web.Response(status=204)  # A browser that hears this does not come back.
         with self._admitted(call):

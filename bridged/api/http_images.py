@@ -6,7 +6,6 @@ must survive a bad link is uploaded in pieces: ``http_tus``. Both put into the s
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from bridged.api import web
@@ -54,11 +53,7 @@ def image_resource(staged: StagedFile) -> dict[str, Any]:
 
 
 def find(call: Call, ref: str) -> StagedFile:
-    """An image belongs to no target: who has a right to some of them only finds what he can name by its whole SHA-256."""
-    digits = ref.lower().removeprefix("sha256:")
-    if call.principal.targets is not None and not re.fullmatch(r"[0-9a-f]{64}", digits):
-        raise UnknownImage(f"{call.principal.name} has a right to some targets only, and can name an image by its SHA-256 only")
-    return call.services.store.get(ref)
+    return call.services.store.get(call.jobs.image_ref(ref))
 
 
 async def list_images(call: Call) -> web.StreamResponse:
@@ -107,7 +102,7 @@ async def put_image(call: Call) -> web.StreamResponse:
         raise ImageTooLarge(
             f"a file of {size} bytes: at most {call.limits.image_bytes} are accepted", limit=call.limits.image_bytes
         )
-    name, type_hint, who = call.query.get("name", ""), call.query.get("type", "auto"), call.principal.name
+    name, type_hint, who = call.jobs.image_name(call.query.get("name", "")), call.query.get("type", "auto"), call.principal.name
     _, _, known = await in_thread(services.store.have, sha256, who)
     upload = await services.transfers.open(services.store, who, size, sha256, 0, name, type_hint)
     with services.transfers.running(who, sha256) as transfer:

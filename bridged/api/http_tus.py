@@ -32,6 +32,7 @@ EXTENSIONS = "creation,creation-with-upload,checksum,expiration,termination"
 PIECE = "application/offset+octet-stream"
 CHECKSUMS = {"sha256": hashlib.sha256, "sha1": hashlib.sha1}
 WRONG_CHECKSUM = 460  # The number that tus gives it.
+NAME_CHARS = 128  # Of a name; what is longer is cut, because a file has the name that it has.
 METADATA_CHARS = 4096  # Of Upload-Metadata: three short words in base64 are meant.
 KNOWN_LIMIT = 256  # Uploads of images that are here already; beyond that the oldest is told to be complete.
 
@@ -99,7 +100,7 @@ class Uploads:
         sha256 = said.get("sha256", "").lower()
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise BadRequest("Upload-Metadata has no sha256 of 64 hexadecimal digits: what is not known cannot be proven")
-        name = (said.get("name") or said.get("filename", ""))[:128]
+        name = call.jobs.image_name((said.get("name") or said.get("filename", ""))[:NAME_CHARS])[:NAME_CHARS]
         type_hint = said.get("type", "auto") if said.get("type") in TYPES else "auto"
         services, who = call.services, call.principal.name
         with_piece = call.request.body_exists and call.request.content_length != 0
@@ -120,7 +121,7 @@ class Uploads:
         headers = {**await self._state(call, sha256, offset), "Upload-Length": str(size), "Cache-Control": "no-store"}
         words = {"sha256": sha256}
         if pending is not None:
-            words |= {"name": pending.name, "type": pending.type_hint}
+            words |= {"name": call.jobs.own_name(pending.name), "type": pending.type_hint}
         headers["Upload-Metadata"] = ",".join(f"{key} {_base64(value)}" for key, value in words.items() if value)
         return web.Response(status=200, headers=headers)
 

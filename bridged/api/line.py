@@ -35,6 +35,7 @@ from bridged import __version__
 from bridged.api import consoles
 from bridged.api.auth import Authority, Peer, Principal
 from bridged.api.guarded import Guarded
+from bridged.api.handshakes import Handshakes
 from bridged.api.ports import JobsApi, StagedFile, StoreApi, Upload
 from bridged.api.replies import (
     audit_data,
@@ -143,6 +144,7 @@ class LineServer:
         self._servers: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._refusing = 0
+        self._handshakes = Handshakes()
         self.transfers = transfers or Transfers(self.limits.takeover_s)
         self.consoles: Mapping[str, Console] = consoles or {}
         self._socket_path: Path | None = None
@@ -154,16 +156,19 @@ class LineServer:
     async def listen_tcp(self, listen: Listen) -> int:
         """Returns the port (useful where 0 was asked for). Raises ``NotAllowed`` (P7) or ``ConfigError``."""
         secure = self._secure(listen)
+        common: dict[str, Any] = {"limit": CHUNK_BYTES, "backlog": BACKLOG}
         try:
-            server = await asyncio.start_server(
-                self._accept, listen.host, listen.port, limit=CHUNK_BYTES, backlog=BACKLOG, **secure
-            )
+            if secure:
+                bound = self._handshakes.listen(listen.host, listen.port)
+                found = [await asyncio.start_server(self._accept, sock=sock, **common, **secure) for sock in bound]
+            else:
+                found = [await asyncio.start_server(self._accept, listen.host, listen.port, **common)]
         except OSError as error:
             text = f"listening on {listen} failed: {error.strerror or error}"
             raise ConfigError(text, host=listen.host, port=listen.port) from error
-        self._servers.append(server)
-        bound: int = server.sockets[0].getsockname()[1]
-        return bound
+        self._servers += found
+        port: int = found[0].sockets[0].getsockname()[1]
+        return port
 
     def _secure(self, listen: Listen) -> dict[str, Any]:
         context = transport(listen, self.tls, "The line protocol")
@@ -181,6 +186,8 @@ class LineServer:
             server = await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG)
         else:
             secure = self._secure(Listen(str(sock.getsockname()[0]), int(sock.getsockname()[1]), scheme))
+            if secure:
+                sock = self._handshakes.over(sock)
             server = await asyncio.start_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG, **secure)
         self._servers.append(server)
 
@@ -205,6 +212,7 @@ class LineServer:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        self._handshakes.taken(writer.get_extra_info("socket").fileno())
         connection = _Connection(self, reader, writer)
         if error := self.one_too_many(connection.who):
             # Beyond a bound not even a farewell may cost us anything: a flood would otherwise take all descriptors.
@@ -458,6 +466,9 @@ class _Connection:
         if scope is not None:
             try:
                 self.who.require(scope, None, verb)
+                if scope is Scope.ADMIN and self.who.targets is not None:
+                    # Tokens, the audit log and the daemon's end are of the whole gateway; a token made here may be, too.
+                    raise NotAllowed(f"{verb} needs a right to all targets; {self.who.name} has one to some of them", verb=verb)
             except NotAllowed as error:
                 self.jobs.note(verb.lower(), result=error.code)
                 raise
@@ -610,7 +621,7 @@ class _Connection:
             self._check("PUT")
             values = codec.bind(request)
             sha256, name, type_hint = values["sha256"], values.get("name", ""), values.get("type", "auto")
-            arguments = (self.who.name, size, sha256, offset, name, type_hint)
+            arguments = (self.who.name, size, sha256, offset, self.jobs.image_name(name), type_hint)
             upload = await self.server.transfers.open(self.server.store, *arguments)
         except BridgedError as error:
             failure = error
@@ -930,6 +941,7 @@ class _Connection:
         doing = "CONSOLE rw" if writing else "CONSOLE ro"
         console = self._console_of(values["target"], Scope.CONSOLE if writing else Scope.READ, doing)
         dialog = consoles.Dialog(console, self.writer, lambda: self.server.authority.valid(self.who))
+        self.server.authority.note(self.who, "console", target=console.name, detail="rw" if writing else "ro")
         self.interruptible = True
         try:
             await dialog.run(

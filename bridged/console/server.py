@@ -39,6 +39,7 @@ BACKLOG = 128  # A burst of reconnecting clients is taken within this; one conso
 # A client whose machine vanished is found within 30 + 3 * 10 s, also while the target says nothing.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
 SEND_BUFFER_BYTES = 128 * 1024  # Of the kernel, for one client; by itself it takes 4 MiB for one that does not read.
+REPLIES_BYTES = 64 * 1024  # Of telnet's answers that a client has not fetched, beside the bytes of the target.
 EOF_LINGER_S = 2.0  # After a client closed its sending side (nc -N): time for the target's answer.
 
 
@@ -194,6 +195,11 @@ class Telnet(Raw):
     def data_received(self, data: bytes) -> None:
         for item in self._parser.feed(data):
             if self._seat is None:
+                return
+            if self.unread() > self.console.buffer_bytes + REPLIES_BYTES:
+                # It asks and asks, and fetches no answer: each is a few times as long as its question.
+                log.info("console of %s: %s does not read and was closed", self.console.name, self._seat.name)
+                self._transport.abort()
                 return
             match item:
                 case telnet.Data(said):

@@ -59,6 +59,7 @@ from bridged.errors import (
     StorageFull,
     TargetBroken,
     TooLarge,
+    TooMany,
     Unhealthy,
     UnknownImage,
     UnknownTarget,
@@ -107,6 +108,7 @@ REMEMBERED = 1000  # Ended jobs held in memory; older ones are read from the jou
 LIST_LIMIT = 1000  # Jobs of one answer; some 300 bytes each.
 OLD_SESSION_S = 30.0  # An old session process sees that its daemon is gone and releases its target; no longer than this.
 PARK_S = 150.0  # How long ``stop`` waits for sessions: the longest command is an erase, within its hazard.
+PLANS_WAITING = 8  # Who may only look can have images parsed: one at a time, or they take the threads and memory of jobs.
 RETRY_S = 1.0  # How often a write that failed for want of room is tried again.
 
 WITH_IMAGE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.VERIFY})
@@ -324,6 +326,8 @@ class Jobs:
         self._started = False
         self._stopping = asyncio.Event()
         self._draining = False
+        self._planning = asyncio.Lock()
+        self._plans: set[asyncio.Task[dict[str, Any]]] = set()
         self._trouble = ""
         self.on_update: list[Callable[[Job, Update], None]] = []
         self.on_event: list[Callable[[Job, Event], None]] = []
@@ -543,7 +547,17 @@ class Jobs:
             proven = record.content == made.image.digest
             return {"target": target, "part": parts, **found, "content": made.image.digest, "proven": proven}
 
-        return await asyncio.to_thread(work)
+        if len(self._plans) >= PLANS_WAITING:
+            raise TooMany(f"{len(self._plans)} plans are being made already", limit=PLANS_WAITING)
+        # It is made to its end: who asks and goes away must not have a second parser started beside the first.
+        plan = asyncio.ensure_future(self._planned(work))
+        self._plans.add(plan)
+        plan.add_done_callback(self._plans.discard)
+        return await asyncio.shield(plan)
+
+    async def _planned(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        async with self._planning:
+            return await asyncio.to_thread(work)
 
     def read_result(self, job_id: str) -> Path:
         """The file with the bytes that a ``read`` job read.

@@ -14,7 +14,7 @@ import pytest
 
 from bridged.api.auth import Authority
 from bridged.api.http_call import Limits
-from bridged.api.http_console import PROTOCOL
+from bridged.api.http_console import PROTOCOL, TOLD_LIMIT, Wire
 from bridged.jobs.journal import Journal
 from bridged.protocol.line import Scope
 from tests.api.http_bench import Bench, bench
@@ -198,6 +198,27 @@ def test_a_reader_that_does_not_keep_up_loses_bytes_and_is_told(tmp_path: Path) 
             telling.cancel()
 
     run(tmp_path, body, buffer_kib=16)
+
+
+def test_who_talks_and_does_not_listen_is_thrown_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each text that means nothing has an answer, and answers that nobody fetches are memory."""
+
+    async def stuck(_wire: Wire) -> None:  # As behind a full socket; filling a real one takes seconds.
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Wire, "send", stuck)
+
+    async def body(web: Bench, board: rig.Bench) -> None:
+        async with terminal(web) as term:
+            wire = board.console.seats[0].sink
+            assert isinstance(wire, Wire)
+            for _ in range(4 * TOLD_LIMIT):
+                await term.socket.send_str("x")
+            while await term.next():
+                pass
+            assert len(wire._waiting) == TOLD_LIMIT
+
+    run(tmp_path, body)
 
 
 def test_a_lock_keeps_others_from_writing(tmp_path: Path) -> None:

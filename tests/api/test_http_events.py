@@ -57,7 +57,9 @@ def test_who_comes_back_misses_nothing(tmp_path: Path) -> None:
             seen = [await stream.event() for _ in range(3)]
             assert [e.data["phase"] for e in seen if e] == ["erase", "write", "write"]
             assert [e.id for e in seen if e] == ["4", "5", "5"]
-            gate.set()
+            async with bench.stream(f"/v1/jobs/{job}/events", last="9" * 40) as ahead:
+                gate.set()
+                assert [e.name for e in await ahead.events()][-2:] == ["job", "end"], "an id that is none of ours hangs nobody"
             rest = await stream.events()
             assert [e.name for e in rest] == ["job", "end"]
 

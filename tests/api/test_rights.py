@@ -209,6 +209,10 @@ ANOTHERS_TARGET = {
     "UNPROTECT": (550, "NOT_ALLOWED"),
     "OPTION-BYTES": (550, "NOT_ALLOWED"),
     "PLAN": (550, "NOT_ALLOWED"),
+    # Who administers some targets must not give himself, or see, the others.
+    "TOKEN": (550, "NOT_ALLOWED"),
+    "AUDIT": (550, "NOT_ALLOWED"),
+    "DRAIN": (550, "NOT_ALLOWED"),
     # What one may not see does not exist.
     "STATUS": (404, "UNKNOWN_JOB"),
     "WAIT": (404, "UNKNOWN_JOB"),
@@ -279,6 +283,38 @@ def test_an_image_is_not_for_who_has_a_right_to_some_targets_only(tmp_path: Path
         assert (await narrow.ask(f"GET {DIGEST}")).code == 404
         await sender.say(f"GET {DIGEST}")
         assert (await sender.reply()).data["size"] == "64"
+
+    run(tmp_path, body)
+
+
+async def put(client: Client, data: bytes, name: str) -> str:
+    digest = hashlib.sha256(data).hexdigest()
+    await client.say(f"PUT {len(data)} {digest} name={name}")
+    assert (await client.reply()).code == 354
+    await client.say(data)
+    reply = await client.reply()
+    assert (reply.code, reply.data["name"]) == (250, name)
+    return digest
+
+
+def test_who_has_a_right_to_some_targets_puts_nothing_under_a_name_that_others_use(tmp_path: Path) -> None:
+    async def body(g: Gate) -> None:
+        everything, narrow = await g.connect(g.tokens["flash"]), await g.connect(g.tokens["flash-2"])
+        good = await put(everything, IMAGE, "app.bin")
+        evil = await put(narrow, IMAGE[::-1] + b"!", "app.bin")
+        g.jobs.expect(
+            Script(JobKind.FLASH, "motor1", good),
+            Script(JobKind.FLASH, "motor2", evil, {}),
+            Script(JobKind.FLASH, "motor2", f"{evil}@0x08004000"),
+        )
+        assert (await everything.ask("FLASH motor1 app.bin wait=1")).code == 250
+        assert (await narrow.ask("FLASH motor2 app.bin wait=1")).code == 250
+        assert (await narrow.ask("FLASH motor2 app.bin@0x08004000 wait=1")).code == 250
+        # Nor does he find by its beginning what he may not fetch: flashed, it could be read back.
+        for verb in ("FLASH", "VERIFY"):
+            assert (await narrow.ask(f"{verb} motor2 {good[:12]}")).text == "UNKNOWN_IMAGE"
+        await narrow.say(f"PLAN motor2 {good[:12]}")
+        assert (await narrow.replies())[-1].data["image"] == f"token-flash-2/{good[:12]}"
 
     run(tmp_path, body)
 

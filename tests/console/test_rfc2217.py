@@ -386,6 +386,28 @@ def test_what_nobody_knows_is_not_answered_and_hurts_nothing(tmp_path: Path) -> 
     asyncio.run(main())
 
 
+def test_who_asks_and_does_not_read_is_closed(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with bench(tmp_path, protocol="rfc2217", buffer_kib=16) as b:
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, ("127.0.0.1", b.port))
+            await b.until(lambda: b.console.seats)
+            most = 0
+            with contextlib.suppress(ConnectionError):
+                for _ in range(200):
+                    await loop.sock_sendall(sock, b"\xff\xf6" * 1000)  # "Are you there?"
+                    most = max([most, *(seat.sink.unread() for seat in b.console.seats)])
+                    await asyncio.sleep(0)
+            await b.until(lambda: not b.console.seats)
+            assert most < (16 + 64 + 512) * 1024
+            sock.close()
+
+    asyncio.run(body())
+
+
 def test_a_client_may_pause_us_and_gets_what_came_meanwhile(tmp_path: Path) -> None:
     async def main() -> None:
         async with peers(tmp_path, 2) as (b, (one, two)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 import pytest
 
 from bridged.config import Target
-from bridged.errors import BridgedError, ImageDoesNotFit, ImageNotBootable, NotAllowed, UnknownChip, UnknownTarget
+from bridged.errors import BridgedError, ImageDoesNotFit, ImageNotBootable, NotAllowed, TooMany, UnknownChip, UnknownTarget
 from bridged.images.dry_run import Seen, dry_run
 from bridged.images.model import Image
+from bridged.jobs.service import PLANS_WAITING
 from tests.api.fakes import PLANNED
 from tests.jobs.bench import FIRMWARE, Bench, run
 
@@ -113,5 +116,38 @@ def test_the_service_plans_from_configuration_or_identification(tmp_path: Path) 
             with pytest.raises(NotAllowed, match=r"0x08000000\.\.0x080007ff.*0x08000600\.\.0x08000600"):
                 await bench.jobs.plan("m1", "firmware.elf", options)
             assert len(bench["m1"].runs) == runs, "nobody touched the target"
+
+    run(work)
+
+
+def test_plans_are_made_one_at_a_time_whoever_goes_away(tmp_path: Path) -> None:
+    """Each runs a parser for up to two minutes, and whoever may look may ask for one."""
+
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            bench.config.targets["m1"] = Target(chip="L476", flash_kib=512)
+            running, most, go_on = 0, 0, threading.Event()
+            load = bench.store.load
+
+            def slow(*args: Any, **more: Any) -> Image:
+                nonlocal running, most
+                running += 1
+                most = max(most, running)
+                go_on.wait(10)
+                running -= 1
+                return load(*args, **more)
+
+            bench.store.load = slow  # type: ignore[method-assign]
+            asked = {"addr": 0x08000000, "force": "vectors"}
+            plans = [asyncio.ensure_future(bench.jobs.plan("m1", "firmware.elf", asked)) for _ in range(PLANS_WAITING)]
+            await asyncio.sleep(0)
+            plans[0].cancel()
+            with pytest.raises(TooMany):
+                await bench.jobs.plan("m1", "firmware.elf", asked)
+            while not running:
+                await asyncio.sleep(0.001)
+            go_on.set()
+            made = await asyncio.gather(*plans[1:])
+            assert (most, {plan["pid"] for plan in made}) == (1, {0x415})
 
     run(work)
