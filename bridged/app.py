@@ -658,7 +658,9 @@ async def _release(loaded: config.Config, journal: Journal, left: OpenSession, h
         await target.open()
         await target.wait_idle_hardware(hazard_s + RELEASE_WAIT_S)
         record = next((one for one in await asyncio.to_thread(journal.targets) if one.name == left.target), None)
-        await target.release_after(0.0, await asyncio.to_thread(empty_chip, journal, left.job, record, settings))
+        empty = await asyncio.to_thread(empty_chip, journal, left.job, record, settings)
+        erased = (await asyncio.to_thread(journal.job, left.job)).touched
+        await target.release_after(0.0, empty, erased=erased)
         await asyncio.wrap_future(journal.apply(Change(close=left.target)))
     except BridgedError as error:
         log_error(error, f"releasing target {left.target}", target=left.target, job=left.job)

@@ -237,6 +237,7 @@ _LEFT = {
     "go": "started by Go: a reset enters the loader again until the power of the target was cycled",
     "needs_power_cycle": "NOT STARTED: the part enters its loader until its power is cycled; switch it off and on",
     "needs_reset": "NOT STARTED: nothing is wired that could reset it; it stays in its loader until somebody does",
+    "in_loader": "LEFT IN ITS LOADER: its application is erased and only that leads there; do not reset it, flash it again",
     "empty": "nothing is in flash that could be started",
 }
 

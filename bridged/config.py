@@ -198,7 +198,7 @@ class Application:
     baud: int = _f(115200, "Baud rate of the application.", low=BAUD_LOW, high=BAUD_HIGH)
     parity: str = _f("N", "Parity of the application.", choices=("N", "E", "O"))
     listen_s: float = _f(1.0, "How long the start of the application is listened to after a job.", low=0, high=60)
-    enter: str = _f("", "What makes the application jump into the loader, where no line does.", high=256, kind="bytes")
+    enter: str = _f("", "What makes the application jump into the loader, where BOOT0 is not wired.", high=256, kind="bytes")
     interlock: Talk = _f(
         Talk, "Asked before the first reset: may this target be stopped? With lines.safe that has to be active, too."
     )

@@ -76,7 +76,8 @@ class Dirty(Exception):
 
 
 class Dialogue:
-    """See the module docstring. ``may_reset``: cleared where a reset would lose the way back (P10, ``entry=one-shot``)."""
+    """See the module docstring. ``may_reset``: cleared where a reset would lose the way back (P10, ``entry=one-shot``).
+    ``erasing``: the job has begun to erase."""
 
     def __init__(self, request: Request, result: Result, connected: Connected) -> None:
         self.request = request
@@ -87,6 +88,7 @@ class Dialogue:
         self.timing: Timing = connected.timing
         self.baud = connected.baud
         self.may_reset = request.wiring.has_reset or request.wiring.has_power
+        self.erasing = False
         self.recoveries = 0  # Accidents so far; a refusal that is meant begins as one.
         self.mended = 0  # Commands that did in the end what they should.
         self._reconnected = 0  # At this rate.

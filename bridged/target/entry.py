@@ -54,10 +54,11 @@ from bridged.protocol.flow import (
     Pause,
     Receive,
     Report,
+    Send,
     SetFormat,
     SetLines,
 )
-from bridged.target.expect import Conversation, Heard, printable, talk
+from bridged.target.expect import Heard, printable, talk
 from bridged.target.request import Boot, Request, Result
 from bridged.target.speed import CHECK_BYTES, faster_bauds, first_baud
 
@@ -68,6 +69,8 @@ STARTUP_LEAST_S = 0.02
 BANNER_BYTES = 256
 POWER_OFF_S = 0.5
 JUMP_S = 0.1
+START_S = 1.0  # Until an application that says nothing is taken to be up.
+FIRST_WORDS_S = 0.2
 STALE_QUIET_S = 0.001
 STALE_DRAINS = 20  # The kernel holds up to 68 KiB of what a talkative application said while the session was being started.
 
@@ -101,11 +104,11 @@ def _expected(request: Request) -> Chip | None:
     return chips.find(request.chip) if request.chip else None
 
 
-def _attempts(request: Request, chip: Chip | None, again_at: int | None) -> list[tuple[int, float]]:
+def _attempts(request: Request, chip: Chip | None, again_at: int | None, *, erased: bool) -> list[tuple[int, float]]:
     """(baud, start-up wait) of each attempt: the waits that this chip may need, then lower rates (AN2606, autobaud).
 
     ``again_at``: the rate at which the loader was reached before in this session. The rate is measured anew at each reset, so
-    it gets some tries. Otherwise the rates that are faster than the safe one come first, each once.
+    it gets some tries. Otherwise the rates that are faster than the safe one come first, each once. ``erased``: see ``enter``.
     """
     first = again_at or first_baud(request, chip)
     if request.startup_s:
@@ -116,23 +119,29 @@ def _attempts(request: Request, chip: Chip | None, again_at: int | None) -> list
     plan += [(first, wait) for wait in waits]
     plan += [(first, waits[0])] * (2 if again_at else 1)
     plan += [(baud, waits[0]) for baud in LOWER_BAUDS if baud < first]
-    return plan if request.wiring.has_reset or request.wiring.has_power else plan[:1]
+    if (request.wiring.has_reset or request.wiring.has_power) and not erased:
+        return plan
+    return [(first, max(waits))] * (1 if erased else 2) if request.by_application else [(first, waits[0])]
 
 
-def enter(request: Request, result: Result, again_at: int | None = None) -> Flow[Connected]:
+def enter(request: Request, result: Result, again_at: int | None = None, *, erased: bool = False) -> Flow[Connected]:
     """Bring the target into its loader and confirm it with Get and Get ID, whose bytes have different parity bits.
 
     Each attempt starts from a fresh reset. A wrong rate shows as noise at the sync or as garbage at Get, and is answered with
     the next attempt, in the end at lower rates; application output ends it at once, an echo at the second time, because no
     retry mends wiring. Where there is a power line, all of it is tried once more after a power cycle. ``again_at``: see
     ``_attempts``; the phase of the job stays what it is then.
+
+    Where only the application leads into the loader, it is asked to jump, the first time without a reset. ``erased``: it is not
+    there any more; the target was left in its loader, and a reset would lose it.
     """
     chip = _expected(request)
-    attempts = _attempts(request, chip, again_at)
+    erased = erased and request.by_application
+    attempts = _attempts(request, chip, again_at, erased=erased)
     try:
         return (yield from _try_all(request, result, chip, attempts, again=again_at is not None))
     except (NoSync, SyncNoise, Garbled, NoReply, WrongParity) as error:
-        if not request.wiring.has_power or request.one_shot:
+        if not request.wiring.has_power or request.one_shot or erased:
             raise
         yield Report(Retried("power", f"{error.code}: {error.message}"))
     yield SetLines(boot0=False, power=False)
@@ -153,15 +162,13 @@ def _try_all(
             continue  # It answered, so it was up: a longer wait changes nothing.
         yield Checkpoint()
         timing = Timing.at(baud)
-        if request.enter_by and not again:
-            # Entry by the application: it is asked in its own format, and needs a moment to jump.
-            yield SetFormat(request.application_baud, request.application_parity)
-            yield from talk(
-                Conversation(request.enter_by, within_s=JUMP_S + len(request.enter_by) * 11 / request.application_baud)
-            )
         faster = baud > first_baud(request, chip) and not again
         try:
-            said = yield from _into_loader(request, chip, baud, wait_s, application=number == 1 and not again)
+            if request.by_application:
+                restart = request.wiring.can_restart and (again or number > 1)
+                said = yield from _ask_to_jump(request, chip, baud, wait_s, restart=restart)
+            else:
+                said = yield from _into_loader(request, chip, baud, wait_s, application=number == 1 and not again)
         except BaudUnavailable as error:
             if not faster:
                 raise
@@ -174,7 +181,10 @@ def _try_all(
             if faster:
                 yield from _believe(connected)
         except ApplicationRunning as error:
-            raise _explained(error, chip, request, number) from error
+            if not request.by_application or number == len(attempts):
+                raise _explained(error, chip, request, number) from error
+            last = told = error
+            yield Report(Retried("sync", f"it was asked to jump into its loader and did not: {error.message}"))
         except LoaderError as error:
             if faster:
                 yield from _too_fast(baud, error, result)
@@ -246,6 +256,24 @@ def _into_loader(request: Request, chip: Chip | None, baud: int, wait_s: float, 
     return said
 
 
+def _ask_to_jump(request: Request, chip: Chip | None, baud: int, wait_s: float, *, restart: bool) -> Flow[bytes]:
+    """Have the application jump into the loader: it is asked in its own format, and needs a moment. ``restart``: from a fresh
+    start, which it may announce before it listens."""
+    if restart:
+        yield from leave(request)
+        first: bytes = yield Receive(1, max(request.listen_s, START_S))
+        first += yield Receive(BANNER_BYTES, FIRST_WORDS_S)
+        yield Overheard(first)
+    else:
+        yield SetFormat(request.application_baud, request.application_parity)
+    yield Send(request.enter_by)
+    answer: bytes = yield Receive(BANNER_BYTES, JUMP_S)
+    yield Overheard(answer)
+    yield SetFormat(baud, chip.parity if chip else "E")
+    said: bytes = yield Receive(4096, wait_s)
+    return said
+
+
 def _synchronise(timing: Timing, baud: int, number: int, wait_s: float, said: bytes, request: Request) -> Flow[Connected]:
     begun: float = yield Now()
     try:
@@ -258,7 +286,7 @@ def _synchronise(timing: Timing, baud: int, number: int, wait_s: float, said: by
         raise
     ended: float = yield Now()
     yield Report(StepDone("sync", ended - begun))
-    if sync.already and request.wiring.has_reset:
+    if sync.already and request.wiring.has_reset and not request.by_application:
         yield Report(Warned("NOT_RESET", "the loader was synchronised already: does NRST reach the chip?"))
     try:
         loader = yield from an3155.get(timing)
@@ -424,6 +452,14 @@ def boot(
         yield Report(Booted(result.banner))
 
 
+def stay_in_loader(request: Request, result: Result) -> Flow[None]:
+    """P10: its application is erased, and only that leads into the loader: nothing may reset it; the next job reaches it."""
+    result.boot = Boot.IN_LOADER
+    text = "its application is erased and only that leads into the loader: it is left there for the next job; do not reset it"
+    yield Report(Warned("NOT_STARTED", text))
+    yield SetFormat(request.application_baud, request.application_parity)
+
+
 def say_not_started(result: Result) -> Flow[None]:
     result.boot = Boot.NEEDS_RESET
     text = "neither NRST nor power is wired: the target stays in its loader until somebody resets it"
@@ -452,7 +488,7 @@ def _first_words(request: Request, wait_s: float) -> Flow[bytes]:
     """The beginning of what the application says within ``wait_s``. With a health probe only its first byte is waited for."""
     first: bytes = yield Receive(1, wait_s)
     if first and not request.health:
-        first += yield Receive(BANNER_BYTES - 1, 0.2)
+        first += yield Receive(BANNER_BYTES - 1, FIRST_WORDS_S)
     if first:
         yield Overheard(first)
     return first

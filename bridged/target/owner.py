@@ -261,11 +261,12 @@ class Target:
             return False
         return self.state == "idle"
 
-    async def release_after(self, hazard_s: float, empty: str = "") -> None:
+    async def release_after(self, hazard_s: float, empty: str = "", *, erased: bool = False) -> None:
         """Bring a target that an interrupted session left back to its application, after ``hazard_s``.
 
         ``empty``: the chip, where its flash was empty before that session and it may therefore be in its loader again after the
-        reset (AN2606); a session starts it then as after a flash.
+        reset (AN2606); a session starts it then as after a flash. ``erased``: its job had begun to erase; where nothing but the
+        application leads into the loader it is not reset then, for nobody would reach it any more (P10).
 
         Raises ``LineUnavailable``, and the target is marked broken then; ``PortGone`` where the port has vanished or somebody
         else has it: the target is absent, and the release is owed still.
@@ -275,7 +276,7 @@ class Target:
             await self._open_shared()
             if self._lines is None:
                 raise PortGone(f"target {self.name}: {self.reason}")
-            await self._back_to_application()
+            await self._back_to_application(erased=erased)
             self.unreleased = False
             if empty:
                 await self._start_empty(empty)
@@ -311,11 +312,14 @@ class Target:
         if self._shared:
             await self._drop()
 
-    async def _back_to_application(self) -> None:
+    async def _back_to_application(self, *, erased: bool) -> None:
         assert self._lines is not None
         assert self._uart is not None
         with contextlib.suppress(LinkError):
             self._uart.set_format(self.config.application.baud, self.config.application.parity)
+        if erased and self.config.application.enter and not (self._lines.has_boot0 or self._lines.boot0_by_hand):
+            await asyncio.to_thread(self._lines.idle)
+            return
         trouble: LinkError | None = None
         for step in self._wiring().leave:
             if isinstance(step, Pause):
@@ -646,7 +650,7 @@ class Target:
         """P9, then P4, by the daemon, which has the same descriptors."""
         await asyncio.sleep(session.board.hazard_left_s)
         try:
-            await self._back_to_application()
+            await self._back_to_application(erased=session.erased)
         except LinkError as error:
             if isinstance(error, PortGone) or self._lost():
                 self.unreleased = True  # The keeper finds out; the lines went with the port, the target stays in its loader.
@@ -672,6 +676,7 @@ class _Session:
         self.pid: int | None = None
         self.ending = "nothing"
         self.past_deadline = False
+        self.erased = False  # It has asked whether it may begin to erase.
         self.limit_s = enter_limit_s(request)
         self._uart, self._lines, self._request = uart, lines, request
         self._on_event, self._on_progress, self._on_barrier = on_event, on_progress, on_barrier
@@ -782,6 +787,7 @@ class _Session:
         if not isinstance(message, dict):
             raise ValueError("not an object")
         if "barrier" in message:
+            self.erased |= message["barrier"] == "erasing"
             task = asyncio.ensure_future(self._barrier(message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -110,6 +110,11 @@ class Request:
     second_stage: str = "off"
     second_stage_baud: int = 921600
 
+    @property
+    def by_application(self) -> bool:
+        """Whether nothing but the application leads into the loader: once it is erased, a reset would lose the target (P10)."""
+        return bool(self.enter_by) and not (self.wiring.has_boot0 or self.wiring.boot0_by_hand)
+
     def to_dict(self) -> dict[str, Any]:
         special = (
             "wiring",
@@ -194,6 +199,7 @@ class Boot(StrEnum):
     GO = "go"
     NEEDS_POWER_CYCLE = "needs_power_cycle"
     NEEDS_RESET = "needs_reset"
+    IN_LOADER = "in_loader"
     EMPTY = "empty"
 
     @property

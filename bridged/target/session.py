@@ -71,7 +71,16 @@ from bridged.protocol.flow import (
 from bridged.target import streaming
 from bridged.target.dialogue import SLOW_ERASE_LEAST_S, SLOW_SECTOR_S, Dialogue, Dirty, erase_wait_s
 from bridged.target.doctor import examine
-from bridged.target.entry import ask_interlock, boot, enter, leave, phase_started, say_not_started, start_by_go
+from bridged.target.entry import (
+    ask_interlock,
+    boot,
+    enter,
+    leave,
+    phase_started,
+    say_not_started,
+    start_by_go,
+    stay_in_loader,
+)
 from bridged.target.identify import Known, identify
 from bridged.target.kept import NOTHING_KEPT, Kept, decode_kept, encode_kept
 from bridged.target.protection import (
@@ -116,11 +125,14 @@ def run(request: Request, image: Image | None = None, kept: bytes = b"") -> Flow
         raise
     except BaseException as error:
         yield from phase_started(Phase.RELEASE)
+        line = entered[0] if entered else None
         try:
-            if request.wiring.can_restart:
+            if request.by_application and (kept or (line is not None and line.erasing)):
+                yield from stay_in_loader(request, result)
+            elif request.wiring.can_restart:
                 yield from leave(request)
             else:
-                yield from _leave_without_lines(request, result, entered[0] if entered else None, error)
+                yield from _leave_without_lines(request, result, line, error)
         except LinkError as second:  # The first error is what the job died of; the driver has noted that lines failed.
             if isinstance(error, BridgedError):
                 error.facts["release"] = second.message
@@ -154,7 +166,7 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result, en
         result.findings = [finding.as_dict() for finding in (yield from examine(request, result))]
         yield from boot(request, result, *(_configured(request) if result.pid else ()))
         return
-    connected = yield from enter(request, result)
+    connected = yield from enter(request, result, erased=bool(kept))
     result.baud = connected.baud
     yield from phase_started(Phase.IDENTIFY)
     if request.kind == "reset":
@@ -771,6 +783,7 @@ def _erase(sectors: tuple[Sector, ...], known: Known, result: Result, kept: byte
     begun: float = yield Now()
     witnesses = yield from _witnesses(sectors[0], flash, known)
     yield Barrier("erasing", max(erase_wait_s(b) for b in batches), kept)
+    known.line.erasing = True
     done = 0
     for number, batch in enumerate(batches):
         yield Checkpoint()
@@ -903,6 +916,7 @@ def _mass_erase(sectors: tuple[Sector, ...], known: Known, result: Result) -> Fl
     begun: float = yield Now()
     yield Barrier("erasing", wait_s, NOTHING_KEPT)
     yield Checkpoint()
+    known.line.erasing = True
 
     def command(timing: Timing) -> Flow[None]:
         if known.line.loader.erase_command is Command.ERASE:

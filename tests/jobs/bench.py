@@ -136,6 +136,7 @@ class ScriptedTarget:
         self.runs: list[Run] = []
         self.released = 0
         self.started_empty: list[str] = []
+        self.erased: list[bool] = []  # at each release: whether the job had begun to erase
         self.release_error: BridgedError | None = None
         self.reached: dict[str, asyncio.Event] = {}
         self.go = asyncio.Event()
@@ -181,7 +182,7 @@ class ScriptedTarget:
     def hold_off(self, hazard_s: float) -> None:
         self.wires.until = max(self.wires.until, self.wires.time.mono_s + hazard_s)
 
-    async def release_after(self, hazard_s: float, empty: str = "") -> None:
+    async def release_after(self, hazard_s: float, empty: str = "", *, erased: bool = False) -> None:
         self.started_empty += [empty] if empty else []
         await self.wires.time.sleep(hazard_s)
         self.wires.move(self.name)
@@ -189,6 +190,7 @@ class ScriptedTarget:
             self.set_state("absent" if isinstance(self.release_error, PortGone) else "broken", self.release_error.message)
             raise self.release_error
         self.released += 1
+        self.erased.append(erased)
         self.unreleased = False
 
     def cancel(self) -> None:

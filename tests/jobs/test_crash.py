@@ -165,6 +165,7 @@ def check_ends(bench: Bench, before: Before, moment: Moment) -> None:
 def check_targets(bench: Bench, before: Before, time: Time) -> None:
     for name, target in bench.targets.items():
         assert target.released == (name in before.sessions), f"{name}: released although it was in no session, or not at all"
+        assert target.erased == [before.jobs[left.job].touched for left in before.sessions.values() if left.target == name]
     hazards = [session.hazard_s for session in before.sessions.values() if session.hazard_s]
     assert sum(time.slept) == pytest.approx(max(hazards, default=0.0)), "hazards are waited out, side by side"
     for job in before.jobs.values():

@@ -123,7 +123,7 @@ class SimulatedTarget(scripted.ScriptedTarget):
         uart.set_lines(reset=False)
         uart.pause(0.3)
 
-    async def release_after(self, hazard_s: float, empty: str = "") -> None:  # noqa: ARG002
+    async def release_after(self, hazard_s: float, empty: str = "", *, erased: bool = False) -> None:  # noqa: ARG002
         self._release(hazard_s)
 
 

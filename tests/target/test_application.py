@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 
-from bridged import errors
+from bridged import config, errors
 from bridged.events import Phase, Retried, SectorProven, Warned
-from bridged.protocol.flow import Flow, Now, Overheard, ReadLine, Receive, Send
+from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Overheard, ReadLine, Receive, Send
 from bridged.sim import virtual
 from bridged.sim.application import Behaviour
 from bridged.sim.device import Mode
+from bridged.sim.faults import Faults
 from bridged.sim.virtual import VirtualUart
 from bridged.sim.wire import Format
-from bridged.target import session
+from bridged.target import lines, session
 from bridged.target.expect import Conversation, Heard, talk
 from bridged.target.kept import NOTHING_KEPT
-from bridged.target.request import Request, Wiring
+from bridged.target.request import Boot, Request, Wiring
 from tests.target.bench import WIRED, Bench, make_image
 
 ANSWERS = Behaviour(answer=True)
@@ -152,6 +153,86 @@ def test_entry_through_the_application_needs_consent_and_then_works() -> None:
     assert bench.boots()
     result = bench.run("flash", image, **unwired, one_shot=True)
     assert (result.evidence, result.banner) == ("full", "bench application")
+
+
+# --- only the application leads into the loader ---------------------------------------------------------------------------
+
+_NRST = config.Lines(kind="socket", socket="/nowhere", nrst="nrst")
+NRST_ONLY = Wiring(has_reset=True, enter=lines.default_enter(_NRST), leave=lines.default_leave(_NRST))
+
+
+def asked(*faults: str) -> Bench:
+    bench = Bench(
+        "L476",
+        {"application": Behaviour(trigger=b"bootloader"), "rate_error": 0.0},
+        {"wiring": NRST_ONLY, "enter_by": b"bootloader\n", "listen_s": 0.3},
+    )
+    bench.put(make_image(bench.chip, 3000, seed=5))
+    assert bench.boots()
+    bench.device.faults = Faults(faults)
+    return bench
+
+
+def test_the_application_is_asked_and_not_reset_where_it_alone_leads_into_the_loader() -> None:
+    bench = asked()
+    before = bench.device.stats.resets
+    bench.run("identify")
+    assert bench.device.stats.resets == before + 1, "to start it again, in the end"
+    with pytest.raises(errors.EntryWouldBeLost, match="BOOT0 not wired"):
+        bench.run("flash", make_image(bench.chip, 3000))
+    assert not bench.device.stats.erases
+    bench.device.advance(bench.device.now_ns + 100_000_000)
+    result = bench.run("flash", make_image(bench.chip, 3000), one_shot=True)
+    assert (result.evidence, result.banner, result.boot) == ("full", "bench application", Boot.RESET)
+
+
+@pytest.mark.parametrize("way", ["lose:rx", "lose:tx", "flip:rx", "insert:tx", "reset:rx", "hang:rx"])
+def test_nrst_and_another_question_mend_what_went_wrong(way: str) -> None:
+    for position in range(0, 60, 7):
+        bench = asked(f"{way}:{position}")
+        assert bench.run("verify", make_image(bench.chip, 3000, seed=5)).evidence == "full", position
+        assert bench.device.mode is Mode.APPLICATION
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_once_it_is_erased_nobody_resets_the_target_and_the_next_job_reaches_it(share: float) -> None:
+    """P10: a reset would start nothing, and nothing else leads into the loader."""
+    calm = asked()
+    image = make_image(calm.chip, 3000)
+    calm.run("flash", image, one_shot=True)
+    passed, kept = calm.account.checkpoints, b""
+    bench = asked()
+    before = bench.device.stats.resets
+    count = 0
+
+    def checkpoint(_step: Checkpoint) -> None:
+        nonlocal count
+        count += 1
+        if kept and count >= share * passed:
+            raise errors.Stopped("the daemon is stopping")
+
+    def barrier(step: Barrier) -> None:
+        nonlocal kept
+        kept = kept or step.kept
+
+    with pytest.raises(errors.Stopped) as caught:
+        bench.run("flash", image, one_shot=True, checkpoint=checkpoint, barrier=barrier)
+    assert caught.value.facts["boot"] == "in_loader"
+    assert bench.device.stats.resets == before
+    assert bench.device.mode is Mode.LOADER
+    result = bench.run("flash", image, kept, one_shot=True)
+    assert (result.evidence, bench.device.mode) == ("full", Mode.APPLICATION)
+
+
+def test_where_it_does_not_answer_any_more_it_is_not_reset_either() -> None:
+    bench = asked("hang:0x31:1:address")
+    before = bench.device.stats.resets
+    with pytest.raises(errors.LoaderError) as caught:
+        bench.run("flash", make_image(bench.chip, 3000), one_shot=True)
+    assert caught.value.facts["boot"] == "in_loader"
+    with pytest.raises(errors.NoSync):
+        bench.run("flash", make_image(bench.chip, 3000), NOTHING_KEPT, one_shot=True)
+    assert bench.device.stats.resets == before
 
 
 # --- the conversation alone ---------------------------------------------------------------------------------------

@@ -307,6 +307,24 @@ def test_a_part_that_was_empty_is_started_after_a_crash_although_a_reset_does_no
     play(tmp_path, act, "G071", options={"nBOOT_SEL": 0})
 
 
+def test_after_a_crash_nobody_resets_a_target_whose_erased_application_alone_led_into_the_loader(tmp_path: Path) -> None:
+    async def act(rig: Rig) -> None:
+        settings = rig.target.config
+        rig.target._detach()
+        rig.target._let_go()
+        application = replace(settings.application, enter="bootloader\n")
+        rig.target.config = replace(settings, application=application, lines=replace(settings.lines, boot0=""))
+        rig.target._take()
+        resets = rig.device.stats.resets
+        await rig.target.release_after(0, erased=True)
+        assert rig.device.stats.resets == resets
+        await rig.target.release_after(0)
+        assert rig.device.stats.resets == resets + 1
+        assert rig.device.lines["nrst"]
+
+    play(tmp_path, act)
+
+
 @pytest.mark.parametrize("error", [errors.PortGone("unplugged"), errors.PortBusy("a getty has it")])
 def test_a_port_that_cannot_be_had_leaves_the_target_absent_and_is_tried_again(tmp_path: Path, error: errors.LinkError) -> None:
     async def act(rig: Rig) -> None:
