@@ -30,6 +30,7 @@ from bridged.client import (
     RETRY_S,
     Client,
     Gateway,
+    LinkLost,
     LocalFile,
     Refused,
     signature_text,
@@ -38,6 +39,7 @@ from bridged.client import (
 from bridged.errors import BadRequest, BridgedError, DaemonUnreachable, DigestMismatch
 from bridged.protocol import line as codec
 from bridged.protocol.line import Reply
+from bridged.terminal import End, Talk, raw_keys
 
 
 class Exit(IntEnum):
@@ -140,6 +142,7 @@ class Screen:
 
     def __init__(self, json_lines: bool = False) -> None:
         self.json = json_lines
+        self.raw = False  # A terminal whose lines do not begin at the left by themselves, as the console makes it.
         self._tty = sys.stderr.isatty() and not json_lines and os.environ.get("TERM") != "dumb"
         self._shown = ""
         self._phase = ""
@@ -180,7 +183,8 @@ class Screen:
     def note(self, text: str) -> None:
         self.end()
         if not self.json:
-            print(f"bridged: {text}", file=sys.stderr, flush=True)
+            start, end = ("\r", "\r\n") if self.raw else ("", "\n")
+            print(f"{start}bridged: {text}", end=end, file=sys.stderr, flush=True)
 
     def reply(self, reply: Reply) -> None:
         """``--json``: the gateway's own line."""
@@ -390,6 +394,9 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+PAUSE_S = 0.5  # Before a console that ended is asked for again.
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -674,6 +681,47 @@ class Command:
     def drain(self) -> Exit:
         self._ask("DRAIN", each=lambda _reply: self.screen.note("waiting for the jobs that run"))
         self._print("drained: no job runs, and the daemon ends")
+        return Exit.DONE
+
+    # the console
+
+    def console(self) -> Exit:
+        args = self.args
+        until = re.compile(args.until.encode()) if args.until is not None else None
+        with raw_keys() as keys:
+            self.screen.raw = keys
+            talk = Talk(keys, args.read_only, until, args.within)
+            if keys:
+                self.screen.note(f"console of {args.target}; Ctrl-] leaves")
+            end = self._talk(talk)
+        self.screen.raw = False
+        if end is End.TIME and until is not None:
+            self.screen.note(f"{args.target} did not say {args.until!r} within {args.within:g} s")
+            return Exit.TIMED_OUT
+        return Exit.DONE
+
+    def _talk(self, talk: Talk) -> End:
+        """Across as many connections as it takes; what is said between them is in the target's history."""
+        replay = self.args.replay
+        while True:
+            args = self.args
+            with self.client.console(args.target, write=not args.read_only, replay=replay, force=args.force) as wire:
+                try:
+                    return talk.over(wire)
+                except LinkLost as lost:
+                    self.screen.note(f"connection lost ({lost}); trying again")
+            replay = 0  # Nothing twice.
+            time.sleep(PAUSE_S)
+
+    def lock(self) -> Exit:
+        args = self.args
+        reply = self._ask("LOCK", args.target, ttl=args.ttl, note=args.note, force=1 if args.force else None)
+        self._print(f"{args.target} is locked for {reply.data.get('owner')}, for {_duration(float(reply.data['ttl']))}")
+        return Exit.DONE
+
+    def unlock(self) -> Exit:
+        reply = self._ask("UNLOCK", self.args.target, force=1 if self.args.force else None)
+        self._print(f"{self.args.target} {'was not locked' if reply.code == 251 else 'is free again'}")
         return Exit.DONE
 
     # rights
@@ -998,6 +1046,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("job", metavar="JOB")
     sub.add_argument("--force", action="store_true", help="also between erase and proof: the target is left without firmware")
     command("drain", "let the jobs that run finish, start no other, then end the daemon", "bridged drain")
+    sub = command("console", "the target's serial port on this terminal; Ctrl-] leaves", "bridged console motor1")
+    target(sub)
+    sub.add_argument("--read-only", action="store_true", help="only look on")
+    sub.add_argument("--replay", type=int, metavar="BYTES", help="so much of what was said before (default: as configured)")
+    sub.add_argument("--force", action="store_true", help="take over from who writes, if you may")
+    sub.add_argument("--until", type=_pattern, metavar="REGEX", help="end when the target has said this")
+    sub.add_argument("--within", type=_seconds, metavar="SECONDS", help="end after this time; with --until: exit code 8 then")
+    sub = command("lock", "reserve a target: the jobs and the typing of others wait", "bridged lock motor1 --ttl 900")
+    target(sub)
+    sub.add_argument("--ttl", type=int, metavar="SECONDS", help="it ends by itself after this (default 3600)")
+    sub.add_argument("--note", metavar="TEXT", help="why, for those who meet the lock")
+    sub.add_argument("--force", action="store_true", help="take it over from another one, if you may")
+    sub = command("unlock", "give a reserved target back", "bridged unlock motor1")
+    target(sub)
+    sub.add_argument("--force", action="store_true", help="also the lock of another one, if you may")
     sub = command("token", "give and take rights: tokens and client certificates", "bridged token add ci --scope flash")
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
     one = actions.add_parser("add", help="make a token, and print it this one time", parents=[below])
@@ -1020,6 +1083,14 @@ def _lifetime(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError("expected a time such as 90d, 12h, 30m or 45s")
     return int(match[1]) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[match[2]]
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text.encode())
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"no regular expression: {error}") from error
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -317,6 +317,12 @@ class Link:
             raise LinkLost(str(reply.data.get("message") or "the gateway is shutting down"))
         return reply
 
+    def bytes_from_now_on(self) -> tuple[socket.socket, bytes]:
+        """The connection after its last reply line, and what has come behind that already."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return self._sock, rest
+
     def raw(self, count: int) -> Iterator[bytes]:
         """Exactly ``count`` raw bytes, in pieces."""
         while count:
@@ -326,6 +332,58 @@ class Link:
             del self._buffer[: len(piece)]
             count -= len(piece)
             yield piece
+
+
+class Console:
+    """A target's serial port: its bytes, both ways, until the connection ends. ``fileno`` is for ``select``."""
+
+    def __init__(self, link: Link) -> None:
+        self._sock, self._before = link.bytes_from_now_on()
+        # Nobody has to say anything here for hours, so a gateway that vanished is found by probes.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self._sock.family != socket.AF_UNIX:
+            for option, value in ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 6)):
+                self._sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def read(self) -> bytes:
+        """What has come, without waiting; empty where that was nothing, or part of a TLS record. Raises ``LinkLost``."""
+        found, self._before = self._before, b""
+        self._sock.settimeout(0)
+        while True:
+            try:
+                piece = self._sock.recv(CHUNK_BYTES)
+            except OSError as error:
+                # ssl.SSLWantReadError, named by what it says, so that a plain connection need not import ssl.
+                if isinstance(error, BlockingIOError) or type(error).__name__ == "SSLWantReadError":
+                    return found
+                raise LinkLost(f"receiving failed: {error.strerror or error}") from error
+            if not piece:
+                if found:
+                    return found  # The end comes again.
+                raise LinkLost("the gateway closed the connection")
+            found += piece
+            if len(found) > CHUNK_BYTES and not getattr(self._sock, "pending", int)():
+                return found
+
+    def write(self, data: bytes) -> None:
+        """Raises ``LinkLost``, also when the gateway takes nothing for ``SILENCE_S``."""
+        self._sock.settimeout(SILENCE_S)
+        try:
+            self._sock.sendall(data)
+        except OSError as error:
+            raise LinkLost(f"sending failed: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self.close()
 
 
 class Session:
@@ -384,6 +442,12 @@ class Session:
             self._note(f"connection lost ({lost}); trying again")
         self._failures += 1
         time.sleep(pause)
+
+    def take(self, action: Callable[[Link], T]) -> T:
+        """As ``call``, and from then on the connection belongs to what ``action`` gave back."""
+        result = self.call(action)
+        self._link = None
+        return result
 
     def ask(self, request: bytes, each: Callable[[Reply], None] = lambda _reply: None) -> Reply:
         """Says one line; ``each`` gets every line of the answer but the last, which is returned."""
@@ -642,6 +706,28 @@ class Client:
 
     def targets(self) -> list[dict[str, Any]]:
         return self.rows("TARGETS")
+
+    def console(self, target: str, *, write: bool = True, replay: int | None = None, force: bool = False) -> Console:
+        """The target's serial port on a connection of its own. ``replay``: so many bytes of what was said before come first.
+
+        A connection that breaks later is ``LinkLost``; what the target says until the next one is in its history (``replay``).
+        """
+        request = format_request("CONSOLE", target, "rw" if write else "ro", replay=replay, force=1 if force else None)
+
+        def action(link: Link) -> Console:
+            link.send(request)
+            if (reply := link.reply()).code != 101:
+                raise Refused(reply)
+            return Console(link)
+
+        return self.session.take(action)
+
+    def lock(self, target: str, ttl_s: int | None = None, note: str | None = None, force: bool = False) -> dict[str, Any]:
+        """Reserves a target: the jobs and the typing of others wait until it runs out, or ``unlock``."""
+        return dict(self.ask("LOCK", target, ttl=ttl_s, note=note, force=1 if force else None).data)
+
+    def unlock(self, target: str, force: bool = False) -> None:
+        self.ask("UNLOCK", target, force=1 if force else None)
 
     def info(self, target: str) -> dict[str, Any]:
         return {key: value for row in self.rows("INFO", target) for key, value in row.items()}

@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_bridged_token_subparsers=(add list revoke)
-_shtab_bridged_subparsers=(serve sim init doctor demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain token audit)
+_shtab_bridged_subparsers=(serve sim init doctor demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
 
 _shtab_bridged_serve_option_strings=()
 _shtab_bridged_sim_option_strings=()
@@ -35,6 +35,9 @@ _shtab_bridged_log_option_strings=(-h --help -g --gateway --token-file --ca --se
 _shtab_bridged_trace_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --all --raw)
 _shtab_bridged_cancel_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --force)
 _shtab_bridged_drain_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for)
+_shtab_bridged_console_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --read-only --replay --force --until --within)
+_shtab_bridged_lock_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --ttl --note --force)
+_shtab_bridged_unlock_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --force)
 _shtab_bridged_token_add_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --scope --target --expires --certificate)
 _shtab_bridged_token_list_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for)
 _shtab_bridged_token_revoke_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for)
@@ -55,7 +58,7 @@ _shtab_bridged_plan___force_choices=(vectors erase-everything)
 _shtab_bridged_unprotect___force_choices=(erase-everything)
 _shtab_bridged_token_add___scope_choices=(read flash console admin)
 _shtab_bridged_token_pos_0_choices=(add list revoke)
-_shtab_bridged_pos_0_choices=(serve sim init doctor demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain token audit)
+_shtab_bridged_pos_0_choices=(serve sim init doctor demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
 
 _shtab_bridged_check_config__h_nargs=0
 _shtab_bridged_check_config___help_nargs=0
@@ -168,6 +171,19 @@ _shtab_bridged_cancel___force_nargs=0
 _shtab_bridged_drain__h_nargs=0
 _shtab_bridged_drain___help_nargs=0
 _shtab_bridged_drain___json_nargs=0
+_shtab_bridged_console__h_nargs=0
+_shtab_bridged_console___help_nargs=0
+_shtab_bridged_console___json_nargs=0
+_shtab_bridged_console___read_only_nargs=0
+_shtab_bridged_console___force_nargs=0
+_shtab_bridged_lock__h_nargs=0
+_shtab_bridged_lock___help_nargs=0
+_shtab_bridged_lock___json_nargs=0
+_shtab_bridged_lock___force_nargs=0
+_shtab_bridged_unlock__h_nargs=0
+_shtab_bridged_unlock___help_nargs=0
+_shtab_bridged_unlock___json_nargs=0
+_shtab_bridged_unlock___force_nargs=0
 _shtab_bridged_token_add__h_nargs=0
 _shtab_bridged_token_add___help_nargs=0
 _shtab_bridged_token_add___json_nargs=0

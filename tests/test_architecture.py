@@ -31,6 +31,7 @@ ALL = {
     "fleet",
     "sim",
     "client",
+    "terminal",
     "cli",
     "doctor",
     "init",
@@ -56,7 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fleet": EVERYBODY | {"protocol", "images", "jobs"},
     "sim": EVERYBODY | {"protocol", "chips"},
     "client": {"errors", "protocol"},
-    "cli": EVERYBODY | {"protocol", "client"},
+    "terminal": set(),
+    "cli": EVERYBODY | {"protocol", "client", "terminal"},
     "doctor": EVERYBODY | {"protocol", "chips", "target"},
     "init": EVERYBODY | {"chips", "target", "doctor"},
     "app": EVERYBODY | ALL,
@@ -95,6 +97,7 @@ OUTSIDE = {
 
 STDLIB_ONLY = (
     "client",
+    "terminal",
     "protocol",
     "chips",
     "images.model",

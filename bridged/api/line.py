@@ -331,6 +331,9 @@ class _Connection:
         self.incoming, self.writer = _Incoming(reader), writer
         self.json = False
         self.interruptible = False
+        self.raw = (
+            False  # What is sent now are bytes of a file or of a target: a reply among them would be taken for one of them.
+        )
         self.peer = Peer.of(writer.get_extra_info)
         self._is(server.authority.known(self.peer))
         self.wrong_tokens = 0
@@ -509,7 +512,7 @@ class _Connection:
         try:
             if writer.transport.is_closing():
                 return
-            if last is not None:
+            if last is not None and not self.raw:
                 writer.write(codec.format_reply(last, self.json))
             if writer.can_write_eof():
                 writer.write_eof()
@@ -715,6 +718,7 @@ class _Connection:
         try:
             left = os.fstat(file.fileno()).st_size
             await self._send(Reply(250, "", {"size": left, **data}))
+            self.raw = left > 0
             while left:
                 piece = await in_thread(file.read, min(left, CHUNK_BYTES))
                 if not piece:
@@ -722,6 +726,7 @@ class _Connection:
                     raise _Bye
                 await self._send_bytes(piece)
                 left -= len(piece)
+            self.raw = False
         finally:
             file.close()
 
@@ -940,12 +945,17 @@ class _Connection:
         writing = values.get("mode", "rw") == "rw"
         doing = "CONSOLE rw" if writing else "CONSOLE ro"
         console = self._console_of(values["target"], Scope.CONSOLE if writing else Scope.READ, doing)
+
+        async def begin(reply: Reply) -> None:
+            await self._send(reply)
+            self.raw = True
+
         dialog = consoles.Dialog(console, self.writer, lambda: self.server.authority.valid(self.who))
         self.server.authority.note(self.who, "console", target=console.name, detail="rw" if writing else "ro")
         self.interruptible = True
         try:
             await dialog.run(
-                self.who.source, self.who.name, values, self.incoming.raw, self._send, writing=writing, right=self._administers
+                self.who.source, self.who.name, values, self.incoming.raw, begin, writing=writing, right=self._administers
             )
         finally:
             self.interruptible = False
