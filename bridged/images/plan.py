@@ -16,7 +16,6 @@ Invariants, each with a property test over all chips:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +23,7 @@ from itertools import pairwise
 from bridged.chips.model import Chip, FlashMap, Range, Sector
 from bridged.errors import ImageDoesNotFit, NotAllowed
 from bridged.events import SectorProven
-from bridged.images.model import Image
+from bridged.images.model import Image, sha256_hex
 
 BLOCK_BYTES = 256  # The most that one Write Memory takes, and a multiple of every alignment that AN2606 demands.
 TURNAROUNDS = 3  # Write Memory and Read Memory: opcode, address, data or length; each awaits its ACK.
@@ -65,7 +64,7 @@ class Plan:
     def sector_digest(self, sector: Sector) -> str:
         """SHA-256 of what the whole sector shall hold, blank bytes included."""
         data = self.content.read(sector.address, sector.size_bytes, self.chip.erased_value)
-        return hashlib.sha256(data).hexdigest()
+        return sha256_hex(data)
 
     def held(self) -> tuple[Range, ...]:
         """The blocks that make something bootable and are therefore written last: those with the vector tables that are erased,

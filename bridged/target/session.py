@@ -70,7 +70,6 @@ from bridged.protocol.flow import (
 )
 from bridged.target import streaming
 from bridged.target.dialogue import SLOW_ERASE_LEAST_S, SLOW_SECTOR_S, Dialogue, Dirty, erase_wait_s
-from bridged.target.doctor import examine
 from bridged.target.entry import (
     ask_interlock,
     boot,
@@ -163,6 +162,8 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result, en
         yield from boot(request, result, *_configured(request), running=True)
         return
     if request.kind == "doctor":
+        from bridged.target.doctor import examine  # No flash needs it, and a session is to be small and start soon.
+
         result.findings = [finding.as_dict() for finding in (yield from examine(request, result))]
         yield from boot(request, result, *(_configured(request) if result.pid else ()))
         return

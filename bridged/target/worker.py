@@ -22,10 +22,8 @@ import os
 import resource
 import select
 import signal
-import socket
 import sys
 import time
-import traceback
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -72,6 +70,8 @@ AWAKE_S = 0.0002
 ASLEEP_MOST_BYTES = 1024  # The kernel keeps 4095 for us.
 HEARD_S = 0.03  # About one block at 115200 baud.
 RT_PRIORITY = 10
+MCL_CURRENT, MCL_ONFAULT = 1, 4  # mman.h, the same numbers on aarch64, armv7 and x86-64
+LOCK_SPARE_BYTES = 16 << 20  # Of the limit for locked memory, for a stack that grows: 8 MiB at most, as a rule.
 RT_LIMIT_US = 5_000_000  # CPU without a sleep at real-time priority; beyond it the kernel ends the process, not the gateway.
 
 
@@ -93,13 +93,17 @@ class Spec:
 
 
 class Control:
-    """The socket to the daemon (SOCK_SEQPACKET): events up, ``cancel``, ``stop`` and answers to barriers down."""
+    """The socket to the daemon (SOCK_SEQPACKET): events up, ``cancel``, ``stop`` and answers to barriers down.
 
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._sock = sock
+    ``fd``: its descriptor, which stays the caller's. read() and write() take and give whole packets; the module ``socket``
+    would be a thirtieth of a session's memory, and of its start.
+    """
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
         self._heard = select.poll()
-        self._heard.register(sock, select.POLLIN)
+        self._heard.register(fd, select.POLLIN)
         self._waiting: deque[bytes] = deque()
         self._asked: BridgedError | None = None
         self._answer: dict[str, Any] | None = None
@@ -113,7 +117,7 @@ class Control:
     def flush(self) -> None:
         while self._waiting and not self._gone:
             try:
-                self._sock.send(self._waiting[0])
+                os.write(self._fd, self._waiting[0])
             except BlockingIOError:
                 return
             except OSError:
@@ -127,7 +131,7 @@ class Control:
         # Asked first, since that nothing came is the rule, and an exception costs more than all the rest of a checkpoint.
         while not self._gone and self._heard.poll(0):
             try:
-                data = self._sock.recv(65536)
+                data = os.read(self._fd, 65536)
             except BlockingIOError:
                 break
             except OSError:
@@ -185,7 +189,7 @@ class Control:
         Not select(): it cannot take a descriptor beyond 1023, and a daemon with a thousand clients hands those over.
         """
         poller = select.poll()
-        poller.register(self._sock, events)
+        poller.register(self._fd, events)
         return sum(found for _, found in poller.poll(timeout_s * 1000))
 
 
@@ -412,7 +416,7 @@ def main(argv: list[str]) -> int:
     spec_fd = int(argv[0])
     spec = Spec(**json.loads(os.pread(spec_fd, os.fstat(spec_fd).st_size, 0)))
     board = Board.attach(spec.board)
-    control = Control(socket.socket(fileno=spec.control))
+    control = Control(spec.control)
     result: dict[str, Any] = {}
     driver: Driver | None = None
     counted: Counters | None = None
@@ -436,6 +440,8 @@ def main(argv: list[str]) -> int:
         result = {"error": error.as_dict()}
         ending = one_line(f"{DONE} {error.code}: {error.message}")
     except Exception as error:  # A defect of ours ends its job and nothing else; the lines were released on the way.
+        import traceback  # With what it needs a fifth of a MiB, for what should not happen.
+
         text = "".join(traceback.format_exception(error))
         sys.stderr.write(text)
         failure = BridgedError(f"{type(error).__name__}: {error}", traceback=text[-4000:])
@@ -462,10 +468,33 @@ def _write_whole(fd: int, data: bytes) -> None:
 
 
 def _prefer() -> None:
-    """Real-time scheduling and locked memory, where this process may; without them it only waits a little longer."""
+    """Real-time scheduling and locked memory, where this process may; without them it only waits a little longer.
+
+    No CPU of its own: the kernel moves a real-time process to one that is free, and would not be allowed to. Where the unit has
+    ``CPUAffinity=``, it is inherited.
+    """
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_RTTIME, (RT_LIMIT_US, RT_LIMIT_US))
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(RT_PRIORITY))
+    with contextlib.suppress(OSError, ValueError, ImportError):
+        _lock_memory()
+
+
+def _lock_memory() -> None:
+    """Keep what is touched in memory: a gateway that runs short drops code first, and reads it again from its SD card in the
+    middle of the dialogue.
+
+    Only what is mapped now, and only when it has been touched: nothing is loaded for it, and no later allocation can fail for
+    want of the right to lock it. The limit is looked at first, because a locked stack that may not grow is a crash.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    with open("/proc/self/statm", "rb") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    if soft != resource.RLIM_INFINITY and mapped + LOCK_SPARE_BYTES > soft and os.geteuid():
+        return
+    import ctypes  # Costs a quarter of a MiB, so only who may lock loads it.
+
+    ctypes.CDLL(None).mlockall(MCL_CURRENT | MCL_ONFAULT)  # A refusal changes nothing.
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ SCENE_S = 4.0  # A daemon, its devices and its load, for all hosts of one condit
 COST_S = 200.0  # What the daemon costs, and growth; measured once
 
 # What a run takes beyond the wire's time, at most as a rule; only to foresee whether it fits.
-SLOWER = {"idle": 1.10, "api": 1.25, "hogs": 1.35}
-START_S = 1.5
+SLOWER = {"idle": 1.08, "api": 1.2, "hogs": 1.35}
+START_S = 1.2
 
 ALL = ("session", "daemon", "stm32flash", "stm32flash-rt", "stm32loader", "streams")
 OURS_AND_REFERENCE = ("session", "daemon", "stm32flash")
@@ -47,7 +47,11 @@ GROUPS = {
     for group in (
         Group("fast", "every host at 921600 baud, idle and under API load", _cells(ALL, (921600,), ("idle", "api"), 256)),
         Group("slow", "at 115200 baud", _cells(OURS_AND_REFERENCE, (115200,), ("idle", "api"), 256)),
-        Group("hogs", "921600 baud beside two processes that never sleep", _cells(ALL[:4], (921600,), ("hogs",), 256)),
+        Group(
+            "hogs",
+            "921600 baud beside two processes that never sleep",
+            _cells((*ALL[:4], "session-plain"), (921600,), ("hogs",), 256),
+        ),
         Group(
             "parallel",
             "several targets at once",
@@ -73,6 +77,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("hogs", 3),
     ("fast", 7),
     ("hogs", 7),
+    ("slow", 2),
     ("parallel", 3),
     ("slow", 3),
     ("rates", 2),
@@ -129,7 +134,7 @@ def next_round(
     *,
     cost_done: bool,
     groups: Iterable[str] = (*GROUPS, COST),
-    hosts: Iterable[str] = ALL,
+    hosts: Iterable[str] = (*ALL, "session-plain"),
     most_runs: int = ENOUGH_RUNS,
 ) -> Round | None:
     """The most important round that fits into ``left_s``; None when nothing is wanted or nothing fits.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
-COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8d6a9f", "#e08e00", "#5c5c5c")  # One for each series, by its place.
+COLOURS = ("#1b6ca8", "#d1495b", "#7bb6e0", "#2e933c", "#8d6a9f", "#e08e00", "#5c5c5c")  # One for each series, by its place.
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 22, 34, 56
 LEGEND_LINE = 16

@@ -41,7 +41,7 @@ from bridged import __version__
 from bridged.target.worker import RT_PRIORITY
 from tests.bench import cost, report, store
 from tests.bench.figures import Cell, Run, why_rejected
-from tests.bench.plan import ALL, COST, ENOUGH_RUNS, GROUPS, Round, next_round, scene_of
+from tests.bench.plan import COST, ENOUGH_RUNS, GROUPS, Round, next_round, scene_of
 from tests.bench.rig import (
     BUILT,
     ROOT,
@@ -65,6 +65,7 @@ BASE = 0x08000000
 HOSTS = {
     "session": "bridged: the session process alone",
     "daemon": "bridged: the whole daemon, FLASH wait=1",
+    "session-plain": "bridged: the session process, denied its real-time priority",
     "stm32flash": "stm32flash",
     "stm32flash-rt": "stm32flash, with the real-time priority of our session",
     "stm32loader": "stm32loader",
@@ -82,9 +83,10 @@ def image_of(size_bytes: int, seed: int = 20261122) -> bytes:
 def command(host: str, device: Device, baud: int, image: Path) -> list[str]:
     """How a host is started. A pty has no parity, so each foreign host is told so; on silicon they would use 8E1."""
     rate = str(baud)
-    if host == "session":
+    if host in ("session", "session-plain"):
+        denied = ["setpriv", "--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice"] if host == "session-plain" else []
         ours = [sys.executable, "-m", "tests.bench.ours", "--port", device.port, "--lines", str(device.lines)]
-        return [*ours, "--baud", rate, str(image)]
+        return [*denied, *ours, "--baud", rate, str(image)]
     if host in ("stm32flash", "stm32flash-rt"):
         priority = ["chrt", "-f", str(RT_PRIORITY)] if host == "stm32flash-rt" else []
         return [*priority, "stm32flash", "-m", "8n1", "-b", rate, "-w", str(image), "-v", "-g", hex(BASE), device.port]
@@ -176,7 +178,7 @@ class Scene:
             ]
             commands = [command(host, device, self._cell.baud, image) for device in devices]
             status, wall_s, spent_s, output = run_at_once(commands)
-        if host == "session" and not status:
+        if host.startswith("session") and not status:
             told = json.loads(output.splitlines()[-1])
             wall_s, spent_s = told["seconds"], told["cpu_s"]
         return status, wall_s, spent_s, output, [d.report for d in devices], all(d.flash == data for d in devices)
@@ -353,7 +355,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--groups", nargs="+", choices=[*GROUPS, COST], default=[*GROUPS, COST], metavar="GROUP", help=groups_help()
     )
-    parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(ALL))
+    parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(HOSTS))
     parser.add_argument("--lock", type=Path, help="a file to lock for each scene, for a machine that does other work between")
     parser.add_argument("--page", action="store_true", help="measure nothing: write the page from what there is")
     parser.add_argument("--results", type=Path, help="with --page: this file of results, also of another revision")
@@ -387,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("make bench: stm32flash is missing: apt install stm32flash", file=sys.stderr)
         return 1
     if not may_realtime():
-        args.hosts = [host for host in args.hosts if not host.endswith("-rt")]
+        args.hosts = [host for host in args.hosts if not host.endswith(("-rt", "-plain"))]
     if args.nice:
         with contextlib.suppress(PermissionError):
             os.nice(args.nice)

@@ -165,9 +165,9 @@ def test_our_session_flashes_every_part_of_the_device(work: Path, part: str) -> 
 def test_one_run_of_each_host(host: str) -> None:
     if host.startswith("stm32flash"):
         require_tool("stm32flash", "stm32flash")
-    if host == "stm32flash-rt" and not run.may_realtime():
+    if host in ("stm32flash-rt", "session-plain") and not run.may_realtime():
         missing("real-time priority", "run the tests as root, or allow it (LimitRTPRIO=, /etc/security/limits.d)")
-    condition = {"daemon": "api", "stm32flash-rt": "hogs"}.get(host, "idle")
+    condition = {"daemon": "api", "stm32flash-rt": "hogs", "session-plain": "hogs"}.get(host, "idle")
     done = run.one_run(Cell(host, 921600, condition, 4), FAST, busy=True)
     assert done.rejected == ""
     assert done.cell == Cell(host, 921600, condition, 4)

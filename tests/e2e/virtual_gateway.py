@@ -15,7 +15,6 @@ import asyncio
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,7 +139,8 @@ class _VirtualSession(owner._Session):
         target, board = self._target, cast(_VirtualBoard, self.board)
         account = target.account = Account()
         target.started_ns = target.device.now_ns
-        control = Control(socket.socket(fileno=os.dup(self._theirs.fileno())))
+        control_fd = os.dup(self._theirs.fileno())
+        control = Control(control_fd)
         request = Request.from_dict(json.loads(json.dumps(self._request.to_dict())))
         image = map_sealed(image_fd) if image_fd >= 0 else None
         cut, target.kill_after = target.kill_after, None
@@ -177,13 +177,13 @@ class _VirtualSession(owner._Session):
         except PowerCut:
             hazards = [at + virtual.ns(seconds) if seconds else 0 for at, seconds in account.hazards]
             board.hazard_until_ns = hazards[-1] if hazards else 0
-            control._sock.close()
+            os.close(control_fd)
             self.ending = "signal 9"
             return
         counts = {"out": account.all.bytes_out, "in": account.all.bytes_in}
         board.set_result(outcome | {"uart_bytes": counts, "turnaround_us": 0})
         control.finish(1.0)
-        control._sock.close()
+        os.close(control_fd)
 
 
 class VirtualTarget(owner.Target):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import tty
@@ -19,7 +22,8 @@ from bridged.protocol.flow import Barrier, Checkpoint, Drain, Flow, Hazard, Paus
 from bridged.target import lines
 from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
 from bridged.target.uart import Uart
-from bridged.target.worker import RECORD_AT_MOST, Control, Driver
+from bridged.target.worker import RECORD_AT_MOST, RT_PRIORITY, Control, Driver
+from tests.support import missing
 
 
 @dataclass
@@ -42,7 +46,7 @@ def rig() -> Iterator[Rig]:
     board = Board.create()
     out = os.memfd_create("out")
     try:
-        yield Rig(Driver(uart, lines.NoLines(), board, Control(ours), out), board, master, daemon)
+        yield Rig(Driver(uart, lines.NoLines(), board, Control(ours.fileno()), out), board, master, daemon)
     finally:
         uart.close()
         board.close()
@@ -263,3 +267,41 @@ def test_turnarounds_of_short_frames_are_measured_and_told() -> None:
         r.driver.run(flow(r))
         assert len(r.driver.turnarounds) == 3
         assert 0 <= r.driver.turnaround_us < 1_000_000
+
+
+PREFERRED = """
+import json, os, resource, sys
+from bridged.target import worker
+limit, uid = json.loads(sys.argv[1])
+if limit:
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+if uid:
+    os.setresuid(uid, uid, uid)
+worker._prefer()
+locked = next(line for line in open("/proc/self/status") if line.startswith("VmLck")).split()[1]
+policy = os.sched_getscheduler(0)
+print(json.dumps([policy & ~os.SCHED_RESET_ON_FORK, os.sched_getparam(0).sched_priority, int(locked), "ctypes" in sys.modules]))
+"""
+
+
+def preferred(limit_bytes: int = 0, uid: int = 0) -> list[int]:
+    """How a session would run: policy, priority, KiB locked, whether ctypes was loaded."""
+    order = json.dumps([limit_bytes, uid])
+    ran = subprocess.run([sys.executable, "-c", PREFERRED, order], capture_output=True, text=True, check=True)
+    found: list[int] = json.loads(ran.stdout)
+    return found
+
+
+def test_a_session_has_real_time_priority_and_locked_memory_where_it_may() -> None:
+    if os.geteuid():
+        missing("root", "run the tests as root: others may have no right to real-time priority")
+    policy, priority, locked_kib, _ = preferred()
+    assert (policy, priority) == (os.SCHED_FIFO, RT_PRIORITY)
+    assert locked_kib > 4096
+
+
+def test_a_session_that_may_do_neither_runs_all_the_same_and_loads_nothing_for_it() -> None:
+    if os.geteuid():
+        missing("root", "run the tests as root: only root can take rights away from itself")
+    policy, priority, locked_kib, loaded = preferred(1 << 20, 65534)
+    assert (policy, priority, locked_kib, loaded) == (os.SCHED_OTHER, 0, 0, False)

@@ -274,7 +274,7 @@ def test_the_session_process_releases_the_target_after_any_error_of_a_step(error
     out = os.memfd_create("out")
     board = Board.create()
     try:
-        driver = Driver(Port(slave, "pty", True, owned=False), Wires(), board, Control(theirs), out)
+        driver = Driver(Port(slave, "pty", True, owned=False), Wires(), board, Control(theirs.fileno()), out)
         with pytest.raises(type(error)):
             driver.run(flow())
         assert moved == [True, False]
