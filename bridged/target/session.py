@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from bridged import chips
 from bridged.chips.model import Chip, FlashMap, Quirk, Sector
@@ -68,7 +69,6 @@ from bridged.protocol.flow import (
     Report,
     SetLines,
 )
-from bridged.target import streaming
 from bridged.target.dialogue import SLOW_ERASE_LEAST_S, SLOW_SECTOR_S, Dialogue, Dirty, erase_wait_s
 from bridged.target.entry import (
     ask_interlock,
@@ -96,7 +96,9 @@ from bridged.target.protection import (
 )
 from bridged.target.request import PhaseCost, Request, Result
 from bridged.target.speed import first_baud
-from bridged.target.streaming import Stage
+
+if TYPE_CHECKING:  # What a session without it never loads: 1.7 MiB, and a sixth of its start.
+    from bridged.target.streaming import Stage
 
 ERASE_BATCH_S = 4.0  # Longest worst case of one erase command of several sectors: progress, and a bounded wait.
 CHECK_BYTES = 256
@@ -273,19 +275,22 @@ def _program(request: Request, known: Known, image: Image, kept: bytes, result: 
         check_vectors_for(image, known.chip, result.flash_bytes, request.spans)
     if saved is None and (yield from _sampled(plan, request, known, result)):
         return
-    if request.second_stage == "auto" and not streaming.reason_not(request, known):
-        closed = yield from _closed(request, known)
-    stage = yield from streaming.begin(request, known, flash, result)
-    if stage is not None:
-        try:
-            yield from _by_second_stage(stage, plan, saved, closed, limit_s)
-            yield from streaming.end(stage)
-            return
-        except LoaderError as error:
-            yield from streaming.give_up(known.line, error, result)
-        if stage.kept:  # From here on it is as if an interrupted job were resumed.
-            saved = decode_kept(stage.kept)
-            plan = make_plan(image, known.chip, flash, request.proven, saved.content(image), vectors)
+    if request.second_stage == "auto":
+        from bridged.target import streaming
+
+        if not streaming.reason_not(request, known):
+            closed = yield from _closed(request, known)
+        stage = yield from streaming.begin(request, known, flash, result)
+        if stage is not None:
+            try:
+                yield from _by_second_stage(stage, plan, saved, closed, limit_s)
+                yield from streaming.end(stage)
+                return
+            except LoaderError as error:
+                yield from streaming.give_up(known.line, error, result)
+            if stage.kept:  # From here on it is as if an interrupted job were resumed.
+                saved = decode_kept(stage.kept)
+                plan = make_plan(image, known.chip, flash, request.proven, saved.content(image), vectors)
     yield from _by_rom_loader(request, known, plan, saved, result)
     if result.evidence == "full":
         result.proof = "checksum" if result.bytes_checksummed else "read-back"
@@ -343,6 +348,8 @@ def _by_second_stage(
     stage: Stage, plan: Plan, saved: Kept | None, closed: EntryWouldBeLost | None, limit_s: float
 ) -> Flow[None]:
     """The same work by the other loader. Raises ``LoaderError`` where AN3155 should go on."""
+    from bridged.target import streaming
+
     request, known, result = stage.request, stage.known, stage.result
     if request.kind in ("verify", "ensure"):
         whole = replace(plan, erase=())

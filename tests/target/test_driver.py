@@ -21,6 +21,7 @@ from bridged.events import Phase, PhaseStarted, Retried
 from bridged.protocol.flow import Barrier, Checkpoint, Drain, Flow, Hazard, Pause, Progress, Receive, Report, Send
 from bridged.target import lines
 from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
+from bridged.target.owner import WORKER_ROOT
 from bridged.target.uart import Uart
 from bridged.target.worker import RECORD_AT_MOST, RT_PRIORITY, Control, Driver
 from tests.support import missing
@@ -267,6 +268,15 @@ def test_turnarounds_of_short_frames_are_measured_and_told() -> None:
         r.driver.run(flow(r))
         assert len(r.driver.turnarounds) == 3
         assert 0 <= r.driver.turnaround_us < 1_000_000
+
+
+def test_a_session_begins_with_nothing_that_a_plain_flash_does_not_need() -> None:
+    """Each of these is a part of the 10 MiB and of the start of every session; it may be loaded late."""
+    late = {"bridged.target.doctor", "bridged.target.streaming", "bridged.stub", "ctypes", "socket", "traceback", "pathlib"}
+    late |= {"hashlib"} if {"_sha2", "_sha256"} & sys.stdlib_module_names else set()
+    load = "import sys; sys.path.append(sys.argv[1]); import bridged.target.worker; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-IS", "-c", load, WORKER_ROOT], capture_output=True, text=True, check=True)
+    assert late & set(ran.stdout.split()) == set()
 
 
 PREFERRED = """
