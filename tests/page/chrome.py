@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -172,47 +173,57 @@ class Page:
         ]
 
 
-@contextlib.asynccontextmanager
-async def chrome() -> AsyncIterator[Page]:
-    """One browser with one page. It is ended by its own process group, whatever it started."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+class Browser:
+    """One process for many tests; each gets a page in a context of its own, which shares nothing with the others."""
+
+    def __enter__(self) -> Browser:
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
         arguments += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--mute-audio"]
-        arguments += [f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
-        process = await asyncio.create_subprocess_exec(
-            executable(),
-            *arguments,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
+        # A page in the background is slowed down; a test may have several.
+        arguments += ["--disable-background-timer-throttling", "--disable-renderer-backgrounding"]
+        arguments += [f"--user-data-dir={self._profile.name}", "--remote-debugging-port=0", "about:blank"]
+        self._process = subprocess.Popen(
+            [executable(), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        try:
-            async with (
-                aiohttp.ClientSession() as session,
-                session.ws_connect(await _page(profile, session), max_msg_size=0) as socket,
-            ):
-                page = Page(socket)
-                listening = asyncio.ensure_future(page.listen())
-                for domain in ("Page", "Runtime", "Log", "Network", "Audits", "Accessibility"):
-                    await page.do(f"{domain}.enable")
-                await page.look_like()
-                yield page
-                listening.cancel()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        """It is ended by its own process group, whatever it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._profile.cleanup()
 
-async def _page(profile: str, session: aiohttp.ClientSession) -> str:
-    """Where its page listens, once it does."""
-    file = Path(profile, "DevToolsActivePort")
-    async with asyncio.timeout(WAIT_S):
-        while True:
-            with contextlib.suppress(OSError, IndexError, aiohttp.ClientError):
-                port = file.read_text().split()[0]
-                async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
-                    for target in await response.json():
-                        if target["type"] == "page":
-                            return str(target["webSocketDebuggerUrl"])
-            await asyncio.sleep(0.05)
+    async def _where(self) -> str:
+        """Where it listens, once it does: the port, and the path of its own socket."""
+        file = Path(self._profile.name, "DevToolsActivePort")
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                with contextlib.suppress(OSError, ValueError):
+                    port, path = file.read_text().split()
+                    return f"ws://127.0.0.1:{port}{path}"
+                assert self._process.poll() is None, "the browser has ended"
+                await asyncio.sleep(0.02)
+
+    @contextlib.asynccontextmanager
+    async def page(self) -> AsyncIterator[Page]:
+        where = await self._where()
+        async with aiohttp.ClientSession() as session, session.ws_connect(where, max_msg_size=0) as own:
+            whole = Page(own)
+            talking = asyncio.ensure_future(whole.listen())
+            context = (await whole.do("Target.createBrowserContext"))["browserContextId"]
+            made = await whole.do("Target.createTarget", url="about:blank", browserContextId=context)
+            address = f"{where.partition('/devtools/')[0]}/devtools/page/{made['targetId']}"
+            try:
+                async with session.ws_connect(address, max_msg_size=0) as socket:
+                    page = Page(socket)
+                    listening = asyncio.ensure_future(page.listen())
+                    for domain in ("Page", "Runtime", "Log", "Network", "Audits", "Accessibility"):
+                        await page.do(f"{domain}.enable")
+                    await page.look_like()
+                    yield page
+                    listening.cancel()
+            finally:
+                await whole.do("Target.disposeBrowserContext", browserContextId=context)
+                talking.cancel()

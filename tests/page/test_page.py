@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,21 @@ from bridged.sim.loader import Timing
 from tests.e2e.gateway import Gateway
 from tests.e2e.test_http import free_port
 from tests.images.builders import elf
-from tests.page.chrome import Page, chrome
+from tests.page.chrome import Browser, Page
 from tests.target.bench import make_image
 
 ELF = demo_image("F756").read()
 QUICK = {"timing": Timing(sector_erase_s=0.02, spread=0, startup_s=0.01)}
 SMALL_PAGES = "L476"  # 2 KiB each: at the speed of the wire a flash takes seconds.
+BROWSER = Browser()
 Body = Callable[[Page, Gateway, str], Coroutine[Any, Any, None]]
 PICTURES = os.environ.get("BRIDGED_PICTURES", "")  # Where to put what was seen: docs/pictures are made with it.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _browser() -> Iterator[None]:
+    with BROWSER:
+        yield
 
 
 def run(root: Path, body: Body, *, complaints: tuple[str, ...] = (), **settings: Any) -> None:
@@ -34,21 +41,25 @@ def run(root: Path, body: Body, *, complaints: tuple[str, ...] = (), **settings:
     port = free_port()
 
     async def main() -> None:
-        async with chrome() as page:
+        async with BROWSER.page() as page:
             await body(page, gateway, f"http://127.0.0.1:{port}")
             left = [text for text in page.complaints if not any(text.startswith(start) for start in complaints)]
             # Whether an upload was begun before is asked by HEAD, and 404 is one of the two answers.
             left = [text for text in left if not ("status of 404" in text and "/v1/uploads/" in text)]
             assert left == []
 
+    settings["settings"] = QUICK | settings.get("settings", {})
     with Gateway(root, settings.pop("chips_", {"m1": "F756"}), http=f"127.0.0.1:{port}", **settings) as gateway:
         asyncio.run(main())
 
 
-def elf_of(size_bytes: int) -> bytes:
-    """For ``SMALL_PAGES``: bootable, with a banner."""
-    segment = make_image(chips.find(SMALL_PAGES), size_bytes).segments[0]
+def elf_of(size_bytes: int, chip: str = SMALL_PAGES) -> bytes:
+    """Bootable, with a banner."""
+    segment = make_image(chips.find(chip), size_bytes).segments[0]
     return elf([(segment.address, segment.data)], sections=True)
+
+
+SMALL = elf_of(3000, "F756")  # Where it does not matter what is flashed.
 
 
 async def picture(page: Page, name: str) -> None:
@@ -68,7 +79,7 @@ async def flash(page: Page, data: bytes = ELF, name: str = "app.elf") -> None:
 
 
 def test_a_dropped_elf_is_planned_flashed_watched_and_remembered(tmp_path: Path) -> None:
-    data = elf_of(15_000)
+    data = elf_of(8_000)
 
     async def body(page: Page, gateway: Gateway, url: str) -> None:
         await page.go(url)
@@ -113,7 +124,7 @@ def test_a_dropped_elf_is_planned_flashed_watched_and_remembered(tmp_path: Path)
         await page.click("#start")
         await page.says("Nothing was to be done", "#end")
 
-    run(tmp_path, body, paced=True, chips_={"m1": SMALL_PAGES}, settings=QUICK)
+    run(tmp_path, body, paced=True, chips_={"m1": SMALL_PAGES})
 
 
 def test_a_failure_shows_cause_evidence_remedy_and_the_recording(tmp_path: Path) -> None:
@@ -144,7 +155,7 @@ def test_a_failure_shows_cause_evidence_remedy_and_the_recording(tmp_path: Path)
 def test_cancel_and_what_it_would_cost(tmp_path: Path) -> None:
     async def body(page: Page, _gateway: Gateway, url: str) -> None:
         await at_target(page, url)
-        await flash(page, elf_of(60_000))
+        await flash(page, elf_of(30_000))
         await page.click("#start")
         await page.until("document.querySelector('[aria-current=step]')?.innerText === 'write'")
         await page.click("#cancel")
@@ -153,7 +164,7 @@ def test_cancel_and_what_it_would_cost(tmp_path: Path) -> None:
         await page.says("canceled")
 
     allowed = ("network: Failed to load resource: the server responded with a status of 409",)
-    run(tmp_path, body, complaints=allowed, paced=True, chips_={"m1": SMALL_PAGES}, settings=QUICK)
+    run(tmp_path, body, complaints=allowed, paced=True, chips_={"m1": SMALL_PAGES})
 
 
 def test_a_broken_link_in_the_middle_of_an_upload(tmp_path: Path) -> None:
@@ -302,14 +313,17 @@ def test_a_token_opens_the_page_and_its_rights_are_those_of_the_page(tmp_path: P
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_on_a_phone_everything_fits_can_be_read_and_can_be_hit(tmp_path: Path, dark: bool) -> None:
+def test_on_a_phone_everything_fits_can_be_read_and_can_be_hit_by_day_and_by_night(tmp_path: Path) -> None:
     async def body(page: Page, _gateway: Gateway, url: str) -> None:
-        await page.look_like(width=360, height=740, dark=dark, touch=True)
-        await at_target(page, url)
-        await flash(page)
-
         async def check(where: str) -> None:
+            for dark in (True, False):
+                await page.look_like(width=360, height=740, dark=dark, touch=True)
+                ground = await page.js("getComputedStyle(document.documentElement).backgroundColor")
+                assert ground == ("rgb(16, 22, 28)" if dark else "rgb(246, 247, 249)")
+                await fits(f"{where}, {'dark' if dark else 'light'}")
+                await picture(page, f"phone-{where}-{'dark' if dark else 'light'}")
+
+        async def fits(where: str) -> None:
             wide = await page.js(
                 "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1"
                 " && !e.closest('.scroll, pre, .terminal')).map((e) => e.outerHTML.slice(0, 80))"
@@ -324,10 +338,10 @@ def test_on_a_phone_everything_fits_can_be_read_and_can_be_hit(tmp_path: Path, d
             assert small == [], where
             assert await page.js(CONTRAST) == [], where
 
+        await page.look_like(width=360, height=740, touch=True)
+        await at_target(page, url)
+        await flash(page, SMALL)
         await check("plan")
-        ground = await page.js("getComputedStyle(document.documentElement).backgroundColor")
-        assert ground == ("rgb(16, 22, 28)" if dark else "rgb(246, 247, 249)")
-        await picture(page, f"phone-{'dark' if dark else 'light'}")
         await page.click("#start")
         await page.says("Done.", "#end")
         await check("job")
@@ -351,7 +365,7 @@ def test_everything_by_keyboard(tmp_path: Path) -> None:
 
     async def body(page: Page, gateway: Gateway, url: str) -> None:
         client = gateway.connect()
-        client.put(ELF, "app.elf")
+        client.put(SMALL, "app.elf")
         client.close()
         await page.go(url)
         await page.says("m1")
@@ -381,7 +395,7 @@ def test_a_screen_reader_meets_names_and_is_told_what_happens(tmp_path: Path) ->
             "(() => { globalThis.told = []; new MutationObserver(() => told.push(document.querySelector('#told').textContent))"
             ".observe(document.querySelector('#told'), {childList: true, characterData: true, subtree: true}); })()"
         )
-        await flash(page)
+        await flash(page, SMALL)
         tree = await page.tree()
         controls = {"button", "link", "textbox", "combobox", "checkbox", "progressbar", "image", "dialog", "table"}
         assert [node for node in tree if node[0] in controls and not node[1] and node[0] != "table"] == []
@@ -420,7 +434,7 @@ def test_names_from_strangers_are_text(tmp_path: Path) -> None:
     async def body(page: Page, _gateway: Gateway, url: str) -> None:
         await at_target(page, url)
         await page.js("globalThis.pwned = 0")
-        await flash(page, ELF, "<img src=x onerror=pwned=1>.elf")
+        await flash(page, SMALL, "<img src=x onerror=pwned=1>.elf")
         assert "<img src=x" in await page.text()
         await page.click("#start")
         await page.says("Done.", "#end")
