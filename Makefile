@@ -8,6 +8,9 @@ CONFIG ?= config/bridged.toml
 PREFIX ?= /opt/bridged
 FUZZ_SECONDS ?= 60
 SOAK_MINUTES ?= 120
+# Of vm-reliability and soak: power cuts, and how long an idle gateway is watched.
+CUTS         ?= 50
+IDLE_S       ?= 3600
 # Most tests wait for a wire in real time, so that more of them than there are cores go side by side.
 TEST_JOBS    ?= $(shell echo $$(( $$(nproc) + 2 )))
 
@@ -19,7 +22,7 @@ LOCK      := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-v
              --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: shell vm-test deb reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check stub stub-check run sim install clean distclean
+.PHONY: shell vm-test vm-guest vm-reliability deb reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check stub stub-check run sim install clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -34,8 +37,22 @@ test: $(DEV_STAMP) ## run every test; what is missing on this machine is listed 
 	$(BIN)/python -m pytest -m alone || failed=$$?; \
 	exit $$failed
 
-vm-test: $(DEV_STAMP) ## a real gateway in a virtual machine: systemd, GPIO chip, serial ports, power cuts (as root, Debian 12)
-	@$(BIN)/python -m pytest tests/vm $(ARGS)
+vm-test: vm-guest ## a real gateway in a virtual machine: systemd, GPIO chip, serial ports, power cuts (as root, Debian 12)
+	@BRIDGED_DEB="$$(cat .cache/vm/package 2>/dev/null)" $(BIN)/python -m pytest tests/vm -n 2 --dist loadgroup $(ARGS)
+
+# What both halves of it need, once: the guest (from Debian, a minute) and the package of this checkout.
+vm-guest: $(DEV_STAMP)
+	@mkdir -p .cache/vm
+	@rm -f .cache/vm/package
+	@if reason=$$($(BIN)/python -m tests.vm.build 2>&1 >/dev/null); then \
+	  $(BIN)/python debian/build.py --out .cache/vm > .cache/vm/package; \
+	else echo "no virtual machine: $$reason"; fi
+
+vm-reliability: vm-guest ## fifty power cuts, kills, removals, an idle gateway; written to docs/reliability-vm.md
+	rm -f .cache/vm/record
+	BRIDGED_DEB="$$(cat .cache/vm/package)" BRIDGED_VM_RECORD=$(CURDIR)/.cache/vm/record BRIDGED_CUTS=$(CUTS) BRIDGED_IDLE_S=$(IDLE_S) \
+	  $(BIN)/python -m pytest tests/vm --timeout 0 -n 2 --dist loadgroup
+	$(BIN)/python -m tests.vm.page .cache/vm/record
 
 check: $(DEV_STAMP) ## format, lint, types, import direction
 	$(BIN)/ruff format --check .
@@ -72,6 +89,7 @@ soak: $(DEV_STAMP) ## what takes hours: make soak SOAK_MINUTES=480
 	$(BIN)/python -m tests.product --flashes 10000 --seed $$(date +%s)
 	BRIDGED_FAULTS=10000 $(BIN)/python -m pytest -q tests/target/test_faults.py
 	BRIDGED_SOAK=1 SOAK_MINUTES=$$(( $(SOAK_MINUTES) / 4 )) $(BIN)/python -m pytest --timeout 0 tests/console/test_throughput.py
+	BRIDGED_CUTS=$(CUTS) BRIDGED_CUTS_SEED=$$(date +%s) BRIDGED_IDLE_S=$(IDLE_S) $(MAKE) vm-test ARGS='--timeout 0'
 	$(BIN)/python -m tests.stub.mutations
 	$(BIN)/python -m tests.stub.full_flash
 	$(BIN)/python -m tests.fuzz.run --seconds $$(( $(SOAK_MINUTES) * 45 ))
@@ -100,19 +118,7 @@ lock: $(DEV_STAMP) ## choose package versions anew (hashes of every file, no add
 	@! grep -nE '://|^-' requirements.lock requirements-dev.lock
 
 install: ## as root: the daemon for systemd under PREFIX, /opt/bridged
-	$(PYTHON) -m venv $(PREFIX)
-	$(PREFIX)/bin/python -m pip install --quiet --require-hashes -r requirements.lock
-	$(PREFIX)/bin/python -m pip install --quiet --no-deps --no-build-isolation .
-	install -D -m 644 -t /etc/systemd/system systemd/bridged.service systemd/bridged*.socket
-	install -D -m 644 systemd/bridged.tmpfiles /etc/tmpfiles.d/bridged.conf
-	install -D -m 644 systemd/bridged.catalog /usr/lib/systemd/catalog/bridged.catalog
-	sed -i 's|/opt/bridged/|$(abspath $(PREFIX))/|' /etc/systemd/system/bridged.service
-	install -D -m 644 systemd/bridged.sysusers /etc/sysusers.d/bridged.conf
-	install -D -m 644 -t /etc/udev/rules.d systemd/60-bridged.rules
-	test -e /etc/bridged/bridged.toml || install -D -m 644 config/bridged.toml /etc/bridged/bridged.toml
-	@echo 'installed; next:  systemd-sysusers && systemd-tmpfiles --create bridged.conf && udevadm control --reload'
-	@echo '                  journalctl --update-catalog && systemctl daemon-reload'
-	@echo 'then edit /etc/bridged/bridged.toml and:  systemctl enable --now bridged'
+	./install.sh --no-uart --prefix $(abspath $(PREFIX))
 
 clean: ## remove what was built
 	rm -rf build dist .bench .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

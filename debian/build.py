@@ -168,6 +168,7 @@ def _files(root: Path, version: str) -> None:
     put("systemd/bridged.sysusers", "usr/lib/sysusers.d/bridged.conf")
     put("systemd/bridged.tmpfiles", "usr/lib/tmpfiles.d/bridged.conf")
     put("systemd/bridged.catalog", "usr/lib/systemd/catalog/bridged.catalog")
+    put("systemd/bridged.modules", "usr/lib/modules-load.d/bridged.conf")
     put("systemd/60-bridged.rules", "lib/udev/rules.d/60-bridged.rules")
     put("config/bridged.toml", "etc/bridged/bridged.toml")
     doc = "usr/share/doc/bridged"

@@ -320,6 +320,7 @@ def page(
     return f"""# Reliability
 
 Written by `make reliability`; do not edit. Every figure is from the simulator in virtual time, none from silicon.
+What a real Linux adds, power cuts, kills and devices that vanish, is in [reliability-vm.md](reliability-vm.md).
 
 Each run flashes a {SIZE}-byte image over an older one, reads everything back and starts it, with **one** fault at one position,
 up to {most} positions for each fault and part, spread over the whole session from the first 0x7F to the last proof. The cells

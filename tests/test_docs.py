@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from bridged import cli, doctor
-from bridged.chips import CHIPS
+from bridged.chips import CHIPS, find
 from bridged.errors import BY_CODE
 from bridged.protocol.line import VERBS
-from tests import build_docs, build_shell, limits
+from tests import build_docs, build_shell, build_wiring, limits
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -34,6 +34,22 @@ def anchors(path: Path) -> set[str]:
 
 def test_generated_pages_are_fresh() -> None:
     assert build_docs.stale() == [], "run: python -m tests.build_docs"
+
+
+def test_the_wiring_pictures_are_those_of_the_examples_and_their_pins_those_of_the_chips() -> None:
+    assert build_wiring.stale() == [], "run: python -m tests.build_wiring"
+    examples = sorted((ROOT / "config" / "examples").glob("nucleo-*.toml"))
+    assert len(examples) == 3
+    for example in examples:
+        wires = {wire.pi: wire for wire in build_wiring.wires(example)}
+        assert {wire: wires[wire].pin for wire in wires} == {
+            "GND": 6, "GPIO14 TXD": 8, "GPIO15 RXD": 10, "GPIO17": 11, "GPIO27": 13,
+        }  # fmt: skip
+        chip = find(re.findall(r'^chip = "(\w+)"', example.read_text(), re.MULTILINE)[0])
+        # TX first, as seen from the target; TX of one side leads to RX of the other.
+        assert (wires["GPIO15 RXD"].there, wires["GPIO14 TXD"].there) in {tuple(pair.split("/")) for _, pair in chip.usart_pins}
+        assert wires["GPIO14 TXD"].why.startswith("RX of")
+        assert (wires["GPIO17"].there, wires["GPIO27"].there) == ("NRST", "BOOT0")
 
 
 def test_every_limit_is_documented_with_its_reason() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bridged.doctor import boards
 from tests.support import missing, require_tool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +51,8 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> N
     assert package - names == set(), "tracked, but not in the wheel"
     strangers = {name for name in names if not name.startswith("bridged/") and ".dist-info/" not in name}
     places = ("share/bash-completion/completions/bridged", "share/zsh/site-functions/_bridged", "share/man/man1/bridged.1")
-    assert {name.partition(".data/data/")[2] for name in strangers} == set(places)
+    shared = {name.partition(".data/data/")[2] for name in strangers}
+    assert {name for name in shared if not name.startswith("share/bridged/")} == set(places)
     assert not {name for name in names if name.endswith(".pyc")}
 
 
@@ -71,6 +73,85 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     scripts.read_string(wheel.read(f"{info}/entry_points.txt").decode())
     assert scripts["console_scripts"]["bridged"] == "bridged.cli:main"
     assert any(name.startswith(info) and name.endswith("LICENSE") for name in wheel.namelist())
+
+
+# --- the service, where pip installed it, and a bare Raspberry Pi
+
+
+def install_service(wheel: zipfile.ZipFile, prefix: Path, root: Path) -> subprocess.CompletedProcess[str]:
+    """As from an environment at ``prefix``, into the tree at ``root``."""
+    for name in wheel.namelist():
+        place = name.partition(".data/data/")[2]
+        if place.startswith("share/bridged/"):
+            path = prefix / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(wheel.read(name))
+    (prefix / "bin").mkdir(exist_ok=True)
+    (prefix / "bin" / "bridged").write_text("#!/bin/sh\n")
+    (prefix / "bin" / "bridged").chmod(0o755)
+    script = prefix / "share" / "bridged" / "install-service.sh"
+    return subprocess.run(["sh", script, "--root", root], capture_output=True, text=True, check=False)
+
+
+def test_the_wheel_makes_a_service_of_itself(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    prefix, root = tmp_path / "opt" / "elsewhere", tmp_path / "root"
+    ran = install_service(wheel, prefix, root)
+    assert ran.returncode == 0, ran.stderr
+    unit = (root / "etc/systemd/system/bridged.service").read_text()
+    assert f"ExecStart={prefix}/bin/bridged serve" in unit
+    assert "/opt/bridged/" not in unit
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+    installed = {f"etc/systemd/system/{name}" for name in UNITS}
+    assert installed < found
+    assert {"etc/sysusers.d/bridged.conf", "etc/tmpfiles.d/bridged.conf", "etc/udev/rules.d/60-bridged.rules"} < found
+    # Its own configuration is kept when the next version is installed.
+    (root / "etc/bridged/bridged.toml").write_text("# mine\n")
+    assert install_service(wheel, prefix, root).returncode == 0
+    assert (root / "etc/bridged/bridged.toml").read_text() == "# mine\n"
+
+
+def test_an_environment_in_a_home_directory_is_no_place_for_a_service(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    install_service(wheel, tmp_path, tmp_path / "root")
+    script = tmp_path / "share" / "bridged" / "install-service.sh"
+    environment = {"BRIDGED_PREFIX": "/home/pi/.local/share/pipx/venvs/bridged", "PATH": "/usr/bin:/bin"}
+    ran = subprocess.run(["sh", script], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "may not look into home directories" in ran.stderr
+
+
+CMDLINE = "console=serial0,115200 console=tty1 root=PARTUUID=1-02 rootfstype=ext4 rootwait\n"
+
+
+@pytest.mark.parametrize("pi", boards.PIS, ids=lambda pi: pi.name)
+def test_the_script_for_a_bare_pi_frees_the_uart_and_does_it_once(pi: boards.Pi, tmp_path: Path) -> None:
+    boot = tmp_path / "boot" / "firmware"
+    boot.mkdir(parents=True)
+    (boot / "config.txt").write_text("# mine\ndtparam=audio=on\n[cm4]\notg_mode=1\n")
+    (boot / "cmdline.txt").write_text(CMDLINE)
+    command: list[str | Path] = [
+        ROOT / "install.sh",
+        "--uart-only",
+        "--root",
+        tmp_path,
+        "--model",
+        f"{pi.name} Model B Rev 1.0",
+    ]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "/dev/ttyAMA0, after a reboot" in said
+    config = (boot / "config.txt").read_text()
+    assert config.startswith("# mine\ndtparam=audio=on\n")
+    # Behind a filter that the file ended with, or it would hold for one model only.
+    assert config.split("[all]")[1].split() == ["#", "for", "bridged", *pi.config_lines]
+    assert (boot / "cmdline.txt").read_text() == "console=tty1 root=PARTUUID=1-02 rootfstype=ext4 rootwait\n"
+    assert (boot / "cmdline.txt.before-bridged").read_text() == CMDLINE
+    assert "after a reboot" not in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert (boot / "config.txt").read_text() == config
+
+
+def test_the_script_leaves_other_machines_alone(tmp_path: Path) -> None:
+    command: list[str | Path] = [ROOT / "install.sh", "--uart-only", "--root", tmp_path, "--model", "Some Board"]
+    assert "as they were" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert subprocess.run([ROOT / "install.sh", "--nonsense"], capture_output=True, check=False).returncode == 2
 
 
 # --- locked packages
@@ -142,6 +223,22 @@ def test_systemd_accepts_the_units(units: Path) -> None:
     # Complaints about other units of this machine are not ours.
     assert [line for line in ran.stderr.splitlines() if "bridged" in line] == []
     assert ran.returncode == 0
+
+
+def test_systemd_accepts_the_examples_of_drop_ins(units: Path) -> None:
+    folder = units / "bridged.service.d"
+    folder.mkdir()
+    examples = sorted((ROOT / "systemd" / "examples").glob("*.conf"))
+    assert len(examples) >= 5
+    for example in examples:
+        name = re.search(r"^# /etc/systemd/system/bridged\.service\.d/(\S+)$", example.read_text(), re.MULTILINE)
+        assert name is not None, "its first line says where it goes"
+        assert name[1] == example.name
+        (folder / example.name).write_text(example.read_text())
+    ran = analyze("verify", "--man=no", units / "bridged.service")
+    assert [line for line in ran.stderr.splitlines() if "bridged" in line] == []
+    (folder / "wrong.conf").write_text("[Service]\nReadWritePath=/data\n")
+    assert "ReadWritePath" in analyze("verify", "--man=no", units / "bridged.service").stderr, "a drop-in is read at all"
 
 
 def test_the_service_is_locked_down(units: Path) -> None:
