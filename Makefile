@@ -87,6 +87,7 @@ fuzz: $(DEV_STAMP) ## the guided fuzzer for a minute: make fuzz FUZZ_SECONDS=600
 
 soak: $(DEV_STAMP) ## what takes hours: make soak SOAK_MINUTES=480
 	$(BIN)/python -m tests.product --flashes 10000 --seed $$(date +%s)
+	BRIDGED_CRASHES=2000 $(BIN)/python -m pytest -q tests/e2e/test_virtual_crash.py
 	BRIDGED_FAULTS=10000 $(BIN)/python -m pytest -q tests/target/test_faults.py
 	BRIDGED_SOAK=1 SOAK_MINUTES=$$(( $(SOAK_MINUTES) / 4 )) $(BIN)/python -m pytest --timeout 0 tests/console/test_throughput.py
 	BRIDGED_CUTS=$(CUTS) BRIDGED_CUTS_SEED=$$(date +%s) BRIDGED_IDLE_S=$(IDLE_S) $(MAKE) vm-test ARGS='--timeout 0'

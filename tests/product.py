@@ -170,7 +170,7 @@ class Product:
             fault = "kill" if rng.random() < KILLED else draw(rng, target, (rx, tx))
             injected = self.gateway.inject(name, [] if fault == "kill" else [fault])
             if fault == "kill":
-                target.kill_after = rng.randrange(sends)
+                target.kill_after = rng.randrange(2 * sends)  # Each is a step, and so is the wait for its answer.
             job, problem = await self.flash(name)
             happened = bool(injected.happened) or fault == "kill"
             figures.flashes += 1
@@ -199,10 +199,11 @@ class Product:
             if job.state is not JobState.ROLLED_BACK or not restored or target.device.mode is not Mode.APPLICATION:
                 figures.wrong.append(f"{name} sick {number} {fault}: {job.state} {job.error}, restored: {restored}")
 
-    async def staying(self, name: str) -> None:
+    async def staying(self, name: str, every: int) -> None:
+        """Each fault of the table, or one of ``every``; another one on each target."""
         target, figures = self.gateway.targets[name], self.figures
         part = NAMES[name]
-        for texts, right in STAYING + STAYING_WRITING:
+        for texts, right in (STAYING + STAYING_WRITING)[list(NAMES).index(name) % every :: every]:
             self.gateway.inject(name, [text.replace("ERASE", "0x43" if part == "0x410" else "0x44") for text in texts])
             job, problem = await self.flash(name)
             code = str((job.error or {}).get("code", ""))
@@ -217,27 +218,27 @@ class Product:
                 figures.wrong.append(f"{name} after {texts[0]}: {problem}")
 
 
-async def play(root: Path, flashes: int, seed: int, *, staying: bool = True) -> Figures:
-    """``flashes`` over all targets, which work side by side."""
+async def play(root: Path, flashes: int, seed: int, *, every: int = 1) -> Figures:
+    """``flashes`` over all targets, which work side by side. ``every``: see ``Product.staying``."""
     product = Product(root)
     begun = time.monotonic()
     async with product.gateway as gateway:
         share, rest = divmod(flashes, len(NAMES))
         await asyncio.gather(*(product.transient(name, share + (n < rest), seed) for n, name in enumerate(NAMES)))
         await asyncio.gather(*(product.sick(name, max(1, share // 25), seed) for name in NAMES))
-        if staying:
-            await asyncio.gather(*(product.staying(name) for name in NAMES))
+        await asyncio.gather(*(product.staying(name, every) for name in NAMES))
         left = gateway.journal.sessions()
         if left:
             product.figures.wrong.append(f"targets left in a session: {left}")
+        product.figures.wrong += gateway.life.violations
     product.figures.real_s = time.monotonic() - begun
     return product.figures
 
 
-def run(flashes: int, seed: int = 1, *, staying: bool = True) -> Figures:
+def run(flashes: int, seed: int = 1, *, every: int = 1) -> Figures:
     """On a disk in memory where there is one: ten thousand flashes are some hundred thousand syncs."""
     with tempfile.TemporaryDirectory(prefix="bridged-product-", dir=SHM if SHM.is_dir() else None) as root:
-        return asyncio.run(play(Path(root), flashes, seed, staying=staying))
+        return asyncio.run(play(Path(root), flashes, seed, every=every))
 
 
 def main(argv: list[str] | None = None) -> int:

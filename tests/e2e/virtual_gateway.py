@@ -4,7 +4,7 @@
 thread over a simulated part: with the real control socket, the real board, the image sealed in a real memfd, and the request
 through JSON. Seconds of virtual time cost microseconds, so that ten thousand flashes with all that they write to the journal
 take minutes. A killed session (``kill_after``) leaves what a SIGKILL leaves: a board without a result, a hazard, lines as they
-were.
+were. So does a gateway that dies as a whole (``crash``), of which only the parts and the disk are left for the next one.
 
 What this does not show is what only processes and wires can: tests/e2e/test_kill_points.py, tests/target/test_owner.py.
 """
@@ -15,13 +15,15 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from bridged import chips, config
-from bridged.errors import BridgedError, from_dict
+from bridged.errors import BridgedError, PortGone, Stopped, from_dict
 from bridged.events import Event, encode
 from bridged.images import memfd
 from bridged.images.memfd import map_sealed
@@ -29,8 +31,9 @@ from bridged.images.model import Image
 from bridged.images.store import StagedImage, Store
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import Job, JobKind, Submission
-from bridged.jobs.service import Jobs
+from bridged.jobs.service import Clock, Jobs
 from bridged.protocol.flow import Barrier as BarrierStep
+from bridged.protocol.flow import Step
 from bridged.sim import virtual
 from bridged.sim.device import Device
 from bridged.sim.faults import Fault, Faults
@@ -44,6 +47,21 @@ from bridged.target.worker import BARRIER_LIMIT_S, Control
 
 PULSE_S = 0.02  # The owner's own pauses pass in real time; the part must see its reset held for a while all the same.
 NOWHERE = "/dev/null"
+
+
+class Life:
+    """Of one gateway. ``end`` is a SIGKILL of all its processes: from then on nothing of it moves a line or writes to disk."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self.violations: list[str] = []  # of P9
+        self.ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def end(self) -> None:
+        if not self.over:
+            self.over = True
+            self._loop.call_soon_threadsafe(self.ended.set)
 
 
 class _Port:
@@ -72,14 +90,18 @@ class _Wires(Lines):
 
     kind = "virtual"
 
-    def __init__(self, device: Device, driven: Sequence[Line]) -> None:
+    def __init__(self, device: Device, driven: Sequence[Line], life: Life) -> None:
         super().__init__(driven)
         self._device = device
+        self._life = life
 
     def _drive(self, line: Line, state: bool) -> None:
+        if self._life.over:
+            raise PortGone("the gateway is dead")
         uart = VirtualUart(self._device)
         uart.pause(PULSE_S)
-        assert not self._device.hazard or state is False or line is Line.BOOT0, f"{line} moved during {self._device.hazard}"
+        if self._device.hazard and state and line is not Line.BOOT0:
+            self._life.violations.append(f"{line} moved during {self._device.hazard}")
         match line:
             case Line.RESET:
                 uart.set_lines(reset=state)
@@ -143,16 +165,30 @@ class _VirtualSession(owner._Session):
         control = Control(control_fd)
         request = Request.from_dict(json.loads(json.dumps(self._request.to_dict())))
         image = map_sealed(image_fd) if image_fd >= 0 else None
-        cut, target.kill_after = target.kill_after, None
+        kill_at, target.kill_after = target.kill_after, None
 
         def barrier(step: BarrierStep) -> None:
             if step.kept:
                 os.ftruncate(self.out, 0)
                 os.pwrite(self.out, step.kept, 0)
             message = {"barrier": step.state, "hazard_s": step.hazard_s, "kept_bytes": len(step.kept)}
-            answer = control.ask(message, BARRIER_LIMIT_S)
+            try:
+                answer = control.ask(message, BARRIER_LIMIT_S)
+            except Stopped:
+                if target.life.over:
+                    raise PowerCut from None
+                raise
             if "error" in answer:
                 raise from_dict(answer["error"])
+
+        def before(number: int, _step: Step) -> None:
+            if target.crash_after is not None and (target.device.hazard or not target.crash_erasing):
+                target.crash_after -= 1
+                if target.crash_after < 0:
+                    target.crash_after = None
+                    target.life.end()
+            if target.life.over or number == kill_at:
+                raise PowerCut
 
         def tell(event: Event) -> None:
             control.tell(encode(event))
@@ -167,7 +203,7 @@ class _VirtualSession(owner._Session):
                 barrier=barrier,
                 report=tell,
                 progress=board.set_progress,
-                cut_after_exchange=cut,
+                before=before,
             )
             os.ftruncate(self.out, 0)
             os.pwrite(self.out, done.data, 0)
@@ -187,18 +223,26 @@ class _VirtualSession(owner._Session):
 
 
 class VirtualTarget(owner.Target):
-    """``kill_after``: the next session is killed when it wants to send its frame of this number."""
+    """``kill_after``: the next session is killed at its step of this number. ``crash_after``: the whole gateway is, so many
+    steps of this target's sessions from now, or of its steps while the part erases (``crash_erasing``)."""
 
-    def __init__(self, name: str, device: Device, settings: config.Target) -> None:
+    def __init__(self, name: str, device: Device, settings: config.Target, life: Life) -> None:
         super().__init__(name, settings)
         self.device = device
+        self.life = life
         self.account = Account()
         self.started_ns = 0
         self.kill_after: int | None = None
+        self.crash_after: int | None = None
+        self.crash_erasing = False
+
+    def hold_off(self, hazard_s: float) -> None:
+        """Passes in the time of the part."""
+        VirtualUart(self.device).pause(hazard_s)
 
     def _take(self) -> None:
         self._uart = cast(Uart, _Port())
-        self._lines = _Wires(self.device, (*wired(self.config.lines), *inputs(self.config.lines)))
+        self._lines = _Wires(self.device, (*wired(self.config.lines), *inputs(self.config.lines)), self.life)
 
     async def _attach(self) -> None:
         """No console: there is no port that it could have."""
@@ -229,25 +273,30 @@ class _Loaded:
 
 @dataclass
 class VirtualGateway:
-    """Use it with ``async with``. ``parts``: by name of the target the chip and settings of its ``Device``."""
+    """Use it with ``async with``. ``parts``: by name of the target the chip and settings of its ``Device``. ``devices``: those
+    that are there already, which another gateway had."""
 
     root: Path
     parts: dict[str, tuple[str, dict[str, Any]]]
     settings: config.Target = field(default_factory=lambda: config.Target(port=NOWHERE))
     limits: config.Jobs = field(default_factory=config.Jobs)
+    devices: dict[str, Device] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.life = Life()
         wired = config.Lines(kind="socket", socket=NOWHERE, nrst="nrst", boot0="boot0")
         self.targets: dict[str, VirtualTarget] = {}
         configured = {}
         for name, (chip, settings) in self.parts.items():
             lines = replace(wired, power="power") if name.endswith("-power") else wired
             configured[name] = replace(self.settings, port=NOWHERE, chip=chip, lines=lines)
-            self.targets[name] = VirtualTarget(name, Device(chips.find(chip), **settings), configured[name])
+            device = self.devices.setdefault(name, Device(chips.find(chip), **settings))
+            self.targets[name] = VirtualTarget(name, device, configured[name], self.life)
         self.config = config.Config(targets=configured, jobs=self.limits)
         self.store = Store(self.root, 64 << 20, 1 << 20)
         self.journal = Journal.open(self.root / "state.db")
-        self.jobs = Jobs(self.config, self.journal, _Loaded(self.store), self.targets)
+        clock = Clock(sleep=lambda _seconds: asyncio.sleep(0))
+        self.jobs = Jobs(self.config, self.journal, _Loaded(self.store), self.targets, clock=clock)
 
     async def __aenter__(self) -> VirtualGateway:
         await self.jobs.start()
@@ -260,6 +309,25 @@ class VirtualGateway:
         await self.jobs.stop()
         for target in self.targets.values():
             await target.close()
+
+    async def crash(self) -> None:
+        """Clear away what is left of a gateway whose ``life`` is over; only its disk and the parts are used afterwards."""
+        assert self.life.over
+        vars(self.journal)["_enqueue"] = lambda _operation: Future()  # Nothing is written, and nobody hears of it.
+        tasks = [*self.jobs._tasks.values(), *self.jobs._errands]
+        for target in self.targets.values():
+            if target._session is not None:
+                target._session._mine.shutdown(socket.SHUT_RDWR)
+        while any(target._session is not None for target in self.targets.values()):
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(0.001)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for target in self.targets.values():
+            await target.close()
+        await asyncio.to_thread(self.journal.close)
 
     def stage(self, name: str, data: bytes) -> str:
         """A raw binary, uploaded as a client would. Its SHA-256."""
