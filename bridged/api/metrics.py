@@ -125,6 +125,14 @@ class Metrics:
         self.uart_bytes = counter(
             "uart_bytes_total", "Bytes on the UART: those of ended jobs, and of the console.", "target", "direction"
         )
+        self.session_cpu = counter(
+            "session_cpu_seconds_total", "Processor time of the target's session processes, those of jobs that ended.", "target"
+        )
+        self.session_memory = gauge(
+            "session_memory_bytes",
+            "The most that the target's last session process had in memory, shared pages included.",
+            "target",
+        )
         self.console_clients = gauge("console_clients", "Clients at the console.", "target", "role")
         self.console_dropped = counter(
             "console_dropped_bytes_total",
@@ -149,8 +157,9 @@ class Metrics:
                 self.jobs.labels(target, kind, result)
         for code in _failure_codes():
             self.failures.labels(target, code)
-        for gauge in (self.queued, self.running, self.progress, self.last_success):
+        for gauge in (self.queued, self.running, self.progress, self.last_success, self.session_memory):
             gauge.labels(target)
+        self.session_cpu.labels(target)
         for op in ("write", "read", "skip"):
             self.flash_bytes.labels(target, op)
         for op in ("erased", "skipped"):
@@ -229,6 +238,10 @@ class Metrics:
         for direction, count in dict(result.get("uart_bytes") or {}).items():
             if direction in DIRECTIONS:
                 self.uart_bytes.labels(target, direction).inc(max(0, int(count)))
+
+        if cost := result.get("cost"):
+            self.session_cpu.labels(target).inc(max(0.0, float(cost.get("cpu_s", 0))))
+            self.session_memory.labels(target).set(int(cost.get("memory_kib", 0)) * 1024)
 
     def uploaded(self, count: int, resumed: bool) -> None:
         """An upload has ended, well or not, after ``count`` bytes. (``LineServer``'s ``on_upload``.)"""

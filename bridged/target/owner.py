@@ -543,7 +543,8 @@ class Target:
         on_barrier: Barrier | None = None,
     ) -> dict[str, Any]:
         """Run one session and return ``Result.to_dict()``, with ``uart_errors`` (what the kernel counted), ``uart_bytes``
-        (in both directions), ``turnaround_us`` (median from a short frame to its ACK) and, for kind read, ``data`` (bytes).
+        (in both directions), ``turnaround_us`` (median from a short frame to its ACK), ``cost`` (the session's CPU time and the
+        most memory that it had, shared pages included) and, for kind read, ``data`` (bytes).
 
         ``on_barrier(state, hazard_s, kept)`` must not return before the state is on disk; what it raises ends the session.
         Raises what the session raised; ``SessionDied`` or ``DeadlineExceeded`` after the target was released.
@@ -617,7 +618,7 @@ class Target:
                     raise PortGone(f"{lost}: {error.message}", **error.facts) from error
                 raise error
             result: dict[str, Any] = {**outcome["result"], "uart_errors": errors, "uart_bytes": outcome["uart_bytes"]}
-            result["turnaround_us"] = outcome["turnaround_us"]
+            result |= {name: outcome[name] for name in ("turnaround_us", "cost")}
             if outcome["data_bytes"]:
                 result["data"] = os.pread(session.out, int(outcome["data_bytes"]), 0)
             return result

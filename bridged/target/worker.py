@@ -456,9 +456,19 @@ def main(argv: list[str]) -> int:
         driver.tell_turnarounds()
         driver.note(ending)
         result |= {"uart_bytes": {"out": driver.bytes_out, "in": driver.bytes_in}, "turnaround_us": driver.turnaround_us}
+        result["cost"] = _cost()
     board.set_result(result)
     control.finish(1.0)
     return 0
+
+
+def _cost() -> dict[str, float]:
+    """CPU time, and the most memory at once, shared pages included. Not ``ru_maxrss``, which begins with that of the daemon."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    peak_kib = 0
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as file:
+        peak_kib = next((int(line.split()[1]) for line in file if line.startswith(b"VmHWM:")), 0)
+    return {"cpu_s": round(used.ru_utime + used.ru_stime, 3), "memory_kib": peak_kib}
 
 
 def _write_whole(fd: int, data: bytes) -> None:

@@ -217,7 +217,7 @@ class _VirtualSession(owner._Session):
             self.ending = "signal 9"
             return
         counts = {"out": account.all.bytes_out, "in": account.all.bytes_in}
-        board.set_result(outcome | {"uart_bytes": counts, "turnaround_us": 0})
+        board.set_result(outcome | {"uart_bytes": counts, "turnaround_us": 0, "cost": {}})
         control.finish(1.0)
         os.close(control_fd)
 

@@ -192,6 +192,9 @@ def test_sigkill_of_the_session_at_every_phase(tmp_path: Path, phase: Phase) -> 
         assert rig.device.stats.hazard_resets == []
         result = await rig.run("flash", image, outside="discard")
         assert result["evidence"] == "full"
+        # A bound that a session with an event loop or OpenSSL would not keep.
+        assert 0 < result["cost"]["cpu_s"] < 30
+        assert 8_000 < result["cost"]["memory_kib"] < 20_000
 
     rig = play(tmp_path, act)
     assert rig.holds(image)
