@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bridged.api.http import HttpServer
     from bridged.console.room import Console
     from bridged.console.server import Listeners
+    from bridged.fleet.connector import Connector
     from bridged.images.store import Store
     from bridged.jobs.journal import Journal, OpenSession
     from bridged.jobs.model import Job, Update
@@ -218,7 +219,7 @@ class Difference:
 def difference(old: config.Config, new: config.Config) -> Difference:
     settings = [
         f"{table}.{spec.name}"
-        for table in ("gateway", "api", "tls", "auth", "signing", "store", "jobs")
+        for table in ("gateway", "api", "tls", "auth", "signing", "store", "jobs", "fleet")
         for spec in fields(getattr(old, table))
         if getattr(getattr(old, table), spec.name) != getattr(getattr(new, table), spec.name)
     ]
@@ -312,6 +313,8 @@ class Daemon:
                     group.create_task(self._tidy(), name="tidy"),
                     group.create_task(self.metrics.measure_lag(), name="lag"),
                 ]
+                if self.fleet is not None:
+                    others.append(group.create_task(self.fleet.run(), name="fleet"))
                 # A defect in one of them ends this wait too, and the daemon in order.
                 await self._stop.wait()
                 self.notifier.send("STOPPING=1", "STATUS=stopping: finishing what must not be interrupted")
@@ -361,6 +364,7 @@ class Daemon:
         )
         self.line.on_drain = self.drain
         self.http = self._http() if settings.api.http else None
+        self.fleet = await self._fleet(parts) if settings.fleet.servers else None
         # Jobs first: they know which hazards a target must wait out before anybody touches its port or lines.
         await self.jobs.start()
         parts.push_async_callback(self._close_targets)
@@ -401,6 +405,40 @@ class Daemon:
         server = HttpServer(services, settings.api.hosts, self.tls)
         self.jobs.on_update.append(server.events.recent.note)
         return server
+
+    async def _fleet(self, parts: contextlib.AsyncExitStack) -> Connector:
+        """Loaded here and nowhere else, as HTTP."""
+        from bridged.api.auth import Principal
+        from bridged.api.guarded import Guarded
+        from bridged.api.tls import secret_file
+        from bridged.fleet.connector import Connector, Member
+        from bridged.fleet.download import PRINCIPAL
+        from bridged.fleet.ledger import Ledger
+        from bridged.fleet.link import Access
+        from bridged.protocol.line import Scope
+
+        settings, name = self.config.fleet, self.config.gateway.name
+        files = {
+            key: secret_file(said)
+            for key in ("password", "credentials", "ca", "certificate", "key")
+            if (said := getattr(settings, key))
+        }
+        user = settings.user or (name if settings.password else "")
+        access = Access(tuple(server.removeprefix("plaintext:") for server in settings.servers), user, **files)
+        labels = dict(label.split("=", 1) for label in settings.labels)
+        who = Principal(
+            PRINCIPAL,
+            "nats",
+            frozenset({Scope.READ, Scope.FLASH}),
+            frozenset(settings.targets) if settings.targets else None,
+            "",
+        )
+        ledger = await asyncio.to_thread(Ledger, self.where.state / f"fleet-{name}.db", name)
+        parts.push_async_callback(asyncio.to_thread, ledger.close)
+        member = Member(name, labels, settings.poll_s, settings.progress_s)
+        connector = Connector(member, access, Guarded(self.jobs, self.authority, who), self.store, ledger)
+        self.jobs.on_update.append(connector.observe)
+        return connector
 
     def _target(self, name: str, settings: config.Target) -> Target:
         from bridged.target.owner import Target
@@ -504,6 +542,8 @@ class Daemon:
             self._changed.clear()
             if self.http is not None:
                 self.http.events.recent.targets_changed()
+            if self.fleet is not None:
+                self.fleet.changed()
             for name, target in self.targets.items():
                 now = (target.state, target.reason)
                 before = states.get(name, ("absent", ""))

@@ -855,6 +855,7 @@ HANDED_OVER = {
         "bridged.init", "main", "make a configuration by looking at this machine, asking little; ends with doctor"
     ),
     "doctor": HandedOver("bridged.doctor", "main", "why would a job fail on this machine? looks only, opens no port"),
+    "fleet": HandedOver("bridged.fleet.operator", "main", "roll-outs over many gateways, inventory, drift (docs/fleet.md)"),
     "demo": HandedOver("bridged.demo", "main", "gateway and simulated targets: stage, flash, prove; without hardware"),
 }
 

@@ -148,6 +148,32 @@ class Jobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Fleet:
+    """Dials out to NATS servers and takes jobs from there; needs the extra `fleet` and a `gateway.name`. See docs/fleet.md.
+
+    Secrets are named by their file, or by ``credential:NAME`` as systemd's ``LoadCredential=`` provides it."""
+
+    servers: list[str] = _f(
+        list,
+        "tls://HOST:PORT, several of one cluster; empty: no fleet, and nothing of it is loaded. nats://HOST:PORT on loopback"
+        " only, or plaintext:nats://HOST:PORT where everybody on the way may read firmware and send jobs.",
+        kind="server",
+    )
+    user: str = _f("", "User of the broker; empty: `gateway.name`, where there is a password.", high=64)
+    password: str = _f("", "The file with its password.", kind="secret")
+    credentials: str = _f("", "Instead: a .creds file of NATS (needs the package nkeys).", kind="secret")
+    ca: str = _f("", "Who signs the broker's certificate, PEM; empty: the CAs of this system.", kind="secret")
+    certificate: str = _f("", "Mutual TLS: our certificate chain, PEM.", kind="secret")
+    key: str = _f("", "Its private key, PEM.", kind="secret")
+    labels: list[str] = _f(
+        list, "What an operator may select by, KEY=VALUE: site=berlin, line=3.", kind="label", example=["site=berlin"]
+    )
+    targets: list[str] = _f(list, "Targets that the fleet may see and flash; empty: all.", kind="target")
+    poll_s: float = _f(600.0, "A request for jobs is renewed so often; jobs come at once all the same.", low=1, high=86400)
+    progress_s: float = _f(15.0, "Progress of a job is told at most so often; 0: never.", low=1, high=3600, zero=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Lines:
     """Control lines of one target. Names of lines: gpio: ``GPIO17``, ``pin:11``, ``LABEL:OFFSET``; modem: ``dtr``, ``rts``,
     ``!dtr``, ``!rts`` (! = the signal is inverted on its way to the pin). ``by-hand``: a person or a jumper sets it."""
@@ -334,6 +360,7 @@ class Config:
     signing: Signing = _f(Signing, "Signed images.")
     store: Store = _f(Store, "Staged images.")
     jobs: Jobs = _f(Jobs, "Queue and journal.")
+    fleet: Fleet = _f(Fleet, "This gateway as a member of a fleet.")
     targets: dict[str, Target] = _f(dict, "One table for each target: [targets.NAME].")
 
 
@@ -345,6 +372,7 @@ DEFAULT_STATE = Path("/var/lib/bridged")
 
 LIMIT_BYTES = 1 << 20  # A thousand targets with every option set are a third of this; more is not a configuration.
 HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63}){0,8}")
+LABEL = re.compile(r"[A-Za-z0-9_.-]{1,32}=[A-Za-z0-9_.-]{1,64}")
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 MAX_TARGETS = 256  # Each has a port, a lane and up to a session process; a gateway with more wires is several gateways.
 MAX_ITEMS = 64  # Of a list: steps of a sequence, targets that share.
@@ -671,6 +699,7 @@ class _Loader:
                 if first != key:
                     self.note(("api", key), f"{listen} is taken by api.{first} already")
         self._closed(config)
+        self._fleet(config)
         if store.image_limit_mib > store.limit_mib:
             self.note(("store", "image_limit_mib"), f"exceeds store.limit_mib, which is {store.limit_mib}")
         for name, target in config.targets.items():
@@ -710,6 +739,23 @@ class _Loader:
                             f"{listen} needs TLS: set tls.certificate and tls.key, or say plaintext:{listen} where everybody on"
                             " the network may read tokens and firmware; or stay on 127.0.0.1 and use ssh -L",
                         )
+
+    def _fleet(self, config: Config) -> None:
+        fleet, path = config.fleet, ("fleet",)
+        for index, server in enumerate(fleet.servers):
+            if text := _wrong_server(server):
+                self.note((*path, "servers", str(index)), text)
+        if fleet.servers and not FLEET_NAME.fullmatch(config.gateway.name) and ("gateway", "name") not in self.wrong:
+            self.note(
+                ("gateway", "name"),
+                "a member of a fleet needs a name of its own: 1 to 64 of A-Z a-z 0-9 _ - (it becomes a part of subjects)",
+            )
+        for key, other in (("certificate", "key"), ("key", "certificate")):
+            if getattr(fleet, key) and not getattr(fleet, other) and (*path, other) not in self.wrong:
+                self.note((*path, other), f"is required with fleet.{key}")
+        for index, name in enumerate(fleet.targets):
+            if name not in config.targets:
+                self.note((*path, "targets", str(index)), f"no such target{_did_you_mean(name, config.targets)}")
 
     def _lines(self, lines: Lines, path: KeyPath) -> None:
         if (*path, "kind") in self.wrong:
@@ -942,6 +988,29 @@ def _wrong_listen(value: str) -> str:
     return ""
 
 
+FLEET_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SERVER = re.compile(r"(tls|nats)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253}):([0-9]{1,5})")
+
+
+def _wrong_server(value: str) -> str:
+    """P7 for connections that go out: who reads along could read firmware and send jobs."""
+    bare = value.removeprefix("plaintext:")
+    found = _SERVER.fullmatch(bare)
+    if found is None or int(found[3]) > 65535:
+        return f"{_shown(value)} is not tls://HOST:PORT, as tls://broker.example.org:4222"
+    host = found[2].strip("[]")
+    if found[1] == "nats" and bare == value and not _loopback_host(host):
+        return f"{_shown(value)} is plain text: say tls://, or plaintext:{value} where everybody on the way may read and write"
+    return ""
+
+
+def _loopback_host(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _wrong_bytes(value: str) -> str:
     return "" if all(ord(c) < 256 for c in value) else "has characters beyond \\u00FF, which are no single bytes"
 
@@ -1004,6 +1073,8 @@ def _wrong_item(item: Any, meta: Mapping[str, Any]) -> str:
             if item.startswith("/") or re.fullmatch(r"RW[A-Za-z0-9+/]{54}", item)
             else f"{_shown(item)} is no public key, nor a path"
         )
+    if meta["kind"] == "label":
+        return "" if LABEL.fullmatch(item) else f"{_shown(item)} is not KEY=VALUE, as site=berlin (A-Z a-z 0-9 . _ - in both)"
     if meta["kind"] == "host":
         return (
             ""

@@ -473,6 +473,59 @@ class DaemonUnreachable(RequestError):
     retryable = True
 
 
+# --- fleets -------------------------------------------------------------------------------------------------------
+
+
+class FleetError(BridgedError):
+    """Something between a gateway, an operator and the broker."""
+
+    code = "FLEET"
+
+
+class FleetUnreachable(FleetError):
+    """No broker answers, or it gave no answer in time."""
+
+    code = "FLEET_UNREACHABLE"
+    retryable = True
+
+
+class FleetRefused(FleetError):
+    """The broker does not know us, or a right is missing there."""
+
+    code = "FLEET_REFUSED"
+
+
+class FleetCommand(FleetError):
+    """A message that is no command for this gateway."""
+
+    code = "FLEET_COMMAND"
+
+
+class FleetStale(FleetError):
+    """A command so old that nobody can tell any more whether it was carried out."""
+
+    code = "FLEET_STALE"
+
+
+class FleetExpired(FleetError):
+    code = "FLEET_EXPIRED"
+
+
+class UnknownArtifact(FleetError):
+    code = "UNKNOWN_ARTIFACT"
+
+
+class UnknownRollout(FleetError):
+    code = "UNKNOWN_ROLLOUT"
+
+
+class RolloutChanged(FleetError):
+    """Somebody else changed it meanwhile."""
+
+    code = "ROLLOUT_CHANGED"
+    retryable = True
+
+
 @dataclass(frozen=True, slots=True)
 class Hint:
     """Advice for a person at the target: the likely cause in one sentence, then what to do."""
@@ -754,6 +807,35 @@ HINTS: dict[str, Hint] = {
     "DAEMON_UNREACHABLE": Hint(
         "No bridged daemon answers there.",
         "Start it (`systemctl start bridged`), or say where it is (`--gateway`, BRIDGED_GATEWAY).",
+    ),
+    "FLEET": Hint("The broker of the fleet answered with an error.", "See the message."),
+    "FLEET_UNREACHABLE": Hint(
+        "No server of the broker answers: no network, the wrong address or port, or it is electing a leader (seconds).",
+        "Nothing is lost: it is tried again by itself. If it stays, look at `fleet.servers`, the firewall and the broker.",
+    ),
+    "FLEET_REFUSED": Hint(
+        "The broker does not accept the credential, its certificate is not signed by a known CA, or a permission is missing.",
+        "Compare with what `bridged fleet permissions` prints for this name, and with `[fleet]`; then reload the broker.",
+    ),
+    "FLEET_COMMAND": Hint(
+        "A message of the fleet is malformed, of another version, or meant for another gateway.",
+        "Bring the older side up to date; if it is meant for another gateway, somebody may be redirecting messages.",
+    ),
+    "FLEET_STALE": Hint(
+        "The command is older than what this gateway remembers, so it may have been carried out already: streams of the broker "
+        "were restored, or its consumer was made anew.",
+        "Start a new roll-out for this target if the image is still wanted.",
+    ),
+    "FLEET_EXPIRED": Hint(
+        "The gateway was off or offline, or its window stayed closed, until the time of the command was over.",
+        "Start a new roll-out for the targets that expired, with a longer `--expires`.",
+    ),
+    "UNKNOWN_ARTIFACT": Hint(
+        "The artifact was never put, or was removed from the object store.", "`bridged fleet artifact put FILE` first."
+    ),
+    "UNKNOWN_ROLLOUT": Hint("No roll-out has this name.", "`bridged fleet rollouts` lists them."),
+    "ROLLOUT_CHANGED": Hint(
+        "Somebody else changed the roll-out in the same moment.", "Look at it (`bridged fleet status`) and try again."
     ),
 }
 

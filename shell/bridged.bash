@@ -6,12 +6,13 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_bridged_token_subparsers=(add list revoke)
-_shtab_bridged_subparsers=(serve sim init doctor demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
+_shtab_bridged_subparsers=(serve sim init doctor fleet demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
 
 _shtab_bridged_serve_option_strings=()
 _shtab_bridged_sim_option_strings=()
 _shtab_bridged_init_option_strings=()
 _shtab_bridged_doctor_option_strings=()
+_shtab_bridged_fleet_option_strings=()
 _shtab_bridged_demo_option_strings=()
 _shtab_bridged_check_config_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for)
 _shtab_bridged_put_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --name --type)
@@ -58,7 +59,7 @@ _shtab_bridged_plan___force_choices=(vectors erase-everything)
 _shtab_bridged_unprotect___force_choices=(erase-everything)
 _shtab_bridged_token_add___scope_choices=(read flash console admin)
 _shtab_bridged_token_pos_0_choices=(add list revoke)
-_shtab_bridged_pos_0_choices=(serve sim init doctor demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
+_shtab_bridged_pos_0_choices=(serve sim init doctor fleet demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
 
 _shtab_bridged_check_config__h_nargs=0
 _shtab_bridged_check_config___help_nargs=0

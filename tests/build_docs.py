@@ -67,6 +67,7 @@ def _title(group: type[BridgedError]) -> str:
         "TARGET": "Target, wiring and loader",
         "JOB": "Jobs",
         "REQUEST": "Requests",
+        "FLEET": "Fleets",
     }
     return titles[group.code]
 

@@ -82,6 +82,17 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "updates",
         ),
     ),
+    "Fleets": (
+        Row("fleet.wire:MESSAGE_BYTES", "A message", "refused; `FLEET_COMMAND`"),
+        Row("fleet.ledger:LIMIT", "Commands that a gateway remembers", "older ones are refused; `FLEET_STALE`", "commands"),
+        Row("fleet.download:CHUNK_LIMIT_BYTES", "A chunk of an artifact", "refused; `FLEET`"),
+        Row("fleet.download:CHUNK_S", "Time for one chunk", "asked for again"),
+        Row("fleet.connector:LONGEST_PAUSE_S", "Time between two tries to reach the broker", "the next try"),
+        Row("fleet.connector:MESSAGE_CHARS", "The message of an error in a report", "cut"),
+        Row("fleet.control:LIMIT_BYTES", "An artifact, where an operator puts it", "`BAD_REQUEST`"),
+        Row("fleet.control:MAX_UNITS", "Targets of one roll-out", "`BAD_REQUEST`", "targets"),
+        Row("fleet.rollout:MAX_WAVES", "Waves of one roll-out", "`BAD_REQUEST`", "waves"),
+    ),
     "Signatures": (
         Row("images.minisign:COMMENT_CHARS", "A trusted comment", "553 `SIGNATURE`"),
         Row("images.minisign:FILE_BYTES", "A signature or a public key", "553 `SIGNATURE`"),

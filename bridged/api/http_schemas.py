@@ -155,6 +155,7 @@ def components() -> dict[str, Schema]:
                 "image_name": TEXT,
                 "evidence": TEXT,
                 "proven": TIME,
+                "version": TEXT,
                 "owner": {"type": "string", "description": "the job that runs"},
                 "queued": COUNT,
                 "held": {

@@ -489,7 +489,8 @@ class Jobs:
     def info(self, name: str) -> dict[str, Any]:
         """What is known of a target. ``content`` and ``image`` are what was last proven in its flash, empty where unknown.
 
-        ``owner``: the running job; ``queued``: how many wait. ``proven``, ``identified``: UTC seconds, 0 for never.
+        ``version``: the highest signed one ever proven there. ``owner``: the running job; ``queued``: how many wait.
+        ``proven``, ``identified``: UTC seconds, 0 for never.
         """
         lane = self._lane(name)
         record = self._records.get(name, TargetRecord(name))
@@ -512,6 +513,7 @@ class Jobs:
             "image_name": record.image_name,
             "evidence": record.evidence,
             "proven": record.proven,
+            "version": record.version,
             "owner": owner,
             "queued": lane.waiting,
         }

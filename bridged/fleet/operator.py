@@ -1,0 +1,554 @@
+"""``bridged fleet …``: the command line of whoever runs a fleet. There is no server of ours: all state is at the broker, so any
+operator's machine can begin, watch, continue or end a roll-out. Words and tables here, decisions in ``rollout`` and ``select``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import re
+import secrets
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bridged.errors import BadRequest, BridgedError, FleetUnreachable
+from bridged.fleet import control, rollout, select, setup, wire
+from bridged.fleet.control import Drive, Rollout
+from bridged.fleet.link import Access, Link, connect
+from bridged.fleet.rollout import OVER, Phase, Spec, Step
+
+DONE, FAILED, UNREACHABLE, USAGE, DRIFTED = 0, 1, 3, 2, 4
+EXIT_TEXT = (
+    (DONE, "done; a roll-out: every target that ended has succeeded"),
+    (FAILED, "a roll-out: something failed, or it is paused or canceled"),
+    (USAGE, "the command, or the request, is wrong"),
+    (UNREACHABLE, "no broker answers"),
+    (DRIFTED, "drift: some target runs something else than it should"),
+)
+EXAMPLES = """\
+examples:
+  bridged fleet permissions gw1 gw2 --operator ops        users for the broker's configuration
+  bridged fleet init --replicas 3 --gateway gw1 --gateway gw2
+  bridged fleet inventory --where site=berlin --where 'chip=F7*'
+  bridged fleet artifact put app-2.1.elf --sig app-2.1.elf.minisig
+  bridged fleet plan app-2.1.elf --where site=berlin --canary 'gateway=lab*' --waves 10%,50%
+  bridged fleet start app-2.1.elf --where site=berlin --canary 'gateway=lab*' --waves 10%,50% --max-failures 3
+  bridged fleet pause ROLLOUT;  bridged fleet resume ROLLOUT;  bridged fleet cancel ROLLOUT
+  bridged fleet run ROLLOUT                               carry it on from this machine
+  bridged fleet drift
+"""
+ENVIRONMENT = {
+    "server": "BRIDGED_FLEET",
+    "user": "BRIDGED_FLEET_USER",
+    "password_file": "BRIDGED_FLEET_PASSWORD_FILE",
+    "credentials": "BRIDGED_FLEET_CREDENTIALS",
+    "ca": "BRIDGED_FLEET_CA",
+    "certificate": "BRIDGED_FLEET_CERTIFICATE",
+    "key": "BRIDGED_FLEET_KEY",
+}
+LONGEST_S = 400 * 86400.0
+
+
+def main(argv: Sequence[str]) -> int:
+    logging.basicConfig(format="bridged fleet: %(message)s", level=logging.WARNING)
+    options = parser().parse_args(argv)
+    try:
+        if options.command == "permissions":
+            return _permissions(options)
+        return asyncio.run(_connected(options))
+    except FleetUnreachable as error:
+        print(f"bridged fleet: {error.message}", file=sys.stderr)
+        return UNREACHABLE
+    except BridgedError as error:
+        print(f"bridged fleet: {error.message}\n  {error.hint.remedy}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("bridged fleet: left; what was released goes on, `bridged fleet run` carries the rest on", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    text = "exit codes:\n" + "\n".join(f"  {code:3}  {words}" for code, words in EXIT_TEXT)
+    made = argparse.ArgumentParser(
+        prog="bridged fleet",
+        description="Roll-outs over many gateways, through NATS JetStream. docs/fleet.md",
+        epilog=f"{EXAMPLES}\n{text}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        group = sub.add_argument_group("broker")
+        for option, words in (
+            ("--server", "tls://HOST:PORT, several by comma"),
+            ("--user", "user there; also names our inbox"),
+            ("--password-file", "the file with the password"),
+            ("--credentials", "instead: a .creds file of NATS"),
+            ("--ca", "who signs the broker's certificate (default: this system's CAs)"),
+            ("--certificate", "mutual TLS: our certificate"),
+            ("--key", "its private key"),
+        ):
+            variable = ENVIRONMENT[option[2:].replace("-", "_")]
+            group.add_argument(option, default=os.environ.get(variable, ""), metavar="VALUE", help=f"{words} (${variable})")
+        return sub
+
+    def listing(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    def where(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--where",
+            action="append",
+            default=[],
+            metavar="TERM",
+            help="KEY=PATTERN, KEY!=PATTERN, version<1.2 (repeatable; all must hold). Keys: labels, and "
+            + ", ".join(select.FIELDS),
+        )
+
+    def limits(sub: argparse.ArgumentParser, changing: bool) -> None:
+        most = None if changing else 0
+        sub.add_argument(
+            "--max-failures",
+            type=_count,
+            default=most,
+            metavar="N",
+            help="pause with more failures" + (" (default 0)" if most == 0 else ""),
+        )
+        sub.add_argument("--max-share", type=_share, metavar="PERCENT", help="pause with a larger share of failures")
+
+    def planned(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("artifact", metavar="ARTIFACT", help="its name, or its SHA-256 or the first digits of it")
+        where(sub)
+        sub.add_argument(
+            "--canary", action="append", default=[], metavar="TERM", help="a first wave: of the selected, those where"
+        )
+        sub.add_argument(
+            "--waves", default="", metavar="SIZES", help="5,10%%,50%%: the rest is the last one (default: one wave)"
+        )
+        sub.add_argument("--id", default="", metavar="NAME", help="name of the roll-out (default: made of artifact and date)")
+
+    sub = command("init", "make streams, buckets and the consumers of gateways; may be repeated")
+    sub.add_argument(
+        "--replicas", type=int, choices=(1, 3, 5), default=1, help="copies of everything (default 1; of 3 servers: 3)"
+    )
+    sub.add_argument("--gateway", action="append", default=[], metavar="NAME", help="admit this gateway (repeatable)")
+    sub.add_argument("--gateways-from", type=Path, metavar="FILE", help="admit those in a file, one a line")
+    sub = command("permissions", "print users with their rights for nats-server; asks no broker")
+    sub.add_argument("gateway", nargs="*", metavar="GATEWAY")
+    sub.add_argument("--operator", action="append", default=[], metavar="NAME")
+
+    sub = command("artifact", "put a file into the object store, or list what is there")
+    sub.add_argument("action", choices=("put", "list"))
+    sub.add_argument("file", nargs="?", type=Path, metavar="FILE")
+    sub.add_argument("--name", default="", help="default: the file's")
+    sub.add_argument("--type", default="auto", help="format of the file (default: gateways look at it)")
+    sub.add_argument("--sig", type=Path, metavar="FILE", help="its .minisig, which goes with each job")
+    listing(sub)
+
+    planned(command("plan", "show which targets a roll-out would reach in which wave; changes nothing"))
+    sub = command("start", "begin a roll-out and carry it on")
+    planned(sub)
+    limits(sub, changing=False)
+    sub.add_argument(
+        "--share-after", type=_count, default=10, metavar="N", help="--max-share counts from N ends on (default 10)"
+    )
+    sub.add_argument(
+        "--wave-timeout",
+        type=_seconds,
+        default=86400.0,
+        metavar="TIME",
+        help="who is silent for so long holds nothing up (default 1d)",
+    )
+    sub.add_argument("--soak", type=_seconds, default=0.0, metavar="TIME", help="between waves (default none)")
+    sub.add_argument(
+        "--expires", type=_seconds, default=30 * 86400.0, metavar="TIME", help="not begun any more after that (default 30d)"
+    )
+    sub.add_argument("--kind", choices=("ensure", "flash", "verify"), default="ensure", help="default: ensure")
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the job, as in FLASH (addr=0x08000000)"
+    )
+    sub.add_argument("--detach", action="store_true", help="release the first wave, then leave it to `run`")
+    sub = command("run", "carry a roll-out on from this machine")
+    sub.add_argument("id", metavar="ROLLOUT")
+    sub.add_argument("--once", action="store_true", help="one look and what follows from it")
+    sub = command("status", "how a roll-out is, and every target that did not succeed")
+    sub.add_argument("id", metavar="ROLLOUT")
+    sub.add_argument("--all", action="store_true", help="every target")
+    listing(sub)
+    listing(command("rollouts", "list them"))
+    sub = command("pause", "release no further wave; what was released goes on")
+    sub.add_argument("id", metavar="ROLLOUT")
+    sub = command("resume", "go on, with other thresholds if you say so; then carry it on with `run`")
+    sub.add_argument("id", metavar="ROLLOUT")
+    limits(sub, changing=True)
+    sub = command("cancel", "end it, and take back what has not begun")
+    sub.add_argument("id", metavar="ROLLOUT")
+    for name, words in (
+        ("inventory", "what runs where, as last told"),
+        ("drift", "targets that run something else than the last roll-out wanted"),
+    ):
+        sub = command(name, words)
+        where(sub)
+        listing(sub)
+    return made
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,7}", text):
+        raise argparse.ArgumentTypeError("expected a number")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    found = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%?", text)
+    if not found or float(found[1]) > 100:
+        raise argparse.ArgumentTypeError("expected a percentage, as 5 or 5%")
+    return float(found[1]) / 100
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    value = int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else -1
+    if not 0 <= value <= LONGEST_S:
+        raise argparse.ArgumentTypeError("expected a time as 90, 15m, 12h or 30d, at most 400d")
+    return float(value)
+
+
+def access(options: argparse.Namespace) -> Access:
+    servers = tuple(word.strip() for word in options.server.split(",") if word.strip())
+    if not servers:
+        raise BadRequest(f"which broker? --server tls://HOST:PORT, or ${ENVIRONMENT['server']}")
+    for server in servers:
+        if not re.fullmatch(r"(tls|nats)://[^\s/]+:\d+", server):
+            raise BadRequest(f"{server[:80]!r} is not tls://HOST:PORT")
+    files = {
+        key: Path(said) if (said := getattr(options, key)) else None for key in ("credentials", "ca", "certificate", "key")
+    }
+    return Access(servers, options.user, Path(options.password_file) if options.password_file else None, **files)
+
+
+# --- doing ------------------------------------------------------------------------------------------------------------
+
+
+async def _connected(options: argparse.Namespace) -> int:
+    """A link that breaks is made anew, for as long as a roll-out is carried on; everything else may be said again."""
+    where, pause_s = access(options), 1.0
+    turn = secrets.randbelow(1 << 16)
+    tries = len(where.servers)
+    while True:
+        link = None
+        try:
+            link = await connect(where, "bridged fleet", wire.inbox_of(options.user or "operator"), turn)
+            return await COMMANDS[options.command](link, options)
+        except FleetUnreachable as error:
+            turn, tries = turn + 1, tries - 1
+            if link is not None and options.command == "run":
+                tries, pause_s = 100, 1.0
+            if tries <= 0:
+                raise
+            print(f"bridged fleet: {error.message}; trying again", file=sys.stderr)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 30.0)
+        finally:
+            if link is not None:
+                await link.close()
+
+
+def _permissions(options: argparse.Namespace) -> int:
+    for name in (*options.gateway, *options.operator):
+        if not wire.TOKEN.fullmatch(name):
+            raise BadRequest(f"{name[:64]!r} is no name: 1 to 64 of A-Z a-z 0-9 _ -")
+    print(setup.permissions(options.gateway, options.operator), end="")
+    return DONE
+
+
+async def _init(link: Link, options: argparse.Namespace) -> int:
+    names = list(options.gateway)
+    if options.gateways_from:
+        names += options.gateways_from.read_text().split()
+    for name in names:
+        if not wire.TOKEN.fullmatch(name):
+            raise BadRequest(f"{name[:64]!r} is no name of a gateway: 1 to 64 of A-Z a-z 0-9 _ -")
+    for words in await setup.prepare(link, options.replicas):
+        print(f"made {words}")
+    news = [name for name in names if await setup.admit(link, name)]
+    print(f"{len(news)} of {len(names)} gateways are new" if names else "ready; admit gateways with --gateway NAME")
+    return DONE
+
+
+async def _artifact(link: Link, options: argparse.Namespace) -> int:
+    if options.action == "put":
+        if options.file is None:
+            raise BadRequest("which file? bridged fleet artifact put FILE")
+        try:
+            made, new = await control.put(link, options.file, options.name, options.type, options.sig)
+        except OSError as error:
+            raise BadRequest(f"reading {error.filename}: {error.strerror}") from error
+        found = [made]
+        print("put" if new else "there already", file=sys.stderr)
+    else:
+        found = await control.artifacts(link)
+    rows = [
+        {"sha256": one.artifact.sha256, "size": one.artifact.size, "name": one.artifact.name, "signed": bool(one.sig)}
+        for one in found
+    ]
+    _table(rows, options.json)
+    return DONE
+
+
+async def _chosen(link: Link, options: argparse.Namespace) -> tuple[control.Stored, list[rollout.Unit], list[select.Row]]:
+    stored = await control.find(link, options.artifact)
+    assert stored is not None
+    wanted, first = select.terms(options.where), select.terms(options.canary)
+    rows = select.chosen(await control.inventory(link), wanted)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", stored.artifact.name)[:40].strip("-")
+    options.id = options.id or f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+
+    def keys(found: Sequence[select.Row]) -> list[tuple[str, str]]:
+        return [(str(row["gateway"]), str(row["target"])) for row in found]
+
+    canary = keys(select.chosen(rows, first)) if first else []
+    if first and not canary:
+        raise BadRequest("no selected target is a canary: look at --canary")
+    units = rollout.plan(options.id, keys(rows), [word for word in options.waves.split(",") if word], canary)
+    return stored, units, rows
+
+
+async def _plan(link: Link, options: argparse.Namespace) -> int:
+    _, units, _ = await _chosen(link, options)
+    for wave, count in sorted(Counter(unit.wave for unit in units).items()):
+        print(f"wave {wave}: {count} targets")
+        for unit in [unit for unit in units if unit.wave == wave][:20]:
+            print(f"  {unit.gateway}.{unit.target}")
+        if count > 20:
+            print(f"  and {count - 20} more")
+    print(f"{len(units)} targets; nothing was changed")
+    return DONE
+
+
+async def _start(link: Link, options: argparse.Namespace) -> int:
+    stored, units, _ = await _chosen(link, options)
+    words = [word.partition("=") for word in options.option]
+    chosen: dict[str, Any] = {name: value for name, _, value in words}
+    if stored.sig:
+        chosen.setdefault("sig", stored.sig)
+    spec = Spec(
+        options.id,
+        stored.artifact,
+        options.kind,
+        chosen,
+        options.max_failures,
+        options.max_share,
+        options.share_after,
+        options.wave_timeout,
+        options.soak,
+        options.expires,
+    )
+    await control.create(link, spec, units, time.time())
+    print(f"roll-out {spec.id}: {len(units)} targets, {max(unit.wave for unit in units) + 1} waves", flush=True)
+    options.command, options.once = "run", options.detach  # What is left to do, should the link break.
+    return await _run(link, options)
+
+
+async def _run(link: Link, options: argparse.Namespace) -> int:
+    drive, said = Drive(link, options.id), ""
+
+    def show(one: Rollout, made: Step) -> None:
+        nonlocal said
+        text = _line(one, made)
+        if text != said:
+            said = text
+            print(text, flush=True)
+
+    if options.once:
+        await drive.begin()
+        one, made = await drive.turn()
+        show(one, made)
+    else:
+        one, made = await drive.run(show)
+    if made.state.phase is Phase.RUNNING:
+        return DONE
+    return DONE if made.state.phase is Phase.DONE and not made.tally.failed else FAILED
+
+
+def _line(one: Rollout, made: Step) -> str:
+    tally, state = made.tally, made.state
+    words = [f"{tally.succeeded} succeeded", f"{tally.failed} failed"]
+    words += [
+        f"{count} {name}"
+        for count, name in ((tally.running, "under way"), (tally.silent, "silent"), (tally.canceled, "canceled"))
+        if count
+    ]
+    wave = f"wave {state.wave}" if state.wave >= 0 else "no wave yet"
+    reason = f" ({state.reason})" if state.reason else ""
+    return f"{one.spec.id}: {state.phase}{reason}, {wave}, {tally.released} of {tally.units} told: {', '.join(words)}"
+
+
+async def _status(link: Link, options: argparse.Namespace) -> int:
+    one = await control.load(link, options.id)
+    units, found = await control.units_of(link, one), await control.reports(link, options.id)
+    now = time.time()
+    tally = rollout.count(one.spec, units, one.state, found, now)
+    rows = []
+    for unit in units:
+        said = found.get(unit.key)
+        state = said.state if said else "unheard" if unit.wave <= one.state.wave else "not told"
+        if options.all or (state not in ("succeeded", "not told")):
+            row: dict[str, Any] = {"gateway": unit.gateway, "target": unit.target, "wave": unit.wave, "state": state}
+            if said:
+                row |= {"job": said.job, "code": said.code, "message": said.message, "evidence": said.evidence}
+            rows.append(row)
+    line = _line(one, Step(one.state, tally))
+    if options.json:
+        print(json.dumps({"rollout": one.spec.id, "phase": one.state.phase, "reason": one.state.reason, **_counts(tally)}))
+    else:
+        print(line)
+    _table(rows, options.json)
+    return FAILED if tally.failed else DONE
+
+
+def _counts(tally: rollout.Tally) -> dict[str, Any]:
+    names = ("units", "released", "succeeded", "failed", "canceled", "running", "silent")
+    return {name: getattr(tally, name) for name in names}
+
+
+async def _rollouts(link: Link, options: argparse.Namespace) -> int:
+    rows = [
+        {
+            "rollout": one.spec.id,
+            "phase": str(one.state.phase),
+            "wave": one.state.wave,
+            "targets": one.units,
+            "artifact": one.spec.artifact.name if one.spec.artifact else "",
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.created)),
+            "by": one.by,
+            "reason": one.state.reason,
+        }
+        for one in await control.rollouts(link)
+    ]
+    _table(rows, options.json)
+    return DONE
+
+
+async def _pause(link: Link, options: argparse.Namespace) -> int:
+    one = await control.change(link, options.id, lambda one: replace(one, state=rollout.pause(one.state)))
+    print(f"{one.spec.id}: {one.state.phase}")
+    return DONE
+
+
+async def _resume(link: Link, options: argparse.Namespace) -> int:
+    first = await control.load(link, options.id)
+    units, found = await control.units_of(link, first), await control.reports(link, options.id)
+
+    def how(one: Rollout) -> Rollout:
+        more = {name: said for name in ("max_failures", "max_share") if (said := getattr(options, name)) is not None}
+        spec = replace(one.spec, **more)
+        tally = rollout.count(spec, units, one.state, found, time.time())
+        return replace(one, spec=spec, state=rollout.resume(spec, one.state, tally))
+
+    one = await control.change(link, options.id, how)
+    print(f"{one.spec.id}: {one.state.phase}; carry it on with: bridged fleet run {one.spec.id}")
+    return DONE
+
+
+async def _cancel(link: Link, options: argparse.Namespace) -> int:
+    one = await control.load(link, options.id)
+    if one.state.phase not in OVER:
+        one = await control.change(link, options.id, lambda one: replace(one, state=rollout.cancel(one.state)))
+    # Again, if a machine was killed here before: to take back what was taken back does no harm.
+    drive = Drive(link, options.id)
+    await drive.begin()
+    one, made = await drive.turn()
+    print(_line(one, made))
+    return DONE
+
+
+async def _inventory(link: Link, options: argparse.Namespace) -> int:
+    rows = select.chosen(await control.inventory(link), select.terms(options.where))
+    if options.json:
+        _table(rows, True)
+        return DONE
+    keys = ("gateway", "target", "state", "chip", "image_name", "version", "evidence")
+    shown = []
+    for row in rows:
+        labels = row.get("labels")
+        words = ",".join(f"{key}={value}" for key, value in labels.items()) if isinstance(labels, Mapping) else ""
+        shown.append({**{key: select.value_of(row, key) for key in keys}, "labels": words, "told": _ago(float(row["told"]))})
+    _table(shown, False)
+    return DONE
+
+
+def _ago(at: float) -> str:
+    seconds = max(0, int(time.time() - at))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
+
+
+async def _drift(link: Link, options: argparse.Namespace) -> int:
+    rows = await control.inventory(link)
+    wanted = select.terms(options.where)
+    chosen = {(str(row["gateway"]), str(row["target"])) for row in select.chosen(rows, wanted)}
+    found = select.drift(await control.desired(link), rows)
+    if wanted:
+        found = [one for one in found if (one.gateway, one.target) in chosen]
+    counts = Counter(one.what for one in found)
+    odd = [one for one in found if one.what != "as wanted"]
+    fields = ("gateway", "target", "what", "wanted", "runs", "rollout")
+    _table([{name: getattr(one, name) for name in fields} for one in odd], options.json)
+    print(
+        ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "no roll-out has told anybody anything",
+        file=sys.stderr,
+    )
+    return DRIFTED if odd else DONE
+
+
+def _table(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    if not rows:
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    texts = [[name.upper() for name in names], *([_cell(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[index]) for line in texts) for index in range(len(names))]
+    for line in texts:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    """What gateways said is shown as one line of characters that can be printed."""
+    text = str(value)
+    text = text[:12] if re.fullmatch(r"[0-9a-f]{64}.*", text) else text
+    return "".join(char if char.isprintable() else "?" for char in text)[:120]
+
+
+COMMANDS: dict[str, Callable[[Link, argparse.Namespace], Awaitable[int]]] = {
+    "init": _init,
+    "artifact": _artifact,
+    "plan": _plan,
+    "start": _start,
+    "run": _run,
+    "status": _status,
+    "rollouts": _rollouts,
+    "pause": _pause,
+    "resume": _resume,
+    "cancel": _cancel,
+    "inventory": _inventory,
+    "drift": _drift,
+}

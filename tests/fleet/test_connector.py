@@ -1,0 +1,184 @@
+"""One gateway and a real broker, of both versions: a message becomes one job, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridged import chips
+from bridged.fleet import control, setup, wire
+from bridged.fleet.link import Access, Link
+from bridged.fleet.wire import Artifact, Cancel
+from bridged.jobs.model import JobState
+from tests.e2e.virtual_gateway import VirtualGateway
+from tests.fleet.broker import SERVERS, Broker
+from tests.fleet.members import TARGET, artifact, command, connector, operator, running, until
+from tests.target.bench import make_image
+
+L476 = chips.find("L476")
+IMAGE = make_image(L476, 300_000, seed=1).segments[0].data  # Five chunks.
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+def gateway(root: Path, *names: str) -> VirtualGateway:
+    root.mkdir(exist_ok=True)
+    return VirtualGateway(root, {name: ("L476", {}) for name in names or ("m1",)}, settings=TARGET)
+
+
+async def prepared(broker: Broker, name: str = "gw1") -> Link:
+    link = await operator(broker)
+    await setup.prepare(link)
+    await setup.admit(link, name)
+    return link
+
+
+async def staged(link: Link, root: Path, data: bytes = IMAGE) -> Artifact:
+    made = artifact(root / "app.bin", data)
+    return (await control.put(link, root / "app.bin", type="bin"))[0].artifact if made else made
+
+
+async def report(link: Link, rollout: str, target: str = "m1") -> wire.Report | None:
+    return (await control.reports(link, rollout)).get(("gw1", target))
+
+
+async def ended(link: Link, rollout: str, target: str = "m1") -> wire.Report:
+    for _ in range(600):
+        found = await report(link, rollout, target)
+        if found and found.ended:
+            return found
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{rollout} did not end: {found}")
+
+
+@pytest.mark.parametrize("which", SERVERS)
+def test_a_command_becomes_one_job_and_its_end_is_told(tmp_path: Path, which: str) -> None:
+    async def work() -> None:
+        link = await prepared(broker)
+        image = await staged(link, tmp_path)
+        one = command("gw1", "r1", image)
+        assert await link.publish(one.subject, one.encode(), only_first=True)
+        assert not await link.publish(one.subject, one.encode(), only_first=True), "a command is stored once"
+        async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers))) as made:
+            found = await ended(link, "r1")
+            assert (found.state, found.evidence, found.round) == ("succeeded", "full", 0), found
+            assert made.chunk_bytes == len(IMAGE)
+            (job,) = host.jobs.list()
+            assert (job.id, job.principal, job.image) == (found.job, "fleet", f"{image.sha256}@0x08000000")
+            await until(lambda: not made._ledger.untold(), "everything is told")
+            (row,) = await control.inventory(link)
+            assert (row["gateway"], row["target"], row["labels"], row["state"]) == ("gw1", "m1", {"site": "berlin"}, "present")
+            assert image.sha256 in row["image"]
+            # The same message again, past every window in which a broker finds duplicates: its consumer is made anew.
+            await link.js.delete_consumer(wire.COMMANDS, "gw1")
+            await setup.admit(link, "gw1")
+        async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers))) as made:
+            other = command("gw1", "r2", None, kind="identify")
+            await link.publish(other.subject, other.encode())
+            assert (await ended(link, "r2")).state == "succeeded"
+            assert len(host.jobs.list()) == 2, "the repeated one is no second job"
+            assert made.chunk_bytes == 0
+        await link.close()
+
+    with Broker(tmp_path / "nats", which) as broker:
+        run(work())
+
+
+def test_refusals_are_told(tmp_path: Path) -> None:
+    async def work() -> None:
+        link = await prepared(broker)
+        gone = Artifact("ab" * 32, 5, "gone.bin", "bin")
+        for one in (
+            command("gw1", "r1", None, "nobody", kind="identify"),
+            command("gw1", "r2", gone),
+            command("gw1", "r3", None, kind="no-such-kind"),
+            wire.Command("gw1", "r4", "m1", kind="identify", options={"wait": True}),
+            wire.Command("gw1", "r5", "m1", kind="identify", expires=1000.0),
+        ):
+            await link.publish(one.subject, one.encode())
+        # Malformed, of the future, and for another gateway: not carried out, and in nobody's way.
+        for raw in (b"{", b'{"v":99}', command("gw2", "r6", None, kind="identify").encode()):
+            await link.publish("bridged.v1.gw1.cmd.job.r6.m1.0", raw)
+        async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers))):
+            codes = {}
+            for name, target in (("r1", "nobody"), ("r2", "m1"), ("r3", "m1"), ("r4", "m1"), ("r5", "m1")):
+                found = await ended(link, name, target)
+                codes[name] = (found.state, found.code)
+            assert codes == {
+                "r1": ("rejected", "UNKNOWN_TARGET"),
+                "r2": ("rejected", "UNKNOWN_ARTIFACT"),
+                "r3": ("rejected", "BAD_REQUEST"),
+                "r4": ("rejected", "BAD_REQUEST"),
+                "r5": ("expired", "FLEET_EXPIRED"),
+            }
+            assert await report(link, "r6") is None
+            assert host.jobs.list() == []
+        await link.close()
+
+    with Broker(tmp_path / "nats") as broker:
+        run(work())
+
+
+def test_a_month_offline_and_the_jobs_that_were_taken_back_meanwhile(tmp_path: Path) -> None:
+    """What waits is read to its end before anything begins; a later round says again what was taken back, and nothing else."""
+
+    async def work() -> None:
+        link = await prepared(broker)
+        image = await staged(link, tmp_path, IMAGE[:1000])
+        for message in (
+            command("gw1", "r1", image),
+            Cancel("gw1", "r1", "m1"),
+            command("gw1", "r2", image),
+            Cancel("gw1", "r2", "m1"),
+            command("gw1", "r2", image, turn=1),
+            command("gw1", "r3", None, kind="identify"),
+            command("gw1", "r3", None, turn=1, kind="identify"),
+        ):
+            await link.publish(message.subject, message.encode())
+        async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers))) as made:
+            assert (await ended(link, "r3")).state == "succeeded"
+            first, second, third = [await ended(link, name) for name in ("r1", "r2", "r3")]
+            assert (first.state, first.round) == ("canceled", 0)
+            assert (second.state, second.round) == ("succeeded", 1)
+            assert third.round == 0, "it was not taken back, so a later round changes nothing"
+            assert sorted(job.kind for job in host.jobs.list()) == ["ensure", "identify"]
+            await until(lambda: not made._ledger.untold(), "everything is told")
+        await link.close()
+
+    with Broker(tmp_path / "nats") as broker:
+        run(work())
+
+
+def test_the_broker_goes_away_in_the_middle_and_restarts(tmp_path: Path) -> None:
+    """A local job minds nothing; what ended meanwhile is told afterwards, and once."""
+
+    async def work() -> None:
+        link = await prepared(broker)
+        one = command("gw1", "r1", None, kind="identify")
+        async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers))) as made:
+            await until(lambda: made.connected)
+            await link.publish(one.subject, one.encode())
+            assert (await ended(link, "r1")).state == "succeeded"
+            two = command("gw1", "r2", None, kind="identify")
+            await link.publish(two.subject, two.encode())
+            await link.close()
+            await until(lambda: len(host.jobs.list()) == 2, "r2 is taken")
+            broker.kill(0)
+            await until(lambda: all(job.state is JobState.SUCCEEDED for job in host.jobs.list()), "jobs go on")
+            await until(lambda: not made.connected, "the end of the connection is noticed")
+            broker.start(0)
+            broker.wait()
+            link2 = await operator(broker)
+            await until(lambda: made.connected and not made._ledger.untold(), "all is told after the restart")
+            assert (await ended(link2, "r2")).state == "succeeded"
+            assert len(host.jobs.list()) == 2
+            await link2.close()
+
+    with Broker(tmp_path / "nats", "debian") as broker:
+        run(work())
