@@ -99,8 +99,8 @@ def test_a_gateway_reaches_its_own_subjects_only(
         answers = await asyncio.gather(*(refused(taken, subject, state) for subject in subjects))
         assert [subject for subject, held in zip(subjects, answers, strict=True) if not held] == []
         assert [row["gateway"] for row in await control.inventory(operator)] == ["gw1"]
-        async for message in operator.snapshot(wire.COMMANDS, wire.command_filter("gw2")):
-            assert message.data == other.encode()
+        async for there in operator.snapshot(wire.COMMANDS, wire.command_filter("gw2")):
+            assert there.data == other.encode()
         assert heard == []
 
         # What the broker lets through: its answer to a permitted question, stored at another one's subject. The worst case:
