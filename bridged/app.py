@@ -341,6 +341,7 @@ class Daemon:
         self.targets |= {name: self._target(name, target) for name, target in settings.targets.items()}
         self.consoles |= {name: self._console(target) for name, target in self.targets.items()}
         self.metrics = Metrics(self.targets)
+        self.metrics.reloaded(True, time.time())
         self.jobs = Jobs(settings, self.journal, self.store, self.targets)
         self.jobs.on_update.append(self._tell_job)
         self.jobs.on_event.append(lambda job, event: self.metrics.count(job.target, event))
@@ -351,6 +352,7 @@ class Daemon:
             idle_timeout_s=settings.api.idle_timeout_s,
         )
         self.authority = await asyncio.to_thread(Authority, settings.auth, self.journal)
+        self.authority.on_failure = self.metrics.auth_failures.inc
         self.tls = await asyncio.to_thread(Tls, settings.tls) if settings.tls.certificate else None
         self.line = LineServer(
             self.jobs,
@@ -613,8 +615,10 @@ class Daemon:
             except ConfigError as error:
                 log_error(error, "reload")
                 log.error("reload: the configuration that was in force stays in force")
+                self.metrics.reloaded(False, time.time())
             else:
                 await self._apply(new)
+                self.metrics.reloaded(True, time.time())
             self.notifier.send("READY=1", f"STATUS={self.status()}")
 
     async def _apply(self, new: config.Config) -> None:

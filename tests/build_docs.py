@@ -1,9 +1,9 @@
 """Writes the parts of the documentation that the code knows better: ``python -m tests.build_docs [--check]``.
 
 ``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes, ``docs/limits.md`` by ``tests.limits``, and
-``systemd/bridged.catalog`` from ``logs.Notice``. ``docs/line-protocol.md``, ``docs/http-api.md`` and ``docs/protection.md`` are
-written by hand down to ``MARK`` and made from the tables of the code after it; ``tests.build_shell`` adds what shells and `man`
-want. A test runs the check, so none can drift.
+``systemd/bridged.catalog`` from ``logs.Notice``. ``docs/line-protocol.md``, ``docs/http-api.md``, ``docs/protection.md`` and
+``docs/metrics.md`` are written by hand down to ``MARK`` and made from the tables of the code after it; the dashboards are from
+``tests.build_dashboards``, and ``tests.build_shell`` adds what shells and `man` want. A test runs the check, so none can drift.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from bridged.api import http_problem
 from bridged.api.auth import Authority
 from bridged.api.http import HttpServer
 from bridged.api.http_call import Operation, Services
+from bridged.api.metrics import Metrics
 from bridged.api.transfers import Transfers
 from bridged.chips.option_rows import LAYOUTS
 from bridged.chips.options import WrpKind
 from bridged.errors import BY_CODE, HINTS, BridgedError
 from bridged.protocol import line
 from tests import build_shell, limits
+from tests.build_dashboards import dashboards
 
 DOCS = Path(__file__).parent.parent / "docs"
 MARK = "<!-- From here on made from the code by: python -m tests.build_docs -->\n"
@@ -108,6 +110,16 @@ def http_page() -> str:
     return "\n".join([f"{head}{mark or MARK}", *rows, ""])
 
 
+def metrics_page() -> str:
+    """The hand-written head as it is in the file, then a row for each metric that a daemon exports."""
+    head, mark, _ = (DOCS / "metrics.md").read_text().partition(MARK)
+    rows = ["| metric | kind | labels | what |", "|---|---|---|---|"]
+    for one in Metrics().described():
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        rows.append(f"| `{one.name}` | {one.kind} | {labels} | {one.text} |")
+    return "\n".join([f"{head}{mark or MARK}", *rows, ""])
+
+
 async def _operations() -> tuple[Operation, ...]:
     nothing: Any = None
     return HttpServer(Services(nothing, nothing, Authority(), Transfers(0.0))).operations
@@ -122,7 +134,9 @@ def pages() -> dict[str, str]:
         "line-protocol.md": protocol_page(),
         "http-api.md": http_page(),
         "protection.md": protection_page(),
+        "metrics.md": metrics_page(),
         "../systemd/bridged.catalog": logs.catalog(),
+        **{f"../config/grafana/{name}": text for name, text in dashboards().items()},
     }
 
 

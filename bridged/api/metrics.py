@@ -61,6 +61,16 @@ def _failure_codes() -> list[str]:
     return [*tree(TargetError), BridgedError.code]
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A metric as the page has it: ``name`` as it is queried (a histogram without its endings)."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text: str
+
+
 @dataclass(slots=True)
 class _Running:
     """What is remembered of a job between its updates."""
@@ -80,6 +90,7 @@ class Metrics:
         self._ended: deque[str] = deque(maxlen=256)
         self._consoles: dict[str, Figures] = {}
         self._lags: deque[float] = deque(maxlen=LAG_WINDOW)
+        self._described: list[Described] = []
         self._define()
         self.build_info.labels(version, revision, platform.python_version()).set(1)
         for name in targets:
@@ -89,12 +100,15 @@ class Metrics:
 
     def _define(self) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
+            self._described.append(Described(f"bridged_{name}", "counter", labels, text))
             return Counter(f"bridged_{name}", text, labels, registry=self.registry)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
+            self._described.append(Described(f"bridged_{name}", "gauge", labels, text))
             return Gauge(f"bridged_{name}", text, labels, registry=self.registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            self._described.append(Described(f"bridged_{name}", "histogram", labels, text))
             return Histogram(f"bridged_{name}", text, labels, buckets=buckets, registry=self.registry)
 
         self.build_info = gauge("build_info", "Version of this daemon.", "version", "revision", "python")
@@ -144,6 +158,9 @@ class Metrics:
         self.uploads_resumed = counter("uploads_resumed_total", "Uploads that went on where an earlier one had broken off.")
         self.staging = gauge("staging_bytes", "Space that staged images and uploads take.")
         self.staging_limit = gauge("staging_limit_bytes", "Space that they may take.")
+        self.auth_failures = counter("auth_failures_total", "Tokens that were wrong, revoked or expired, on any listener.")
+        self.reload_ok = gauge("config_last_reload_successful", "1 unless the last reload met a configuration with mistakes.")
+        self.reload_at = gauge("config_last_reload_success_timestamp_seconds", "When the configuration in force was read.")
         self.connections = gauge("line_connections", "Open connections of the line protocol.")
         self.lag = gauge("event_loop_lag_seconds", f"Worst delay of the event loop in the last {LAG_WINDOW} samples.")
         ProcessCollector(registry=self.registry)
@@ -243,6 +260,12 @@ class Metrics:
             self.session_cpu.labels(target).inc(max(0.0, float(cost.get("cpu_s", 0))))
             self.session_memory.labels(target).set(int(cost.get("memory_kib", 0)) * 1024)
 
+    def reloaded(self, ok: bool, at: float) -> None:
+        """The configuration was read, at the start or by a reload, at UTC second ``at``."""
+        self.reload_ok.set(ok)
+        if ok:
+            self.reload_at.set(at)
+
     def uploaded(self, count: int, resumed: bool) -> None:
         """An upload has ended, well or not, after ``count`` bytes. (``LineServer``'s ``on_upload``.)"""
         self.upload_bytes.inc(count)
@@ -294,6 +317,10 @@ class Metrics:
     def note_lag(self, seconds: float) -> None:
         self._lags.append(max(0.0, seconds))
         self.lag.set(max(self._lags))
+
+    def described(self) -> list[Described]:
+        """Every metric of ours, for the docs and for who writes queries."""
+        return sorted(self._described, key=lambda one: one.name)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The page and its content type, in the format that ``accept`` (an HTTP header) prefers."""

@@ -83,7 +83,7 @@ def pairs(text: str) -> dict[str, str]:
 class Gateway:
     """``chips_``: name of target to name of part. ``settings``: passed to each simulated ``Device``. ``extra``: more settings,
     beginning with those of ``[api]``. ``port``: also listen there, on loopback, or ``listen``: wherever that says. ``http``:
-    where HTTP listens. ``application``: settings of that table."""
+    where HTTP listens; ``metrics`` likewise. ``application``: settings of that table."""
 
     root: Path
     chips_: dict[str, str]
@@ -94,6 +94,7 @@ class Gateway:
     http: str = ""
     application: str = "listen_s = 0.5"
     listen: str = ""
+    metrics: str = ""
 
     def __enter__(self) -> Gateway:
         self.stack = ExitStack()
@@ -102,7 +103,8 @@ class Gateway:
         text = [f'[gateway]\nname = "e2e"\nstate_dir = "{self.root}/state"']
         listen = self.listen or (f"127.0.0.1:{self.port}" if self.port else "")
         text += [
-            f'[api]\nlisten = "{listen}"\nhttp = "{self.http}"\nmetrics = ""\nsocket = "{self.root}/bridged.sock"',
+            f'[api]\nlisten = "{listen}"\nhttp = "{self.http}"\nmetrics = "{self.metrics}"',
+            f'socket = "{self.root}/bridged.sock"',
             self.extra,
         ]
         for name, chip in self.chips_.items():
