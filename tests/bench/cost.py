@@ -59,6 +59,7 @@ def virtual(data: bytes, bauds: Sequence[int], chip: str = CHIP, **request: Any)
             "host_s": counts.host_ns / 1e9,
             "wire_s": counts.wire_ns / 1e9,
             "waited_s": counts.waited_ns / 1e9,
+            "paused_s": counts.paused_ns / 1e9,
             "total_s": bench.account.total_s,
         }
     return found

@@ -124,12 +124,16 @@ def parts(run: Run) -> dict[str, float]:
     return {**known, "unexplained": run.dialogue_s - sum(known.values())}
 
 
-def why_rejected(report: dict[str, Any], *, exit_status: int, content_right: bool, others_cores: float = 0.0) -> str:
+def why_rejected(
+    report: dict[str, Any], *, exit_status: int, content_right: bool, others_cores: float = 0.0, load_failed: int = 0
+) -> str:
     """Empty when the run counts. ``report``: what the device wrote at its end."""
     if exit_status:
         return f"the host ended with status {exit_status}"
     if not content_right:
         return "the flash does not hold the image"
+    if load_failed:
+        return f"the load was another one than stated: {load_failed} of its requests were refused"
     if others_cores > OTHERS_CORES:
         return f"others kept {others_cores:.2f} cores of the machine busy, more than {OTHERS_CORES:g}"
     late, limit_s = report["late_last"], report["wire_s"] + report["program_s"] + report["erase_s"]

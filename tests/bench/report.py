@@ -116,8 +116,8 @@ def page(results: store.Results, hosts: Mapping[str, str], pictures: Sequence[st
             told.append(
                 "![Share of the wire limit, by host, condition, rate and number of targets](pictures/bench-speed.svg)\n"
             )
-        told += [*_speed(runs, hosts), *_parallel(runs), *_rates(runs)]
-        told += ["## Where the time goes\n", *_parts(runs, hosts)]
+        told += [*_speed(runs, hosts), *_losses(runs, hosts), *_parallel(runs), *_rates(runs)]
+        told += ["## Where the time goes\n", *_parts(runs, hosts), *_differences(runs)]
         told += ["## The device and the rejected runs\n", _device(runs)]
     if "virtual" in facts:
         told += ["## The exact account\n", _virtual(facts["virtual"], runs)]
@@ -331,6 +331,21 @@ def _load_note(these: Sequence[Run]) -> Iterable[str]:
         yield f"Load, medians: {rate:.0f} requests/s answered, 99 % of them within {late:.0f} ms; {files:.2f} HEX files/s.\n"
 
 
+def _losses(runs: Sequence[Run], hosts: Mapping[str, str]) -> Iterable[str]:
+    """Of every host, so that what the machine loses is not taken for what a host loses."""
+    rows = []
+    for baud in sorted({r.baud for r in runs}):
+        for host in hosts:
+            calm = chosen(runs, host, baud)
+            found = [chosen(runs, host, baud, c, kib=calm[0].kib) if calm else [] for c in ("api", "hogs")]
+            if any(found):
+                rows.append((f"{host}, {baud}", *(f"{lost(seconds(calm), seconds(f)):+.1f}" if f else "-" for f in found)))
+    if rows:
+        yield "### What load costs each host\n"
+        yield "Median of the dialogue against that of the idle runs, in %.\n"
+        yield table(("", "API load", "CPU load"), rows)
+
+
 def _in_parallel(runs: Sequence[Run]) -> list[Cell]:
     """Cells that were run with several numbers of targets."""
     many = {(r.host, r.baud, r.condition, r.kib) for r in runs if r.targets > 1 and not r.rejected}
@@ -425,6 +440,30 @@ def _parts(runs: Sequence[Run], hosts: Mapping[str, str]) -> Iterable[str]:
             yield table(("", *PARTS), rows)
 
 
+def _differences(runs: Sequence[Run]) -> Iterable[str]:
+    """The same in seconds, against the reference: what a ratio below 1 is made of."""
+    rows = []
+    for baud in sorted({r.baud for r in runs}):
+        for host in OURS:
+            ours = chosen(runs, host, baud)
+            theirs = chosen(runs, REFERENCE, baud, kib=ours[0].kib) if ours else []
+            if theirs:
+                mine, other = (
+                    {part: statistics.median(parts(r)[part] for r in these) for part in PARTS} for these in (ours, theirs)
+                )
+                whole = statistics.median(seconds(ours)) - statistics.median(seconds(theirs))
+                cells = (f"{round(1000 * (mine[part] - other[part])):+d}" for part in PARTS)
+                rows.append((f"{host}, {baud}", f"{round(1000 * whole):+d}", *cells))
+    if rows:
+        yield (
+            f"What ours takes more than {REFERENCE}, idle, in milliseconds of a dialogue (differences of medians). Framing: "
+            "ours asks who the part is, how it is protected and how large, and erases sector by sector. Stalls: among them "
+            "5 ms of quiet before each list of sectors, so that no stray byte is taken for the acknowledgement of an erase, "
+            "and the plan, which is made while the loader waits.\n"
+        )
+        yield table(("", "dialogue", *PARTS), rows)
+
+
 def _device(runs: Sequence[Run]) -> str:
     lines = ["How late the device was with the last byte of an answer, medians over the runs that count:\n"]
     rows = []
@@ -460,6 +499,7 @@ def _virtual(exact: Mapping[str, Any], runs: Sequence[Run]) -> str:
                 f"{a['host_s']:g}",
                 f"{a['wire_s']:.3f}",
                 f"{a['waited_s']:.3f}",
+                f"{a['paused_s']:.3f}" if "paused_s" in a else "-",
                 f"{a['total_s']:.3f}",
                 wall,
             )
@@ -474,6 +514,7 @@ def _virtual(exact: Mapping[str, Any], runs: Sequence[Run]) -> str:
         "host s",
         "wire s",
         "target works s",
+        "quiet that is wanted s",
         "whole s",
     )
     again = exact["recheck"]

@@ -117,6 +117,8 @@ http = ""
 metrics = ""
 socket = "{work}/b.sock"
 connections = 2000
+[store]
+limit_mib = 4096
 """
 TARGET = """\
 [targets.{name}]

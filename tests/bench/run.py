@@ -148,7 +148,13 @@ class Scene:
         why = ""
         for one in told:
             others_counted = 0.0 if busy else others
-            why = why or why_rejected(one, exit_status=status, content_right=right, others_cores=others_counted)
+            why = why or why_rejected(
+                one,
+                exit_status=status,
+                content_right=right,
+                others_cores=others_counted,
+                load_failed=tally.get("failed", 0),
+            )
         return replace(done, others_cores=others, rejected=why, took_s=took_s, at=time.time())
 
     def _ours(self, data: bytes) -> tuple[int, float, float, str, list[dict[str, Any]], bool]:
@@ -195,6 +201,7 @@ def load_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[st
     return {
         "requests": after["requests"] - before["requests"],
         "uploads": after["uploads"] - before["uploads"],
+        "failed": after["failed"] - before["failed"],
         "seconds": seconds,
         "p99_ms": after["p99_ms"],
     }

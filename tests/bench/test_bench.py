@@ -348,6 +348,10 @@ def test_which_runs_count(told: dict[str, Any], status: int, right: bool, reason
     assert reason in found
 
 
+def test_a_run_beside_a_load_that_was_refused_does_not_count() -> None:
+    assert "3 of its requests" in figures.why_rejected(device_report(), exit_status=0, content_right=True, load_failed=3)
+
+
 def test_a_run_on_a_busy_machine_does_not_count() -> None:
     told = device_report()
     assert figures.why_rejected(told, exit_status=0, content_right=True, others_cores=figures.OTHERS_CORES) == ""
