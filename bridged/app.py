@@ -28,7 +28,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,19 +72,34 @@ def _check_chip(name: str, layout: str) -> Iterator[tuple[str, str]]:
     yield from chips.wrong_choice(name, layout)
 
 
-def check_config(path: Path) -> int:
-    """Print every mistake of a configuration file, or that there is none. Exit code 0 or 78."""
+def check_config(path: Path, *, as_json: bool = False) -> int:
+    """Print every mistake of a configuration file, or that there is none. Exit code 0 or 78. ``as_json``: an object a line."""
+    mistakes: list[dict[str, object]] = []
+    warnings: list[str] = []
+    targets = 0
     try:
         loaded = read_config(path)
+        warnings, targets = list(config.warnings(loaded)), len(loaded.targets)
+    except config.InvalidConfig as error:
+        mistakes = [{**asdict(mistake), "said": str(mistake)} for mistake in error.errors]
     except ConfigError as error:
-        for line in _lines_of(error):
-            print(line, file=sys.stderr)
-        return EXIT_CONFIG
-    for warning in config.warnings(loaded):
-        print(f"{path}: warning: {warning}", file=sys.stderr)
-    count = len(loaded.targets)
-    print(f"ok: {count} target{'' if count == 1 else 's'}")
-    return 0
+        mistakes = [{"file": str(path), "line": 0, "column": 0, "key": "", "text": error.message, "said": error.message}]
+    if as_json:
+        import json
+
+        for mistake in mistakes:
+            print(json.dumps({"level": "mistake", **{key: value for key, value in mistake.items() if key != "said"}}))
+        for warning in warnings:
+            print(json.dumps({"level": "warning", "file": str(path), "text": warning}))
+        print(json.dumps({"level": "result", "file": str(path), "ok": not mistakes, "targets": targets}))
+    else:
+        for mistake in mistakes:
+            print(mistake["said"], file=sys.stderr)
+        for warning in warnings:
+            print(f"{path}: warning: {warning}", file=sys.stderr)
+        if not mistakes:
+            print(f"ok: {targets} target{'' if targets == 1 else 's'}")
+    return EXIT_CONFIG if mistakes else 0
 
 
 def _lines_of(error: ConfigError) -> list[str]:

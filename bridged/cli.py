@@ -27,6 +27,7 @@ from typing import Any
 from bridged import __version__
 from bridged.client import (
     DEFAULT_GATEWAY,
+    DEFAULT_SOCKET,
     RETRY_S,
     Client,
     Gateway,
@@ -875,7 +876,7 @@ def _parser() -> argparse.ArgumentParser:
             default="",
             metavar="WHERE",
             help="HOST[:PORT], unix:PATH, or a name in the configuration file (default: $BRIDGED_GATEWAY, what the file says, "
-            f"or {DEFAULT_GATEWAY})",
+            f"{DEFAULT_SOCKET} where it may be opened, or {DEFAULT_GATEWAY})",
         )
         add("--token-file", default="", metavar="FILE", help="the token, where the gateway wants one ($BRIDGED_TOKEN_FILE)")
         add("--ca", default="", metavar="FILE", help="certificates by which the gateway's is believed ($BRIDGED_CA)")
@@ -1108,15 +1109,17 @@ def _hand_over(handed: HandedOver, argv: Sequence[str]) -> int:
     return int(result or 0)
 
 
-def _check_config(path: Path) -> int:
+def _check_config(path: Path, *, as_json: bool) -> int:
     from bridged import app
 
-    return app.check_config(path)
+    return app.check_config(path, as_json=as_json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:2] == ["--json", "doctor"]:
+        argv = [*argv[1:], "--json"]  # It knows the word, though no other option of the client.
     if argv and argv[0] in HANDED_OVER:
         return _hand_over(HANDED_OVER[argv[0]], argv[1:])
     args = _parser().parse_args(argv)
@@ -1126,10 +1129,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"bridged: say `bridged {args.command} ...` without options before it", file=sys.stderr)
             return Exit.USAGE
         if args.command == "check-config":
-            return _check_config(Path(args.file))
+            return _check_config(Path(args.file), as_json=args.json)
         return Command(args).run()
     except BridgedError as error:
-        print(f"bridged: {error.message}", file=sys.stderr)
+        if args.json:
+            sys.stdout.write(codec.format_reply(codec.error_reply(error), as_json=True).decode())
+        else:
+            print(f"bridged: {error.message}", file=sys.stderr)
         return Exit.USAGE
     except BrokenPipeError:
         # `bridged jobs | head` is no mistake; what is still buffered must not fail again at exit.

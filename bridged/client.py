@@ -49,6 +49,7 @@ BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 RETRY_S = 60.0
 TOKEN_CHARS = 256  # Of a token file; a token has 51.
 DEFAULT_GATEWAY = f"127.0.0.1:{codec.TCP_PORT}"
+DEFAULT_SOCKET = "/run/bridged/bridged.sock"  # On the gateway itself, for those who may open it: it says who they are.
 SETTINGS = "~/.config/bridged/client.toml"
 
 
@@ -151,7 +152,7 @@ class Gateway:
         ``BRIDGED_CA`` and so on), and that beats the file (``BRIDGED_CLIENT_CONFIG``). Raises ``BadRequest``."""
         path = Path(settings or environment.get("BRIDGED_CLIENT_CONFIG") or SETTINGS).expanduser()
         known, default = _settings(path, required=bool(settings or environment.get("BRIDGED_CLIENT_CONFIG")))
-        where = where or environment.get("BRIDGED_GATEWAY", "") or default or DEFAULT_GATEWAY
+        where = where or environment.get("BRIDGED_GATEWAY", "") or default or _here()
         entry = known.get(where, {})
         values = {name: str(entry.get(name, "")) for name in _OPTIONS}
         # What belongs to one gateway in the file is not mixed with the environment, which speaks of another one perhaps.
@@ -199,6 +200,11 @@ class Gateway:
         except BaseException:
             sock.close()
             raise
+
+
+def _here() -> str:
+    """The gateway on this machine. Root and its like have more rights on the socket than loopback gives."""
+    return f"unix:{DEFAULT_SOCKET}" if os.access(DEFAULT_SOCKET, os.R_OK | os.W_OK) else DEFAULT_GATEWAY
 
 
 _OPTIONS = ("token_file", "ca", "certificate", "key", "name")

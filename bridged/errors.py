@@ -768,7 +768,11 @@ HINTS: dict[str, Hint] = {
         "A browser, a TLS client or another program was pointed at the port of the line protocol.",
         "Speak to it with `bridged` or `nc`; metrics are on a port of their own (7102).",
     ),
-    "NOT_ALLOWED": Hint("A right is missing, or policy forbids this.", "The message says which scope, target or rule."),
+    "NOT_ALLOWED": Hint(
+        "A right is missing, or policy forbids this.",
+        "The message says which scope, target or rule. Root on the gateway has every scope over the Unix socket "
+        "(`sudo bridged …`); elsewhere a token has what it was made with (`bridged token add`).",
+    ),
     "SIGNATURE": Hint(
         "The image is not signed, was changed after it was signed, or the key is not one that this gateway trusts.",
         "Sign the very file that is sent (`minisign -S -m FILE`) and give its signature (`sig=`, `--sig`); trusted keys are in "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
@@ -480,6 +481,14 @@ def test_check_config_lists_every_mistake(tmp_path: Path, capsys: pytest.Capture
     assert "'dual' is not a layout of STM32F7 F745" in err[3]
     with pytest.raises(ConfigError):
         app.read_config(file)
+    assert app.check_config(file, as_json=True) == 78
+    *mistakes, result = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert [(one["level"], one["line"], one["column"]) for one in mistakes] == [
+        ("mistake", line, column) for line, column in ((1, 10), (2, 1), (3, 1), (7, 1))
+    ]
+    assert result == {"level": "result", "file": str(file), "ok": False, "targets": 0}
+    assert app.check_config(tmp_path / "none.toml", as_json=True) == 78
+    assert "No such file" in json.loads(capsys.readouterr().out.splitlines()[0])["text"]
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("config/**/*.toml")), ids=lambda path: path.stem)

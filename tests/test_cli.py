@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from bridged import cli
 from bridged.api.line import Limits, LineServer
 from bridged.cli import EXIT_TEXT, Exit, Screen, exit_code, outcome, plan_text, size_text, table
 from bridged.client import Address, LocalFile
@@ -581,6 +582,16 @@ def test_help_is_quick_and_complete() -> None:
     ).stdout.split()
     heavy = {"asyncio", "aiohttp", "prometheus_client", "rich", "serial", "gpiod", "ssl", "bridged.app", "bridged.api"}
     assert not heavy & set(loaded)
+
+
+def test_json_is_understood_by_what_needs_no_gateway_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--json", "-g", "bad gateway", "targets"]) == 2
+    assert json.loads(capsys.readouterr().out)["text"] == "BAD_REQUEST"
+    (tmp_path / "b.toml").write_text("x = 1")
+    assert cli.main(["--json", "check-config", str(tmp_path / "b.toml")]) == 78
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ok"] is False
+    cli.main(["--json", "doctor", "--config", str(tmp_path / "none.toml")])
+    assert json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", ["put", "flash", "read", "jobs", "watch", "check-config"])

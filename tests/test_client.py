@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from bridged import config
+from bridged import client, config
 from bridged.api.auth import Authority
 from bridged.api.handshakes import PENDING, PENDING_EACH, Handshakes
 from bridged.api.line import Limits, LineServer
@@ -59,6 +59,19 @@ def test_arguments_beat_the_environment_and_that_the_file(tmp_path: Path) -> Non
     assert (str(flags.address), flags.token, flags.ca) == ("shop.example:7100", "bridged_flag", "/flag.pem")
     assert Gateway.find("x.example", {"BRIDGED_TOKEN": " t \n", "BRIDGED_CLIENT_CONFIG": str(settings)}).token == "t"
     assert str(Gateway.find(environment={}, settings=_empty(tmp_path)).address) == "127.0.0.1:7100"
+
+
+def test_on_the_gateway_itself_the_socket_is_meant_where_it_may_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There root is root; by loopback it could not make the first token."""
+    path = tmp_path / "bridged.sock"
+    monkeypatch.setattr(client, "DEFAULT_SOCKET", str(path))
+    settings = _empty(tmp_path)
+    assert str(Gateway.find(environment={}, settings=settings).address) == "127.0.0.1:7100"
+    path.touch()
+    assert str(Gateway.find(environment={}, settings=settings).address) == f"unix:{path}"
+    assert str(Gateway.find(environment={"BRIDGED_GATEWAY": "gw"}, settings=settings).address) == "gw:7100"
 
 
 def _empty(root: Path) -> Path:
@@ -519,16 +532,14 @@ def test_a_mebibyte_over_a_bad_link(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         session = Session(Gateway(Address.parse(f"127.0.0.1:{proxy.where}")), 60 * max(SCALE, 0.2))
         begun = time.monotonic()
 
-        from bridged import client as module
-
         links: list[Any] = []
-        make = module.Link
+        make = client.Link
 
         def noted(gateway: Gateway) -> Any:
             links.append(make(gateway))
             return links[-1]
 
-        monkeypatch.setattr(module, "Link", noted)
+        monkeypatch.setattr(client, "Link", noted)
         reply = upload(session, LocalFile.of(image), "", None, lambda done, total, _rate: seen.append((done, total)))
         took = time.monotonic() - begun
         session.close()
