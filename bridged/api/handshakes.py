@@ -8,6 +8,7 @@ closed, and close at once what is too much. It knows no TLS and no protocol.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import Counter
 
@@ -35,7 +36,12 @@ class Handshakes:
         sockets: list[Listening] = []
         try:
             for family, _, protocol, _, address in found:
-                sock = Listening(family, kind, protocol)
+                try:
+                    sock = Listening(family, kind, protocol)
+                except OSError as error:
+                    if error.errno == errno.EAFNOSUPPORT and len(found) > 1:
+                        continue  # This machine was started without IPv6, and its resolver does not know.
+                    raise
                 sockets.append(sock)
                 sock.handshakes = self
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -256,8 +256,10 @@ class HttpServer:
     async def _livez(self, _call: Call) -> web.StreamResponse:
         return web.Response(text="ok\n")
 
-    async def _readyz(self, _call: Call) -> web.StreamResponse:
+    async def _readyz(self, call: Call) -> web.StreamResponse:
         ready, reason = self.services.jobs.ready()
+        if not call.principal.known:
+            reason = "" if ready else "not now"  # Why is in words of this machine: paths, disks, targets.
         return reply({"ready": ready, "reason": reason}, 200 if ready else 503, {} if ready else {"Retry-After": "5"})
 
     async def _service(self, call: Call) -> web.StreamResponse:

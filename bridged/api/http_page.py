@@ -1,7 +1,8 @@
 """The web page: its files from the package, as they are, under a policy that allows nothing from elsewhere.
 
 The page is a client of ``/v1`` like any other; nothing is rendered here. Files are read when they are asked for, so that a
-gateway that nobody looks at holds none of them. What there is, is listed: no path of a client becomes a path on the disk.
+gateway that nobody looks at holds none of them; what was compressed is kept (some 130 KiB in all), because strangers may ask
+again and again. What there is, is listed: no path of a client becomes a path on the disk.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+from functools import cache
 from importlib.resources import files
 
 from bridged.api import web
@@ -69,9 +71,16 @@ async def _send(call: Call, name: str) -> web.StreamResponse:
 
 def _read(name: str, zipped: bool) -> tuple[bytes, str]:
     """The bytes to send, and their tag."""
+    if zipped:
+        return _zipped(name)
     data = (files("bridged.api") / "page" / name).read_bytes()
-    digest = hashlib.sha256(data).hexdigest()[:32]
-    return (gzip.compress(data, 6, mtime=0), f'"{digest}-gzip"') if zipped else (data, f'"{digest}"')
+    return data, f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+
+
+@cache
+def _zipped(name: str) -> tuple[bytes, str]:
+    data, tag = _read(name, zipped=False)
+    return gzip.compress(data, 6, mtime=0), f'{tag[:-1]}-gzip"'
 
 
 _PAGE = {200: Answer("the page", media="text/html"), 304: Answer("as you have it")}

@@ -67,6 +67,7 @@ from bridged.errors import (
     TooLarge,
     TooMany,
     UnknownImage,
+    UnknownJob,
     UnknownTarget,
     UnknownTrace,
     UnknownVerb,
@@ -700,13 +701,15 @@ class _Connection:
     async def _get(self, values: dict[str, Any]) -> None:
         ref = values["image|job"]
         try:
+            path, sha256 = await self._result_of(ref)  # First: anybody may give his image the name of a job.
+        except UnknownJob as unknown:
             if self.who.targets is not None:
-                # An image belongs to no target; who has a right to some of them only gets what their jobs have read.
-                raise UnknownImage(f"{ref} is no job of a target that {self.who.name} has a right to", image=ref)
-            staged = await in_thread(self.server.store.get, ref)
+                raise  # An image belongs to no target; who has a right to some of them only gets what their jobs have read.
+            try:
+                staged = await in_thread(self.server.store.get, ref)
+            except UnknownImage:
+                raise unknown from None
             path, sha256 = staged.path, staged.sha256
-        except UnknownImage:
-            path, sha256 = await self._result_of(ref)
         try:
             file = await asyncio.to_thread(path.open, "rb")
         except FileNotFoundError:

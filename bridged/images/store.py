@@ -292,12 +292,13 @@ class Store:
             return (self._reported(best), best.size_bytes, False) if best else (0, None, False)
 
     def get(self, ref: str) -> StagedImage:
-        """The image that ``ref`` means: SHA-256 (also ``sha256:…``), the last image of that name, or a unique prefix."""
+        """The image that ``ref`` means: SHA-256 (also ``sha256:…``) or a unique prefix of one, or the last image of that name.
+
+        Digits come first, and a whole SHA-256 is never a name: anybody may give his image the digits of another as its name.
+        """
         with self._lock:
             digits = ref.lower().removeprefix("sha256:")
             if staged := self._images.get(digits):
-                return staged
-            if staged := self._images.get(self._names.get(ref, "")):
                 return staged
             if len(digits) >= PREFIX_CHARS and _HEX.fullmatch(digits):
                 found = [s for sha, s in self._images.items() if sha.startswith(digits)]
@@ -305,6 +306,9 @@ class Store:
                     return found[0]
                 if found:
                     raise UnknownImage(f"{len(found)} staged images start with {digits}; give more digits", image=ref)
+            named = self._images.get(self._names.get(ref, ""))
+            if named and not _SHA256.fullmatch(digits) and not ref.lower().startswith("sha256:"):
+                return named
         raise UnknownImage(f"no staged image has the name or SHA-256 {ref[:NAME_CHARS]!r}", image=ref[:NAME_CHARS])
 
     def images(self) -> list[StagedImage]:

@@ -18,7 +18,7 @@ from bridged.api.auth import Authority, Clock
 from bridged.api.http import HEAD_BYTES, RESERVED_CONNECTIONS, HttpServer
 from bridged.api.http_call import JSON_BYTES, JSON_DEPTH, Limits
 from bridged.config import Auth
-from bridged.errors import ConfigError, NotAllowed, WrongToken
+from bridged.errors import ConfigError, NotAllowed, StorageFull, WrongToken
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import JobKind
 from bridged.protocol.line import Scope
@@ -157,6 +157,15 @@ def test_a_revoked_token_ends_streams_and_requests(tmp_path: Path, journal: Jour
         assert (await bench.ask("GET", "/v1/targets", headers=headers))[0] == 401
 
     run(tmp_path, body, Limits(heartbeat_s=0.1), authority=authority)
+
+
+def test_strangers_are_told_whether_it_is_ready_and_not_why(tmp_path: Path, journal: Journal) -> None:
+    async def body(bench: Bench) -> None:
+        bench.jobs.refuse = StorageFull("/var/lib/bridged has 3 bytes left")
+        status, _, told = await bench.ask("GET", "/readyz")
+        assert (status, told) == (503, {"ready": False, "reason": "not now"})
+
+    run(tmp_path, body, authority=closed(journal))
 
 
 def test_one_connection_logs_in_once(tmp_path: Path, journal: Journal) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bridged.api import http_page
 from bridged.api.http_page import POLICY, TYPES
 from tests.api.http_bench import Bench, run
 from tests.support import missing, require_tool
@@ -49,6 +50,10 @@ def test_it_is_small_on_the_wire_and_not_sent_twice(tmp_path: Path) -> None:
             tag = response.headers["ETag"]
         status, _, data = await bench.ask("GET", "/page/xterm.js", headers={"If-None-Match": tag})
         assert (status, data) == (304, b"")
+        packed = http_page._zipped.cache_info().misses
+        for name in ("xterm.js", "xterm.js", "main.js"):
+            await bench.ask("GET", f"/page/{name}")
+        assert http_page._zipped.cache_info().misses <= packed + 1, "strangers may have it compressed again and again"
 
     run(tmp_path, body)
 

@@ -112,6 +112,21 @@ def test_ambiguous_prefix(tmp_path: Path) -> None:
         opened(tmp_path).get("abababab")
 
 
+@pytest.mark.parametrize("digits", [64, 12])
+def test_no_name_passes_for_the_digits_of_another_image(tmp_path: Path, digits: int) -> None:
+    """Who names a digest means that very file, whatever somebody has called his own."""
+    here = opened(tmp_path)
+    name = sha(DATA)[:digits]
+    put(here, b"evil", name)
+    put(here, b"evil too", f"sha256:{name}")
+    if digits == 64:  # It is not here yet, or not any more.
+        for ref in (name, name.upper(), f"sha256:{name}", f"SHA256:{name}"):
+            with pytest.raises(UnknownImage):
+                here.get(ref)
+    put(here, DATA, "app.bin")
+    assert {here.get(ref).sha256 for ref in (name, f"sha256:{name}")} == {sha(DATA)}
+
+
 def test_the_last_name_wins_and_survives(tmp_path: Path) -> None:
     here = opened(tmp_path)
     first, second = put(here, b"first", "app"), put(here, b"second", "app")

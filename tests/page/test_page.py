@@ -19,6 +19,7 @@ from bridged.sim.loader import Timing
 from tests.e2e.gateway import Gateway
 from tests.e2e.test_http import free_port
 from tests.images.builders import elf
+from tests.jobs.test_policy import Signer
 from tests.page.chrome import Browser, Page
 from tests.target.bench import make_image
 
@@ -234,7 +235,7 @@ def test_typing_on_the_console(tmp_path: Path) -> None:
 
 
 def test_two_at_the_console_and_one_writes(tmp_path: Path) -> None:
-    async def body(page: Page, _gateway: Gateway, url: str) -> None:
+    async def body(page: Page, gateway: Gateway, url: str) -> None:
         await at_target(page, url)
         await page.js(
             "new Promise((done) => {"
@@ -247,8 +248,46 @@ def test_two_at_the_console_and_one_writes(tmp_path: Path) -> None:
         await page.says("not sent", "#console-status")
         await page.click("#take")
         await page.says("You write.", "#console-status")
+        # The whole target for oneself, and back again.
+        await page.click("#reserve")
+        await page.says("local: on the web page", "section[aria-label=Target]")
+        await page.until("document.querySelector('#reserve')?.innerText === 'Give it back'")
+        await page.click("#reserve")
+        await page.until("document.querySelector('#reserve')?.innerText.startsWith('Reserve')")
+        # The gateway ends, and the page says that it was not the person.
+        await asyncio.to_thread(gateway.stop)
+        await page.says("Closed: the connection ended", "#console-status")
 
-    run(tmp_path, body)
+    run(tmp_path, body, complaints=("network: ", "javascript: WebSocket", "other: WebSocket"))
+
+
+def test_a_target_that_takes_signed_images_only(tmp_path: Path) -> None:
+    signer = Signer.make(tmp_path)
+    (tmp_path / "app.elf").write_bytes(SMALL)
+
+    async def body(page: Page, _gateway: Gateway, url: str) -> None:
+        await at_target(page, url)
+        await flash(page, SMALL)
+        await page.click("#start")
+        await page.says("takes signed images only", ".flash ~ .box")
+        signature = signer.text(tmp_path / "app.elf", "version:1.0")
+        await page.drop(".drop", signature.encode(), "app.elf.minisig")
+        await page.says("Signed: app.elf.minisig", "#signed")
+        await page.until("document.querySelector('#start') && !document.querySelector('.flash ~ .box')")
+        await page.click("#start")
+        await page.says("Done.", "#end")
+        # Who shares its NRST is named by a person, on a button.
+        found = await page.js(
+            "import('/page/dom.js').then((m) => { let said = ''; const row = m.neighbours({problem: {code: 'CONSENT_MISSING',"
+            " facts: {resets: 'm2,m3'}}}, (resets) => { said = resets; }); row.querySelector('#resets').click();"
+            " return [row.innerText, said, Boolean(m.neighbours({problem: {code: 'POLICY'}}, null))]; })"
+        )
+        assert found == ["Go on: m2, m3 may be reset as well", "m2,m3", False]
+
+    extra = f'[signing]\nkeys = ["{signer.public}"]\n[targets.m1.policy]\nsignature = true'
+    run(
+        tmp_path, body, complaints=("network: Failed to load resource: the server responded with a status of 403",), extra=extra
+    )
 
 
 # --- tokens
@@ -374,6 +413,10 @@ def test_everything_by_keyboard(tmp_path: Path) -> None:
         await focus(page, "a[href='#/t/m1']")
         await page.key("Enter")
         await page.until("document.activeElement.matches('h1')")
+        await page.js("document.querySelector('.skip').focus()")
+        await page.key("Enter")
+        await page.until("document.activeElement.id === 'main'")
+        assert await page.js("location.hash") == "#/t/m1", "past the head of this view, not to another one"
         await page.until("document.querySelectorAll('#staged option').length > 1")
         await focus(page, "#file")
         assert await page.js("getComputedStyle(document.querySelector('.drop')).outlineStyle") == "solid", "the focus is seen"

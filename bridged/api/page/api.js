@@ -88,6 +88,8 @@ const b64 = (text) => btoa(String.fromCharCode(...new TextEncoder().encode(text)
 
 /** Stages a file: what is there already is not sent again. Returns its SHA-256. `progress(done, total)`; `note(text)`. */
 export async function upload(file, { progress, note, signal }) {
+  const most = Number((await fetch("/v1/uploads", { method: "OPTIONS", signal }).catch(() => null))?.headers.get("Tus-Max-Size"));
+  if (most && file.size > most) throw new Error(`${file.name} has ${file.size} bytes, and this gateway takes at most ${most}`);
   note("reading");
   const data = new Uint8Array(await file.arrayBuffer());
   const digest = await sha256(data);

@@ -28,10 +28,10 @@ export function consoleView(target, may, signal) {
   const open = h("button", { type: "button", id: "open-console", onclick: () => start(may("console")) }, may("console") ? "Open the console" : "Watch the console");
   const status = h("p", { class: "hint", role: "status", id: "console-status" }, "Closed.");
   const take = h("button", { type: "button", hidden: true, id: "take", onclick: () => { socket.send('{"take": true}'); terminal.focus(); } }, "Take over writing");
-  const close = h("button", { type: "button", hidden: true, id: "close-console", onclick: () => socket.close() }, "Close");
+  const close = h("button", { type: "button", hidden: true, id: "close-console", onclick: () => { why = ""; socket.close(); } }, "Close");
   const place = h("div", { class: "terminal", hidden: true });
   const keys = h("p", { class: "hint", hidden: true }, "All keys go to the target. To leave the terminal with the keyboard: Ctrl+Shift+Escape, or Shift+Tab twice.");
-  let socket = null, terminal = null;
+  let socket = null, terminal = null, why = "";
   signal.addEventListener("abort", () => socket && socket.close());
 
   async function start(writing) {
@@ -54,10 +54,11 @@ export function consoleView(target, may, signal) {
     });
     socket = socketOf(`/v1/targets/${target}/console?mode=${writing ? "rw" : "ro"}`);
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => { say(writing ? "Open: type." : "Open: you may look, not type."); close.hidden = false; if (writing) terminal.focus(); };
+    why = "the gateway did not open it; the network, too many clients, or a token that ended";
+    socket.onopen = () => { why = "the connection ended"; say(writing ? "Open: type." : "Open: you may look, not type."); close.hidden = false; if (writing) terminal.focus(); };
     socket.onmessage = ({ data }) => { if (typeof data === "string") told(JSON.parse(data)); else terminal.write(new Uint8Array(data)); };
     socket.onclose = () => {
-      say("Closed.");
+      say(why ? `Closed: ${why}.` : "Closed.");
       resized.disconnect();
       terminal.dispose();
       place.replaceChildren();
@@ -72,7 +73,7 @@ export function consoleView(target, may, signal) {
   function say(text) { status.textContent = text; tell(text); }
 
   function told(data) {
-    if ("notice" in data) { say(data.notice); take.hidden = !data.notice.startsWith("not sent") || !may("console"); }
+    if ("notice" in data) { why = data.notice; setTimeout(() => { why = why && "the connection ended"; }, 2000); say(data.notice); take.hidden = !data.notice.startsWith("not sent") || !may("console"); }
     if ("writing" in data) { if (data.writing) { say("You write."); take.hidden = true; } else if (!may("console")) take.hidden = true; }
     if ("suspended" in data && !data.suspended) say("The port is back.");
   }

@@ -46,6 +46,12 @@ export function when(text) {
 const KINDS = { succeeded: "good", idle: "good", failed: "bad", broken: "bad", absent: "bad", rejected: "bad", timed_out: "bad", rolled_back: "warn", interrupted: "warn", canceled: "warn" };
 export const tag = (state) => h("span", { class: `tag ${KINDS[state] || ""}` }, state.replace("_", " "));
 
+/** Where a job would reset other targets, too: a button that says so for the person. `go(resets)`. */
+export function neighbours(error, go) {
+  const resets = error.problem && error.problem.code === "CONSENT_MISSING" && (error.problem.facts || {}).resets;
+  return resets && h("div", { class: "row" }, h("button", { type: "button", class: "danger", id: "resets", onclick: () => go(resets) }, `Go on: ${resets.replaceAll(",", ", ")} may be reset as well`));
+}
+
 /** A problem of the gateway, or of the way to it. */
 export function problemBox(error) {
   const found = error.problem || { detail: error.message };

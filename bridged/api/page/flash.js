@@ -1,7 +1,7 @@
 // From a file to a job: drop, upload, look at the plan, start.
 
 import { ask, upload } from "./api.js";
-import { bytes, h, problemBox, tell } from "./dom.js";
+import { bytes, h, neighbours, problemBox, tell } from "./dom.js";
 import { planView } from "./plan.js";
 
 const NEEDS_ADDRESS = "IMAGE_ADDRESS_MISSING";
@@ -9,12 +9,12 @@ const ODD_VECTORS = "IMAGE_NOT_BOOTABLE";
 
 export function flashView(target, may, signal) {
   if (!may("flash")) return h("section", { class: "card" }, h("h2", null, "Flash"), h("p", null, "Your token may look, not flash."));
-  const state = { image: "", name: "", plan: null, needs: new Set() };
-  const input = h("input", { type: "file", class: "unseen", id: "file", onchange: () => input.files[0] && take(input.files[0]) });
+  const state = { image: "", name: "", plan: null, needs: new Set(), signature: "", signed: "", resets: "" };
+  const input = h("input", { type: "file", class: "unseen", id: "file", multiple: true, onchange: () => takeAll(input.files) });
   const drop = h("label", { class: "drop", for: "file", ondragover: (event) => { event.preventDefault(); drop.classList.add("over"); },
     ondragleave: () => drop.classList.remove("over"),
-    ondrop: (event) => { event.preventDefault(); drop.classList.remove("over"); if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]); } },
-    h("strong", null, "Drop a firmware file here"), h("br"), "or press to choose one: ELF, HEX, BIN, S-record, DfuSe", input);
+    ondrop: (event) => { event.preventDefault(); drop.classList.remove("over"); takeAll(event.dataTransfer.files); } },
+    h("strong", null, "Drop a firmware file here"), h("br"), "or press to choose one: ELF, HEX, BIN, S-record, DfuSe; and its .minisig where it is signed", input);
   const staged = h("select", { id: "staged", onchange: () => { if (staged.value) use(staged.value, staged.selectedOptions[0].textContent); } });
   const sending = h("div", { hidden: true }, h("label", { for: "sent" }, "Upload"), h("progress", { id: "sent", max: 1, value: 0 }), h("p", { class: "hint" }));
   const options = h("div");
@@ -25,6 +25,21 @@ export function flashView(target, may, signal) {
     staged.append(h("option", { value: "" }, page.images.length ? "choose…" : "none yet"),
       ...page.images.map((image) => h("option", { value: image.image }, `${image.name || image.image.slice(7, 19)} (${bytes(image.size)})`)));
   }).catch(() => {});
+
+  /** A firmware file, its signature, or both; a signature may come later, too. */
+  async function takeAll(files) {
+    const signature = [...files].find((file) => file.name.endsWith(".minisig"));
+    const firmware = [...files].find((file) => file !== signature);
+    if (firmware || signature) Object.assign(state, { signature: "", signed: "" });
+    if (signature) {
+      if (signature.size > 2048) return shown.replaceChildren(problemBox(new Error(`${signature.name} is no signature of minisign: it has ${bytes(signature.size)}`)));
+      Object.assign(state, { signature: btoa(String.fromCharCode(...new Uint8Array(await signature.arrayBuffer()))), signed: signature.name });
+      tell(`${signature.name} is the signature`);
+    }
+    if (firmware) await take(firmware);
+    else if (signature) await show();
+    input.value = "";
+  }
 
   async function take(file) {
     sending.hidden = false;
@@ -43,11 +58,10 @@ export function flashView(target, may, signal) {
     } catch (error) {
       shown.replaceChildren(problemBox(error));
     }
-    input.value = "";
   }
 
   async function use(image, name) {
-    Object.assign(state, { image, name, plan: null, needs: new Set() });
+    Object.assign(state, { image, name, plan: null, needs: new Set(), resets: "" });
     await show();
   }
 
@@ -85,6 +99,7 @@ export function flashView(target, may, signal) {
     const plan = state.plan;
     options.replaceChildren(...[
       h("h3", null, state.name),
+      state.signed && h("p", { id: "signed" }, `Signed: ${state.signed}; it is checked when the job is submitted.`),
       state.needs.has(NEEDS_ADDRESS) && h("div", null, h("label", { for: "addr" }, "Address of the raw binary"), address),
       plan && (plan.keep_bytes > 0 || discard.checked) && h("label", { class: "inline", for: "discard" }, discard, "Other bytes of the touched sectors may be lost (faster)"),
       state.needs.has(ODD_VECTORS) && h("label", { class: "inline", for: "vectors" }, vectors, "The vector table looks wrong; it is meant so"),
@@ -103,7 +118,8 @@ export function flashView(target, may, signal) {
     // The same key for the same press: a lost answer starts nothing twice.
     const key = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
     const { outside, force, ...rest } = asked();
-    const body = { kind: kind.value, ...rest, ...(kind.value === "verify" ? {} : { ...(outside && { outside }), ...(force && { force }) }) };
+    const writes = { ...(outside && { outside }), ...(force && { force }), ...(state.signature && { sig: state.signature }) };
+    const body = { kind: kind.value, ...rest, ...(state.resets && { resets: state.resets }), ...(kind.value === "verify" ? {} : writes) };
     for (let tries = 0; ; tries++) {
       try {
         const job = await ask("POST", `/v1/targets/${target}/jobs`, body, { "Idempotency-Key": key });
@@ -111,7 +127,7 @@ export function flashView(target, may, signal) {
         return;
       } catch (error) {
         if (error.problem === undefined && tries < 5) { await new Promise((done) => setTimeout(done, 1000 * (tries + 1))); continue; }
-        shown.append(problemBox(error));
+        shown.append(problemBox(error), neighbours(error, (resets) => { state.resets = resets; submit(button); }) || "");
         button.disabled = false;
         return;
       }

@@ -2,7 +2,7 @@
 
 import { ask, follow, onLogin, token } from "./api.js";
 import { consoleView } from "./console.js";
-import { $, facts, h, problemBox, tag, tell, when } from "./dom.js";
+import { $, facts, h, neighbours, problemBox, tag, tell, when } from "./dom.js";
 import { flashView } from "./flash.js";
 import { jobView } from "./job.js";
 
@@ -11,6 +11,7 @@ let scopes = new Set();
 let shown = null; // { draw, job } of the view, and how to end it.
 let leaving = new AbortController();
 let living = new AbortController();
+let own = "";
 const may = (scope) => scopes.has(scope);
 
 // --- who you are
@@ -18,6 +19,7 @@ const may = (scope) => scopes.has(scope);
 async function whoAmI() {
   const me = await ask("GET", "/v1");
   scopes = new Set(me.scopes);
+  own = me.principal;
   $("gateway").textContent = me.gateway;
   document.title = `bridged · ${me.gateway}`;
   $("who").textContent = token.get() ? `${me.principal} (sign out)` : scopes.size ? "Sign in with a token" : "Sign in";
@@ -102,13 +104,23 @@ function oneTarget(name, signal) {
     const target = targets.get(name);
     if (!target) return;
     const more = facts([["Unique id", target.uid], ["Flash", target.flash_bytes ? `${target.flash_bytes / 1024} KiB` : ""], ["Loader", target.loader]]);
-    const buttons = may("flash") ? h("div", { class: "row" }, action("identify", "Identify"), action("reset", "Reset"), action("doctor", "Examine")) : null;
-    about.replaceChildren(...[summary(target), more, target.owner && h("p", null, h("a", { href: `#/j/${target.owner}` }, "watch the running job")), buttons].filter(Boolean));
+    const held = target.held && target.held.kind === "lock";
+    const buttons = h("div", { class: "row" }, may("flash") && [action("identify", "Identify"), action("reset", "Reset"), action("doctor", "Examine")],
+      may("console") && (!held || target.held.owner === own) && h("button", { type: "button", id: "reserve", onclick: (event) => reserve(event, held) }, held ? "Give it back" : "Reserve it for an hour"));
+    about.replaceChildren(...[summary(target), more, target.owner && h("p", null, h("a", { href: `#/j/${target.owner}` }, "watch the running job")), buttons.firstChild && buttons].filter(Boolean));
   };
-  const action = (kind, text) => h("button", { type: "button", onclick: async (event) => {
+  const action = (kind, text) => h("button", { type: "button", onclick: (event) => start(event.target, { kind }) }, text);
+  const start = async (button, body) => {
+    button.disabled = true;
+    try { location.hash = `#/j/${(await ask("POST", `/v1/targets/${name}/jobs`, body)).job}`; } catch (error) {
+      about.append(problemBox(error), neighbours(error, (resets) => start(button, { ...body, resets })) || "");
+      button.disabled = false;
+    }
+  };
+  const reserve = async (event, held) => {
     event.target.disabled = true;
-    try { location.hash = `#/j/${(await ask("POST", `/v1/targets/${name}/jobs`, { kind })).job}`; } catch (error) { about.append(problemBox(error)); event.target.disabled = false; }
-  } }, text);
+    try { await (held ? ask("DELETE", `/v1/targets/${name}/lock`) : ask("PUT", `/v1/targets/${name}/lock`, { note: "on the web page" })); } catch (error) { about.append(problemBox(error)); event.target.disabled = false; }
+  };
   draw();
   const jobs = history(name);
   return { view: h("div", null, h("h1", { tabindex: "-1" }, name), about, flashView(name, may, signal), consoleView(name, may, signal), jobs.view), draw, job: jobs.job };
@@ -149,7 +161,8 @@ function history(target) {
 function route(first) {
   leaving.abort();
   leaving = new AbortController();
-  const [, kind, name] = decodeURIComponent(location.hash || "#/").split("/");
+  let [, kind, name] = (location.hash || "#/").split("/");
+  try { name = decodeURIComponent(name || ""); } catch { kind = ""; }
   if (kind === "t" && /^[\w-]{1,32}$/.test(name || "")) shown = oneTarget(name, leaving.signal);
   else if (kind === "j" && /^\w{1,32}$/.test(name || "")) shown = { view: jobView(name, may, leaving.signal) };
   else shown = allTargets();
@@ -172,5 +185,7 @@ async function begin() {
   }
 }
 
+// "Skip to content" is no place to go to: the hash says what is shown.
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); $("main").focus(); });
 addEventListener("hashchange", () => route());
 begin();
