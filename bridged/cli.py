@@ -282,6 +282,8 @@ def outcome(reply: Reply) -> str:
     elif kind in ("protect", "unprotect"):
         text = f"{who}{kind} done{seconds}" if data.get("changed") else f"{who}nothing to do: it is so already"
         text += "; the whole flash was erased" if kind == "unprotect" and data.get("bytes_compared") else ""
+    elif kind == "xmodem":
+        text = f"{who}sent{seconds}: {written}; its bootloader says that it is there (nothing was read back)"
     elif kind == "verify":
         text = f"{who}equal{seconds}: {size_text(int(data.get('bytes_compared') or 0))} compared"
         text += " by CRC on the target" if data.get("proof") == "crc-on-target" else ""
@@ -435,6 +437,9 @@ class Command:
 
     def verify(self) -> Exit:
         return self._with_image("VERIFY")
+
+    def xmodem(self) -> Exit:
+        return self._run_job("XMODEM", self.args.target, self._image(), **self._options("addr", "type", "patch", "sig"))
 
     def plan(self) -> Exit:
         args = self.args
@@ -974,6 +979,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("verify", "compare the flash with an image; changes nothing", "bridged verify motor1 app.elf")
     target(sub)
     image(sub)
+    job(sub)
+    text = "send an image by XMODEM to the bootloader in the target's own flash"
+    sub = command("xmodem", text, "bridged xmodem motor1 update.bin")
+    target(sub)
+    image(sub)
+    sub.add_argument("--sig", metavar="FILE.minisig", action="append", help="the image's signature by minisign")
     job(sub)
     sub = command("plan", "show what flash would erase, keep and write; touches nothing", "bridged plan motor1 app.elf")
     target(sub)

@@ -238,6 +238,25 @@ class Application:
 
 
 @dataclass(frozen=True, slots=True)
+class Xmodem:
+    """For jobs of kind xmodem: a bootloader in the target's own flash that takes its image by XMODEM. ``success.expect`` is
+    required for them: an acknowledged block says nothing about flash."""
+
+    reset: bool = _f(True, "Reset the target first, BOOT0 low, so that its bootloader starts.")
+    reset_after: bool = _f(True, "Reset it again at the end, where NRST or power is wired.")
+    baud: int = _f(0, "Baud rate of the bootloader; 0: application.baud.", low=BAUD_LOW, high=BAUD_HIGH, zero=True)
+    enter: Talk = _f(Talk, "Sent each second until it answers: what keeps the bootloader from starting the application.")
+    begin: Talk = _f(Talk, "Then this: the command that makes it wait for the transfer.")
+    success: Talk = _f(Talk, "What it says when the image is in flash and good.")
+    block: int = _f(1024, "Largest block in bytes; 1024 takes a CRC.", choices=(128, 1024))
+    check: str = _f("auto", "auto: what the receiver asks for.", choices=("auto", "crc", "checksum"))
+    pad: int = _f(255, "The byte that fills the last block.", low=0, high=255)
+    start_s: float = _f(60.0, "How long it may take to ask for the first block.", low=0.5, high=600)
+    answer_s: float = _f(10.0, "How long it may take for one block, in which it may erase flash.", low=0.1, high=120)
+    tries: int = _f(10, "How often one block is sent.", low=1, high=100)
+
+
+@dataclass(frozen=True, slots=True)
 class Signing:
     keys: list[str] = _f(
         list,
@@ -349,6 +368,7 @@ class Target:
     application: Application = _f(Application, "The application's side of the UART.")
     policy: Policy = _f(Policy, "What this target accepts.")
     console: Console = _f(Console, "The console.")
+    xmodem: Xmodem = _f(Xmodem, "A bootloader of the target's own.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,6 +478,9 @@ def warnings(config: Config) -> list[str]:
                 f"targets.{name}.console: a target that shares its wires has its port open for jobs only, so its console stays"
                 " silent"
             )
+        xmodem = target.xmodem
+        if xmodem != Xmodem() and not xmodem.success.expect:
+            found.append(f"targets.{name}.xmodem: without success.expect no job of kind xmodem is accepted")
         for use, talk in (("interlock", target.application.interlock), ("health", target.application.health)):
             if talk.send and not talk.expect:
                 found.append(

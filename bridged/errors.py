@@ -234,6 +234,19 @@ class SecondStageFailed(LoaderError):
     code = "SECOND_STAGE_FAILED"
 
 
+class TransferFailed(TargetError):
+    """XMODEM: the receiver did not ask, did not acknowledge, or canceled."""
+
+    code = "XMODEM_FAILED"
+    retryable = True
+
+
+class TransferUnconfirmed(TargetError):
+    """XMODEM: everything was acknowledged, and what proves success did not come."""
+
+    code = "XMODEM_UNCONFIRMED"
+
+
 class NotSafeToStop(TargetError):
     """The interlock did not allow to reset the target."""
 
@@ -666,6 +679,14 @@ HINTS: dict[str, Hint] = {
     "SECOND_STAGE_FAILED": Hint(
         "The second-stage loader did not start on this part (its table was never tried on silicon), or the line is too bad.",
         "None is needed: the job goes on through the ROM loader. Please report the part and the message.",
+    ),
+    "XMODEM_FAILED": Hint(
+        "The target's bootloader is not waiting for XMODEM (`xmodem.enter`, `xmodem.begin`, rate), or the line loses bytes.",
+        "See in `bridged trace` what it said; try `sx` on the console. An image that was begun is incomplete: run it again.",
+    ),
+    "XMODEM_UNCONFIRMED": Hint(
+        "The bootloader refused the image behind its last block (signature, size), or `xmodem.success` expects other words.",
+        "The message has what it said. Correct `xmodem.success`, or the image.",
     ),
     "NOT_SAFE_TO_STOP": Hint(
         "The application did not say that it may be stopped (`application.interlock`, `lines.safe`), so it was not reset.",

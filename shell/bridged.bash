@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_bridged_token_subparsers=(add list revoke)
-_shtab_bridged_subparsers=(serve sim init doctor fleet demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
+_shtab_bridged_subparsers=(serve sim init doctor fleet demo check-config put flash ensure verify xmodem plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
 
 _shtab_bridged_serve_option_strings=()
 _shtab_bridged_sim_option_strings=()
@@ -19,6 +19,7 @@ _shtab_bridged_put_option_strings=(-h --help -g --gateway --token-file --ca --se
 _shtab_bridged_flash_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --addr --address --type --patch --discard-outside --one-shot --unprotect --protect --force --sig --id --resets --trace --no-wait)
 _shtab_bridged_ensure_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --addr --address --type --patch --discard-outside --one-shot --unprotect --protect --force --sig --id --resets --trace --no-wait)
 _shtab_bridged_verify_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --addr --address --type --patch --id --resets --trace --no-wait)
+_shtab_bridged_xmodem_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --addr --address --type --patch --sig --id --resets --trace --no-wait)
 _shtab_bridged_plan_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --addr --address --type --patch --discard-outside --one-shot --unprotect --protect --force --sig)
 _shtab_bridged_read_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for -o --output --id --resets --trace --no-wait)
 _shtab_bridged_erase_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --one-shot --id --resets --trace --no-wait)
@@ -54,12 +55,13 @@ _shtab_bridged_flash___force_choices=(vectors erase-everything)
 _shtab_bridged_ensure___type_choices=(auto bin hex elf srec dfuse)
 _shtab_bridged_ensure___force_choices=(vectors erase-everything)
 _shtab_bridged_verify___type_choices=(auto bin hex elf srec dfuse)
+_shtab_bridged_xmodem___type_choices=(auto bin hex elf srec dfuse)
 _shtab_bridged_plan___type_choices=(auto bin hex elf srec dfuse)
 _shtab_bridged_plan___force_choices=(vectors erase-everything)
 _shtab_bridged_unprotect___force_choices=(erase-everything)
 _shtab_bridged_token_add___scope_choices=(read flash console admin)
 _shtab_bridged_token_pos_0_choices=(add list revoke)
-_shtab_bridged_pos_0_choices=(serve sim init doctor fleet demo check-config put flash ensure verify plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
+_shtab_bridged_pos_0_choices=(serve sim init doctor fleet demo check-config put flash ensure verify xmodem plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
 
 _shtab_bridged_check_config__h_nargs=0
 _shtab_bridged_check_config___help_nargs=0
@@ -93,6 +95,12 @@ _shtab_bridged_verify___help_nargs=0
 _shtab_bridged_verify___json_nargs=0
 _shtab_bridged_verify___trace_nargs=0
 _shtab_bridged_verify___no_wait_nargs=0
+_shtab_bridged_xmodem_pos_1_nargs=+
+_shtab_bridged_xmodem__h_nargs=0
+_shtab_bridged_xmodem___help_nargs=0
+_shtab_bridged_xmodem___json_nargs=0
+_shtab_bridged_xmodem___trace_nargs=0
+_shtab_bridged_xmodem___no_wait_nargs=0
 _shtab_bridged_plan_pos_1_nargs=+
 _shtab_bridged_plan__h_nargs=0
 _shtab_bridged_plan___help_nargs=0

@@ -249,6 +249,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "the kernel ends the session",
             "µs",
         ),
+        Row("target.transfer:LIMIT_BYTES", "An image that goes by XMODEM", "552 `IMAGE_TOO_LARGE`"),
         Row("target.board:RESULT_BYTES", "A result", "the job fails; it is a defect"),
         Row("target.board:HALF_BYTES", "The flight recorder of a session, half of it", "the older half is given up"),
         Row("target.board:MAX_HAZARD_S", "A hazard that a dead session left", "taken to be over"),

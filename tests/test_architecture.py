@@ -75,6 +75,7 @@ TARGET_ORDER = {
     "dialogue": 2,
     "identify": 3,
     "protection": 4,
+    "transfer": 4,
     "streaming": 4,
     "doctor": 5,
     "session": 6,

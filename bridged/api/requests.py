@@ -25,6 +25,7 @@ KINDS: dict[str, JobKind] = {
     "OPTION-BYTES": JobKind.OPTION_BYTES,
     "PROTECT": JobKind.PROTECT,
     "UNPROTECT": JobKind.UNPROTECT,
+    "XMODEM": JobKind.XMODEM,
 }
 VERB_OF: dict[JobKind, str] = {kind: verb for verb, kind in KINDS.items()}
 
@@ -39,6 +40,8 @@ def submission(verb: str, values: dict[str, Any], principal: str) -> Submission:
     if kind is JobKind.ERASE:
         # Length 0 is the session's word for everything; the grammar has no other way to say it than "all".
         rest["address"], rest["length"] = rest.pop("range") or (0, 0)
+    if kind is JobKind.XMODEM and rest.setdefault("type", "bin") == "bin" and "addr" not in rest and "@" not in image:
+        rest["addr"] = 0  # The bytes as they are: where they belong is the affair of the target's bootloader.
     return Submission(kind, target, image, rest, own_id, principal)
 
 

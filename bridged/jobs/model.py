@@ -66,6 +66,7 @@ class JobKind(StrEnum):
     PROTECT = "protect"
     UNPROTECT = "unprotect"
     RESET = "reset"
+    XMODEM = "xmodem"
 
 
 @dataclass(frozen=True, slots=True)

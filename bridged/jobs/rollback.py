@@ -24,7 +24,7 @@ from bridged.errors import BridgedError, Unhealthy
 from bridged.images import content
 from bridged.images.content import Wanted
 from bridged.jobs.journal import TargetRecord
-from bridged.jobs.model import Job
+from bridged.jobs.model import Job, JobKind
 from bridged.target.wishes import ERASE_EVERYTHING
 
 UNASKED = "interlock,vectors"
@@ -70,6 +70,8 @@ class Restore:
 
 def why_not(record: TargetRecord, job: Job) -> str:
     """Why the last known good cannot take the place of what ``job`` flashed; empty where it can."""
+    if job.kind is JobKind.XMODEM:
+        return "the image went through the target's own bootloader"
     if not record.good_content:
         return "no other image was proven and healthy in this target before"
     if record.good_content == job.content:

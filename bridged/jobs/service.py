@@ -113,9 +113,10 @@ RETRY_S = 1.0  # How often a write that failed for want of room is tried again.
 
 WITH_IMAGE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.VERIFY})
 CHANGING = frozenset({JobKind.OPTION_BYTES, JobKind.PROTECT, JobKind.UNPROTECT})
-DESTRUCTIVE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.ERASE}) | CHANGING
+DESTRUCTIVE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.ERASE, JobKind.XMODEM}) | CHANGING
 PROVING = WITH_IMAGE | {JobKind.ERASE}
-WRITING = frozenset({JobKind.FLASH, JobKind.ENSURE})  # What a policy is asked about.
+WRITING = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.XMODEM})  # What a policy is asked about.
+SENDING = WITH_IMAGE | {JobKind.XMODEM}
 REFUSALS = (ImageError, WrongChip, EntryWouldBeLost, LayoutUnknown, OutsideUnreadable, NotAllowed, BadRequest)
 PARKED = "stopped"
 ABSENT = "target_absent"
@@ -585,8 +586,14 @@ class Jobs:
         if self._stopping.is_set():
             raise Stopped("the daemon is stopping and takes no more jobs")
         lane = self._lane(sub.target)
-        if (sub.kind in WITH_IMAGE) != bool(sub.image):
-            raise BadRequest(f"a job of kind {sub.kind} {'needs an' if sub.kind in WITH_IMAGE else 'takes no'} image")
+        if (sub.kind in SENDING) != bool(sub.image):
+            raise BadRequest(f"a job of kind {sub.kind} {'needs an' if sub.kind in SENDING else 'takes no'} image")
+        settings = self._config.targets.get(sub.target)
+        if sub.kind is JobKind.XMODEM and settings is not None and not settings.xmodem.success.expect:
+            raise BadRequest(
+                f"targets.{sub.target}.xmodem.success.expect is not configured: nothing would say whether a transfer went well",
+                target=sub.target,
+            )
         if len(sub.id) > ID_CHARS or not sub.id.isprintable():
             raise BadRequest(f"an id has at most {ID_CHARS} printable characters")
         if sub.kind is JobKind.READ:

@@ -438,6 +438,16 @@ _TABLE = (
         ),
         scope=Scope.FLASH,
     ),
+    Verb(
+        "XMODEM",
+        "Sends an image by XMODEM to a bootloader in the target's own flash (`[targets.NAME.xmodem]`), and waits for the words "
+        "that say that it is there. The file as it is, unless type= says another format. evidence=receiver: the target said "
+        "so; nothing was read back.",
+        _SUBMITTED,
+        (_TARGET, _IMAGE),
+        (_ADDR, _TYPE, _PATCH, _SIG, _INTERLOCK, _RESETS, _TRACE, _ID, _WAIT),
+        scope=Scope.FLASH,
+    ),
     Verb("ID", "Asks the chip who it is.", _SUBMITTED, (_TARGET,), (_RESETS, _TRACE, _ID, _WAIT), scope=Scope.FLASH),
     Verb(
         "PLAN",
@@ -864,6 +874,8 @@ REPLY_CODES: dict[str, int] = {
     "GARBLED": 400,
     "ERASE_TIMEOUT": 400,
     "UNSTABLE_LINK": 400,
+    "XMODEM_FAILED": 400,
+    "XMODEM_UNCONFIRMED": 400,
     "NOT_ERASED": 400,
     "WRONG_SECTOR": 400,
     "SECOND_STAGE_FAILED": 400,

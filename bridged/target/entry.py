@@ -444,8 +444,19 @@ def boot(
         else:
             yield from start_by_go(request, chip, timing, result)
         first = yield from _first_words(request, request.listen_s)
+    yield from _judge(request, result, first, stuck=stuck)
+
+
+def listen(request: Request, result: Result) -> Flow[None]:
+    """The same where the application was started by somebody else."""
+    first = yield from _first_words(request, request.listen_s)
+    yield from _judge(request, result, first, stuck=False)
+
+
+def _judge(request: Request, result: Result, first: bytes, *, stuck: bool) -> Flow[None]:
     proven = request.kind in ("flash", "ensure", "verify") and result.evidence == "full"
-    if request.health and proven and result.boot is not None and result.boot.started:
+    started = result.boot is not None and result.boot.started
+    if request.health and ((proven and started) or (request.kind == "xmodem" and result.evidence)):
         yield from _ask_health(request, result, first, stuck=stuck)
     elif request.listen_s:
         result.banner = printable(first)

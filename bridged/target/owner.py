@@ -50,13 +50,14 @@ from bridged.events import Event, Phase, PhaseStarted, Planned, SectorProven, de
 from bridged.images import memfd
 from bridged.images.model import Image, Span
 from bridged.protocol.flow import Pause, SetLines
+from bridged.protocol.xmodem import How
 from bridged.target import lines as wires
 from bridged.target.board import Board
 from bridged.target.expect import Conversation
 from bridged.target.lease import Leases
 from bridged.target.lines_open import open_lines
 from bridged.target.port import Port
-from bridged.target.request import NO_PAST, Past, Request, Wiring
+from bridged.target.request import NO_PAST, Past, Receiver, Request, Wiring
 from bridged.target.uart import Counters, Uart
 from bridged.target.wishes import wishes_of
 
@@ -525,6 +526,7 @@ class Target:
             evidence=str(params.get("evidence") or "full"),
             second_stage=settings.stub,
             second_stage_baud=settings.stub_baud,
+            receiver=_receiver(settings.xmodem),
         )
 
     async def run(
@@ -830,6 +832,18 @@ def enter_limit_s(request: Request) -> float:
 
 def _conversation(settings: config.Talk, quiet_s: float = 0.0, line: str = "") -> Conversation:
     return Conversation(settings.send.encode("latin-1"), settings.expect, settings.within_s, quiet_s, line)
+
+
+def _receiver(settings: config.Xmodem) -> Receiver:
+    return Receiver(
+        settings.reset,
+        settings.reset_after,
+        settings.baud,
+        _conversation(settings.enter),
+        _conversation(settings.begin),
+        _conversation(settings.success),
+        How(settings.block, settings.check, settings.pad, settings.start_s, settings.answer_s, settings.tries),
+    )
 
 
 def _filled(name: str, data: bytes) -> int:

@@ -10,6 +10,7 @@ from bridged.chips.model import Range
 from bridged.events import SectorProven
 from bridged.images.model import Span
 from bridged.protocol.flow import Pause, SetLines
+from bridged.protocol.xmodem import How
 from bridged.target.expect import Conversation
 from bridged.target.wishes import Wishes
 
@@ -34,6 +35,20 @@ class Wiring:
     def can_restart(self) -> bool:
         """Whether the way out of the loader restarts the chip: by NRST, or by its power."""
         return any(isinstance(step, SetLines) and (step.reset or step.power is False) for step in self.leave)
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """A bootloader of the target's own, for jobs of kind xmodem. ``enter``: what keeps it from going on; ``begin``: what makes
+    it receive; ``success``: what says that the image is there. ``baud`` 0: that of the application."""
+
+    reset: bool = True
+    reset_after: bool = True
+    baud: int = 0
+    enter: Conversation = Conversation()
+    begin: Conversation = Conversation()
+    success: Conversation = Conversation()
+    how: How = How()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +82,8 @@ NO_PAST = Past()
 class Request:
     """Everything that a session is told, besides the image. JSON-ready by ``to_dict`` and ``from_dict``.
 
-    ``kind``: flash, ensure, verify, read, erase, identify, reset, doctor, option-bytes, protect or unprotect. ``chip``: as
-    configured, empty for any.
+    ``kind``: flash, ensure, verify, read, erase, identify, reset, doctor, option-bytes, protect, unprotect or xmodem.
+    ``chip``: as configured, empty for any.
     ``baud`` 0: what the chip prefers, else 115200; ``bauds``: higher ones that may be tried. ``supply_v``: lowest supply of the
     target in volts, 0 unknown. ``address`` and ``length``: for read and erase; erase with length 0 means
     everything.
@@ -77,7 +92,7 @@ class Request:
     ``spans``: where each of several images lies that were combined; empty for one image, which needs no telling apart.
     ``protect``: no sector that overlaps one of these may be erased. ``wishes``: about readout and write protection and option
     bytes. ``evidence``: full or sample, what an ensure is content with. ``past``: see ``Past``. ``second_stage``: auto or off;
-    ``second_stage_baud``: the highest rate that is tried with it.
+    ``second_stage_baud``: the highest rate that is tried with it. ``receiver``: see ``Receiver``.
     """
 
     kind: str
@@ -109,6 +124,7 @@ class Request:
     evidence: str = "full"
     second_stage: str = "off"
     second_stage_baud: int = 921600
+    receiver: Receiver = Receiver()
 
     @property
     def by_application(self) -> bool:
@@ -128,6 +144,7 @@ class Request:
             "bauds",
             "past",
             "wishes",
+            "receiver",
         )
         flat = {f: getattr(self, f) for f in self.__slots__ if f not in special}
         flat["enter_by"] = self.enter_by.decode("latin-1")
@@ -140,7 +157,12 @@ class Request:
         spans = [[s.name, s.start, s.end] for s in self.spans]
         protect = [[r.start, r.end] for r in self.protect]
         flat |= {"wiring": wiring, "force": sorted(self.force), "proven": proven, "spans": spans, "protect": protect}
-        return {**flat, "bauds": list(self.bauds), "past": _past_to_list(self.past)}
+        return {
+            **flat,
+            "bauds": list(self.bauds),
+            "past": _past_to_list(self.past),
+            "receiver": _receiver_to_list(self.receiver),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Request:
@@ -156,6 +178,7 @@ class Request:
         flat["spans"] = tuple(Span(*s) for s in flat["spans"])
         flat["protect"] = tuple(Range(*r) for r in flat["protect"])
         flat["bauds"], flat["past"] = tuple(flat["bauds"]), _past_from_list(flat["past"])
+        flat["receiver"] = _receiver_from_list(flat["receiver"])
         return cls(wiring=Wiring(**wiring), **flat)
 
 
@@ -168,6 +191,18 @@ def _past_to_list(past: Past) -> list[Any]:
 def _past_from_list(data: list[Any]) -> Past:
     uid, content, age_s, good, bad, sectors, *rest = data
     return Past(uid, content, age_s, tuple(good), tuple(bad), tuple(SectorProven(*s) for s in sectors), *rest)
+
+
+def _receiver_to_list(receiver: Receiver) -> list[Any]:
+    talks = [_talk_to_list(talk) for talk in (receiver.enter, receiver.begin, receiver.success)]
+    how = [getattr(receiver.how, name) for name in How.__slots__]
+    return [receiver.reset, receiver.reset_after, receiver.baud, *talks, how]
+
+
+def _receiver_from_list(data: list[Any]) -> Receiver:
+    reset, reset_after, baud, enter, begin, success, how = data
+    talks = _talk_from_list(enter), _talk_from_list(begin), _talk_from_list(success)
+    return Receiver(reset, reset_after, baud, *talks, How(*how))
 
 
 def _talk_to_list(talk: Conversation) -> list[Any]:
@@ -221,7 +256,8 @@ class PhaseCost:
 class Result:
     """What a session did; filled in as it goes, so that a failed one can tell how far it came.
 
-    ``evidence``: ``full`` when every byte of the content was compared, ``record`` when only the record could be asked.
+    ``evidence``: ``full`` when every byte of the content was compared, ``record`` when only the record could be asked,
+    ``receiver`` when the target's own bootloader said so.
     ``was_empty``: the flash held no vectors before this job. ``changed``: something was erased or changed, perhaps by an
     earlier run of the same job. ``health``: ``passed`` when the application answered the health probe, ``failed`` when one that
     was not changed did not. ``boot``: how it was left, None before the end. ``baud``: the last rate that was used;

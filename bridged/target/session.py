@@ -169,6 +169,13 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result, en
         result.findings = [finding.as_dict() for finding in (yield from examine(request, result))]
         yield from boot(request, result, *(_configured(request) if result.pid else ()))
         return
+    if request.kind == "xmodem":
+        if image is None:
+            raise BadRequest("a job of kind xmodem needs an image")
+        from bridged.target.transfer import transfer
+
+        yield from transfer(request, image, result)
+        return
     connected = yield from enter(request, result, erased=bool(kept))
     result.baud = connected.baud
     yield from phase_started(Phase.IDENTIFY)

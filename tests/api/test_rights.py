@@ -51,6 +51,7 @@ LINES = {
     "ID": "ID motor1",
     "PROTECT": "PROTECT motor1",
     "UNPROTECT": "UNPROTECT motor1",
+    "XMODEM": f"XMODEM motor1 {DIGEST}",
     "OPTION-BYTES": "OPTION-BYTES motor1 set=nBOOT0:1",
     "PLAN": f"PLAN motor1 {DIGEST}",
     "JOBS": "JOBS",
@@ -207,6 +208,7 @@ ANOTHERS_TARGET = {
     "ID": (550, "NOT_ALLOWED"),
     "PROTECT": (550, "NOT_ALLOWED"),
     "UNPROTECT": (550, "NOT_ALLOWED"),
+    "XMODEM": (550, "NOT_ALLOWED"),
     "OPTION-BYTES": (550, "NOT_ALLOWED"),
     "PLAN": (550, "NOT_ALLOWED"),
     # Who administers some targets must not give himself, or see, the others.

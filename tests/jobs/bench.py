@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bridged.config import Application, Config, Policy, Signing, Talk, Target
+from bridged.config import Application, Config, Policy, Signing, Talk, Target, Xmodem
 from bridged.config import Jobs as JobsConfig
 from bridged.errors import BridgedError, Canceled, PortGone, Stopped, Unhealthy, UnknownImage
 from bridged.events import (
@@ -41,6 +41,7 @@ SECTORS = (SectorProven(0x08000000, 16384, "a" * 64), SectorProven(0x08004000, 1
 KEPT = b"bytes of the sector that are not the image's"
 KEPT_OF_OTHER = b"bytes beside the other image"
 HAZARD_S = 4.0
+WITH_IMAGE = (JobKind.FLASH, JobKind.ENSURE, JobKind.VERIFY, JobKind.XMODEM)
 TIMEOUT_S = 20.0  # Nothing here takes time: this only ends a hang.
 
 
@@ -363,6 +364,7 @@ class Bench:
         journal: Journal | None = None,
         health: str = "",
         rules: Policy | None = None,
+        xmodem: Xmodem | None = None,
         keys: list[str] | None = None,
         **limits: int,
     ) -> None:
@@ -382,6 +384,7 @@ class Bench:
                     shares=shares.get(name, []),
                     application=Application(health=Talk(expect=health)),
                     policy=rules or Policy(),
+                    xmodem=xmodem or Xmodem(),
                 )
                 for name in names
             },
@@ -413,7 +416,7 @@ class Bench:
         await self.jobs.stop()
 
     async def submit(self, target: str = "m1", kind: JobKind = JobKind.FLASH, id: str = "", **params: Any) -> Job:
-        image = str(params.pop("image", "firmware.elf")) if kind in (JobKind.FLASH, JobKind.ENSURE, JobKind.VERIFY) else ""
+        image = str(params.pop("image", "firmware.elf")) if kind in WITH_IMAGE else ""
         return await self.jobs.submit(Submission(kind, target, image, params, id, "tester"))
 
     async def flash(self, target: str = "m1", **params: Any) -> Job:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from bridged.config import Config, Policy, Signing, load, parse_window
-from bridged.errors import AgainstPolicy, BadSignature, BridgedError, ConfigError
+from bridged.config import Config, Policy, Signing, Talk, Xmodem, load, parse_window
+from bridged.errors import AgainstPolicy, BadRequest, BadSignature, BridgedError, ConfigError
 from bridged.images import minisign
 from bridged.jobs import policy
 from bridged.jobs.model import JobKind, JobState
@@ -222,6 +222,27 @@ def test_ensure_is_asked_like_flash_and_the_others_are_not(tmp_path: Path) -> No
             assert (await bench.end(await bench.submit(kind=JobKind.VERIFY))).state is JobState.SUCCEEDED
 
     run(work)
+
+
+def test_an_image_by_xmodem_is_asked_as_well_and_needs_words_of_success(tmp_path: Path) -> None:
+    signer = Signer.make(tmp_path)
+    words = Xmodem(success=Talk(expect="good"))
+
+    async def work() -> None:
+        async with Bench(tmp_path, rules=SIGNED, keys=[signer.key], xmodem=words) as bench:
+            with pytest.raises(BadSignature):
+                await bench.submit(kind=JobKind.XMODEM)
+            assert (await bench.submit(kind=JobKind.XMODEM, sig=signer.sig())).kind is JobKind.XMODEM
+
+    async def without() -> None:
+        async with Bench(tmp_path / "other") as bench:
+            with pytest.raises(BadRequest, match=r"m1\.xmodem\.success\.expect is not configured"):
+                await bench.submit(kind=JobKind.XMODEM)
+            assert not bench.jobs.list()
+
+    run(work)
+    (tmp_path / "other").mkdir()
+    run(without)
 
 
 def test_an_older_version_is_refused_once_a_newer_one_was_proven(tmp_path: Path) -> None:
