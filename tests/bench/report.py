@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import store
+from tests.bench import modelled, store
 from tests.bench.figures import (
     LATE_ONCE_S,
     LATE_SHARE,
@@ -121,6 +121,8 @@ def page(results: store.Results, hosts: Mapping[str, str], pictures: Sequence[st
         told += ["## The device and the rejected runs\n", _device(runs)]
     if "virtual" in facts:
         told += ["## The exact account\n", _virtual(facts["virtual"], runs)]
+    if "modelled" in facts:
+        told += ["## The second-stage loader, modelled\n", modelled.section(facts["modelled"])]
     if "cost" in facts:
         told += ["## Cost\n", _cost(facts["cost"])]
     if "virtual" in facts or "cost" in facts:

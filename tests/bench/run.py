@@ -39,7 +39,7 @@ from typing import Any
 
 from bridged import __version__
 from bridged.target.worker import RT_PRIORITY
-from tests.bench import cost, report, store
+from tests.bench import cost, modelled, report, store
 from tests.bench.figures import Cell, Run, why_rejected
 from tests.bench.plan import COST, ENOUGH_RUNS, GROUPS, Round, next_round, scene_of
 from tests.bench.rig import (
@@ -424,6 +424,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             if "virtual" not in results.facts:
                 results.put(virtual=cost.virtual_account())
+            if "modelled" not in results.facts:
+                results.put(modelled=modelled.figures())
             measure(args, results)
     elif not results.facts:
         print(f"make bench: no results in {results.path}", file=sys.stderr)

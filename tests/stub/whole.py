@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from bridged import chips
 from bridged.sim.device import Device
+from bridged.sim.loader import Timing
 from bridged.sim.wire import Burst, Format
 from tests.stub.machine import Machine
 from tests.stub.parts import PARTS
@@ -35,13 +36,15 @@ class Whole:
         spoil_bytes: Callable[[int, int], bytes] | None = None,
         spoil_rom: Callable[[bytes], bytes] | None = None,
         on_start: Callable[[Machine], None] | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self.part = PARTS[name]
         self.oscillator, self.deaf = oscillator, deaf
         self.spoil_frames, self.spoil_rom, self.spoil_bytes, self.on_start = spoil_frames, spoil_rom, spoil_bytes, on_start
         self.chip = chips.by_pid(self.part.pid)
         size = sum(a.size for a in self.part.areas)
-        self.rom = Device(self.chip, flash_bytes=size, options=OBEY_BOOT0.get(name), on_go=self._go)
+        options = OBEY_BOOT0.get(name)
+        self.rom = Device(self.chip, flash_bytes=size, options=options, on_go=self._go, timing=timing or Timing())
         self.machine: Machine | None = None
         self.starts = self.erases = 0
         self.violations: list[str] = []
