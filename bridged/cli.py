@@ -634,6 +634,8 @@ class Command:
             except Refused as refused:
                 if refused.reply.text != "UNKNOWN_JOB" or self.job:
                     raise
+        if sys.stderr.isatty():  # Nothing may happen for hours, and a person should not wonder.
+            print(f"watching {'everything' if what == '*' else what}; Ctrl-C ends", file=sys.stderr)
         self.client.watch(what, self._show_update)
         return Exit.FAILED
 

@@ -144,6 +144,7 @@ def test_a_failure_shows_cause_evidence_remedy_and_the_recording(tmp_path: Path)
         for words in ("Likely cause:", "Remedy:", "Evidence"):
             assert words in text
         assert len(await page.text("#remedy")) > 30
+        assert await page.js("document.querySelector('.phases .broke').textContent") == "write, it failed here"
         await page.click("#show-trace")
         await page.says("Write Memory", "#trace")
         await picture(page, "failure")

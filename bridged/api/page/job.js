@@ -76,6 +76,8 @@ export function jobView(id, may, signal) {
     now = job;
     show({ ...job, event: null });
     bar.hidden = words.hidden = true;
+    const broke = job.problem && job.state !== "canceled" ? seen.filter((name) => name !== "release").at(-1) : "";
+    for (const item of list.children) if (broke && item.textContent === broke) { item.className = "broke"; item.append(h("span", { class: "unseen" }, ", it failed here")); }
     tell(`The job has ${job.state.replace("_", " ")}`);
     const result = job.result || {};
     const took = job.ended && job.started ? seconds((new Date(job.ended) - new Date(job.started)) / 1000) : "";
