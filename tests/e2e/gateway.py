@@ -7,7 +7,6 @@ processes are as they are in the field, and are killed as they are in the field.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import signal
 import socket
@@ -192,12 +191,12 @@ class Gateway:
             found.append(int(entry.name))
         return found
 
-    def _ttys(self) -> set[str]:
-        return {port.path for port in self.ports.values()}
+    def _ttys(self) -> set[tuple[int, int]]:
+        return {_device(Path(port.path)) for port in self.ports.values()}
 
     @staticmethod
-    def _open(entry: Path) -> set[str]:
-        return {os.readlink(fd) for fd in (entry / "fd").iterdir()}
+    def _open(entry: Path) -> set[tuple[int, int]]:
+        return {_device(fd) for fd in (entry / "fd").iterdir()}
 
     def device(self, name: str) -> Device:
         return self.ports[name].device
@@ -206,6 +205,12 @@ class Gateway:
         with self.ports[name].lock:
             memory = self.device(name).memory
             return all(memory.read(s.address, len(s.data)) == s.data for s in image.segments)
+
+
+def _device(path: Path) -> tuple[int, int]:
+    """Not by its name: a container beside us has a /dev/pts of its own."""
+    found = path.stat()
+    return found.st_dev, found.st_rdev
 
 
 def wait_for(what: str, check: Any, timeout_s: float = 60.0) -> Any:
