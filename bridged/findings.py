@@ -561,6 +561,11 @@ TARGET_GROUPS: dict[str, dict[str, Entry]] = {
             "Option bits lead past the flash: the application cannot start, however well it was flashed.",
             "Write the factory value back.",
         ),
+        "DOCTOR_OTHER_BANK": Entry(
+            Level.WARNING,
+            "The option bit BFB2 is set: at each start the loader chooses the bank.",
+            "Flash the bank that is started, or clear BFB2; jobs do not, for it belongs to the application.",
+        ),
         "DOCTOR_EMPTY": Entry(
             Level.NOTE,
             "The flash is empty: this part starts its loader by itself, also with BOOT0 low, and remembers that.",

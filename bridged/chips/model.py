@@ -282,6 +282,7 @@ class Chip:
     provenance: Mapping[str, Provenance] = field(repr=False)
     foreign: str = ""  # why it can be identified and read only; empty for an STM32 that speaks AN3155
     app_checks: tuple[AppCheck, ...] = ()
+    bank_choice: OptionField | None = None  # 1: the loader runs first at each reset and starts bank 2 where a stack pointer is
 
     @property
     def title(self) -> str:

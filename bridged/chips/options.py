@@ -160,7 +160,7 @@ def _values(layout: OptionLayout) -> list[int]:
 def known_fields(chip: Chip) -> list[OptionField]:
     """Single bits that the rows of the chip name, each once: those that decide about loader, application and layout."""
     found = [check.option for check in chip.entry_checks] + [check.option for check in chip.app_checks]
-    found += [layout.when[0] for layout in chip.layouts if layout.when]
+    found += [layout.when[0] for layout in chip.layouts if layout.when] + ([chip.bank_choice] if chip.bank_choice else [])
     single: list[OptionField] = []
     for option in found:
         names = option.name.split(":")

@@ -197,6 +197,7 @@ BASE = Chip(
         read("activation_pattern", f"{AN2606} table 2"),
         memory("boot0_pin_obeyed", "factory option bytes, from memory"),
         memory("entry_checks app_checks", "reference manuals, from memory; each option field has a confidence of its own"),
+        memory("bank_choice", f"{AN2606} table 2 for what it does; the place of the bit as remembered"),
         read("empty_check", f"{AN2606} table 2"),
         read("usart_pins", f"{AN2606}, configuration in system memory boot mode"),
         memory("ram", "generous for the whole family; only for judging a stack pointer"),

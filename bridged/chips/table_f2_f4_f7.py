@@ -37,6 +37,7 @@ _SMALL = (Run(4, 16 * KIB, 0.4, 0.8), Run(1, 64 * KIB, 1.2, 2.4), Run(0, 128 * K
 _LARGE = (Run(4, 32 * KIB, 0.4, 0.8), Run(1, 128 * KIB, 1.2, 2.4), Run(0, 256 * KIB, 2.0, 4.0))
 
 _DB1M = OptionField("DB1M", 0x1FFFC008, 14, 1, Confidence.AGREED)
+_BFB2 = OptionField("BFB2", 0x1FFFC000, 4, 1, Confidence.MEMORY)
 _NDBANK = OptionField("nDBANK", 0x1FFF0008, 13, 1, Confidence.AGREED)
 _NDBOOT = OptionField("nDBOOT", 0x1FFF0008, 12, 1, Confidence.MEMORY)
 _BOOT_ADD0 = OptionField("BOOT_ADD0", 0x1FFF0010, 0, 0xFFFF, Confidence.AGREED)
@@ -91,6 +92,7 @@ _F4_TWO_BANKS = replace(
     mass_erase_max_s=64.0,  # the data sheet's 32 s is for 1 MiB; whether both banks erase at once was not read
     option_bytes=spans("1FFFC000-1FFFC00F 1FFEC000-1FFEC00F"),
     activation_pattern="5",
+    bank_choice=_BFB2,
     usart_pins=pins("1:PA9/PA10 3:PB10/PB11,PC10/PC11"),
     provenance=cite(
         F4,

@@ -380,6 +380,7 @@ CHIPS = (
         mass_erase_max_s=0.05,
         loader_ids=ids("D3 D4 D5"),  # V13.3: booting from bank 2 is broken
         activation_pattern="14",
+        bank_choice=OptionField("BFB2", _OPTR, 20, 1, Confidence.MEMORY),
         stub_ram=spans("20004000-20017FFF"),
         provenance=cite(
             G4, agreed("layouts", "public tables and OpenOCD's driver; parts below 512 KiB unsure in dual-bank mode")

@@ -78,16 +78,20 @@ class Application:
         return bytes(out)
 
 
+def has_stack_pointer(memory: Memory, address: int) -> bool:
+    """Whether the word there points into RAM."""
+    stack = int.from_bytes(memory.read(address, 4), "little")
+    return any(r.start < stack <= r.end for r in memory.chip.ram or _ANY_RAM) and stack % 4 == 0
+
+
 def load(memory: Memory, address: int, behaviour: Behaviour) -> Application | None:
     """The application whose vector table is at ``address``; None when the chip would end in a HardFault."""
     chip, flash, flash_base = memory.chip, memory.flash, memory.base
     at = address - flash_base
     if not 0 <= at <= len(flash) - 8:
         return None
-    stack = int.from_bytes(flash[at : at + 4], "little")
     reset = int.from_bytes(flash[at + 4 : at + 8], "little")
-    ram = chip.ram or _ANY_RAM
-    if not any(r.start < stack <= r.end for r in ram) or stack % 4:
+    if not has_stack_pointer(memory, address):
         return None
     entry = reset & ~1
     # F7 images may be linked for the ITCM view of flash.

@@ -66,6 +66,15 @@ def decide(pattern: int, pins: Pins, option: Callable[[str], int], empty: bool, 
     return NOTHING if pins.boot1 else LOADER
 
 
+def choose_bank(flash_base: int, second_bank: int | None, stack_pointer_at: Callable[[int], bool]) -> Start:
+    """BFB2 is set, and flash is to be started: the loader runs first and takes bank 2 where that begins with a stack pointer,
+    else bank 1; where neither does it stays (AN2606 table 2, patterns 3, 4, 5, 7 and 14)."""
+    for bank in (second_bank, flash_base):
+        if bank is not None and stack_pointer_at(bank):
+            return Start(loader=False, address=bank)
+    return LOADER
+
+
 def _modern(high: bool, locked: bool, option: Callable[[str], int], empty: bool, flash: Start) -> Start:
     if locked:
         return flash

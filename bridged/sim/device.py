@@ -23,8 +23,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from enum import Enum
 
 from bridged.chips.model import Chip, Quirk
-from bridged.sim.application import Application, Behaviour, load
-from bridged.sim.boot import Pins, Start, decide
+from bridged.sim.application import Application, Behaviour, has_stack_pointer, load
+from bridged.sim.boot import Pins, Start, choose_bank, decide
 from bridged.sim.faults import ByteFault, Fault, Faults
 from bridged.sim.loader import ACK, Kind, Leave, Loader, Request, Stats, Timing, Work, protocol_version
 from bridged.sim.memory import Memory, pattern_number
@@ -349,6 +349,9 @@ class Device:
         if start is None:
             pins = Pins(self._boot0, self._boot1)
             start = decide(pattern_number(self.chip), pins, self.memory.option, self._empty, self.memory.base)
+            if self.chip.bank_choice and self.memory.option("BFB2") and start.address == self.memory.base:
+                second = min((s.address for s in self.memory.map.sectors if s.bank == 2), default=None)
+                start = choose_bank(self.memory.base, second, lambda bank: has_stack_pointer(self.memory, bank))
         if start.loader and self.memory.rdp == 2:
             start = Start(loader=False, address=self.memory.base)
         self.mode = Mode.STARTING

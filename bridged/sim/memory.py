@@ -192,6 +192,8 @@ class Memory:
         for check_app in self.chip.app_checks:
             for spot in _single(check_app.option):
                 self._place_option(spot, None)
+        if self.chip.bank_choice is not None:
+            self._place_option(self.chip.bank_choice, None)
         for layout in self.chip.layouts:
             if layout.when is not None and layout.name == self.map.layout and layout in self._possible():
                 self._place_option(*layout.when, always=True)

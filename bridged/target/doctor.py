@@ -38,7 +38,7 @@ from bridged.target.dialogue import Dialogue
 from bridged.target.entry import STARTUP_LEAST_S, STARTUP_MARGIN, Connected, enter, phase_started
 from bridged.target.expect import printable
 from bridged.target.identify import Known, identify
-from bridged.target.protection import read_options
+from bridged.target.protection import other_bank, read_options
 from bridged.target.request import Request, Result
 
 LISTEN_S = 1.0
@@ -277,6 +277,8 @@ def _options(known: Known, result: Result, here: list[Finding]) -> Flow[None]:
             here.append(_say("DOCTOR_BOOT_OPTION", f"{text}: BOOT0 low does not lead to the loader"))
         else:
             here.append(_say("DOCTOR_APPLICATION_UNREACHABLE", f"{text}: {unreachable.otherwise}"))
+    if text := (yield from other_bank(known)):
+        here.append(_say("DOCTOR_OTHER_BANK", text))
     if seen.fields:
         told = ", ".join(f"{name}={value}" for name, value in seen.to_dict()["fields"].items())
         here.append(_say("DOCTOR_OPTION_BYTES", told + (f" ({layout.source.source})" if layout else "")))

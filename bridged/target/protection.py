@@ -97,6 +97,8 @@ def check_entry(request: Request, known: Known) -> Flow[None]:
         if word is not None and not unreachable.holds(word):
             text = f"{unreachable.option.name} is {unreachable.option.value(word):#06x}: {unreachable.otherwise}"
             yield Report(Warned("APPLICATION_UNREACHABLE", text))
+    if text := (yield from other_bank(known)):
+        yield Report(Warned("OTHER_BANK", text))
     if request.one_shot:
         return
     if not ((wiring.has_boot0 or wiring.boot0_by_hand) and (wiring.has_reset or wiring.has_power)):
@@ -126,6 +128,22 @@ def check_entry(request: Request, known: Known) -> Flow[None]:
         )
     if unread:
         yield Report(Warned("ENTRY_UNPROVEN", f"{', '.join(unread)} cannot be read: the factory setting is assumed"))
+
+
+def other_bank(known: Known) -> Flow[str]:
+    """What a person must know of a part whose loader chooses between two banks at each start; empty where it does not."""
+    chip, second = known.chip, next((s for s in known.flash.sectors if s.bank == 2), None) if known.flash else None
+    if chip.bank_choice is None or second is None:
+        return ""
+    word = yield from read_option(chip, chip.bank_choice, known.line)
+    if word is None or not chip.bank_choice.value(word):
+        return ""
+    data = yield from known.line.read_twice(second.address, 4)
+    holds = any(r.start < int.from_bytes(data, "little") <= r.end for r in chip.ram)
+    text = (
+        f"{chip.bank_choice.name} is 1: bank 2 ({second.address:#010x}) is started where a stack pointer is there, else bank 1"
+    )
+    return f"{text}; {'there is one now: what is in bank 1 does not start' if holds else 'there is none now'}"
 
 
 def _must_come_back(request: Request) -> None:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from bridged import config
+from bridged.console import server
 from bridged.console.room import Console
 from bridged.console.server import Admission, Listeners
 from bridged.target.owner import Target
+
+EOF_LINGER_S = 0.4  # What a client that has said its last word is given for an answer; the targets here answer at once.
 
 
 @dataclass
@@ -119,6 +122,7 @@ async def bench(
     )
     target = Target("bench", settings)
     room = Console(target, settings.console)
+    lingering, server.EOF_LINGER_S = server.EOF_LINGER_S, EOF_LINGER_S
     target.listener = room
     listeners = Listeners(room, admit)
     await target.open()
@@ -131,5 +135,6 @@ async def bench(
         await listeners.close()
         await room.close()
         await target.close()
+        server.EOF_LINGER_S = lingering
         os.close(master)
         os.close(slave)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import json
 import os
 import re
 import socket
+import sqlite3
 import struct
 import termios
 import threading
@@ -257,7 +259,7 @@ def test_console_lock_and_unlock_on_the_line_protocol(tmp_path: Path) -> None:
 
 
 def test_a_thousand_come_and_go_while_jobs_run(tmp_path: Path) -> None:
-    """No seat, no lease, no descriptor and no memory is left behind, and the jobs succeed."""
+    """No seat, no lease, no descriptor and no memory is left behind; the jobs succeed, and say what they say else."""
     with site(tmp_path, paced=False, console="clients = 40", application="listen_s = 0.1") as found:
         daemon = found.gateway.daemon
         assert daemon is not None
@@ -268,7 +270,7 @@ def test_a_thousand_come_and_go_while_jobs_run(tmp_path: Path) -> None:
         def jobs() -> None:
             client = found.gateway.connect()
             while not done.is_set():
-                results.append(client.do("RESET m wait=1")[0])
+                results.append(client.do("IDENTIFY m wait=1")[0])
             client.close()
 
         def visit(count: int) -> None:
@@ -290,6 +292,7 @@ def test_a_thousand_come_and_go_while_jobs_run(tmp_path: Path) -> None:
             found.client.do("INFO m")
             return "state=idle" in found.client.lines and not any("owner=" in line for line in found.client.lines)
 
+        assert found.client.do("IDENTIFY m wait=1")[0] == 250
         visit(50)
         wait_for("the first ones to be gone", settled)
         time.sleep(0.5)
@@ -304,6 +307,10 @@ def test_a_thousand_come_and_go_while_jobs_run(tmp_path: Path) -> None:
         assert len(results) >= 3
         assert set(results) == {250}
         assert found.gateway.rss_bytes() - memory < 8 << 20
+        with contextlib.closing(sqlite3.connect(f"file:{tmp_path}/state/state.db?mode=ro", uri=True)) as db:
+            rows = db.execute("SELECT result FROM jobs WHERE kind = 'identify' ORDER BY created")
+            calm, *sent = [json.loads(row[0])["uart_bytes"]["out"] for row in rows]
+        assert sent.count(calm) > 0.8 * len(sent), "a byte that the machine was late for is asked again; clients add none"
         listener = Listener(found.port)
         listener.say(b"still there\n")
         listener.wait(b"ok still there\r\n")

@@ -101,8 +101,9 @@ def test_three_megabaud_both_ways_with_twenty_readers_and_one_that_stalls(tmp_pa
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     (tmp_path / "bridged.toml").write_text(
-        f'[gateway]\nstate_dir = "{tmp_path}/state"\n[api]\nlisten = ""\nmetrics = ""\n[targets.m]\nport = "{tmp_path}/tty"\n'
-        f'[targets.m.application]\nbaud = 3000000\n[targets.m.console]\nlisten = "127.0.0.1:{port}"\nreplay_kib = 0\n'
+        f'[gateway]\nstate_dir = "{tmp_path}/state"\n[api]\nlisten = ""\nhttp = ""\nmetrics = ""\n'
+        f'[targets.m]\nport = "{tmp_path}/tty"\n[targets.m.application]\nbaud = 3000000\n'
+        f'[targets.m.console]\nlisten = "127.0.0.1:{port}"\nreplay_kib = 0\n'
         'notices = "off"\nbuffer_kib = 1024\n'
     )
     daemon = subprocess.Popen(

@@ -156,6 +156,27 @@ def test_what_cannot_be_understood_was_not_empty() -> None:
     assert not was_empty(b"anything")
 
 
+# --- two banks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["F429", "L476", "G474"])
+def test_a_loader_that_chooses_the_bank_is_told_before_the_erase_and_what_runs_is_what_it_chose(part: str) -> None:
+    """BFB2: at each start bank 2 comes first, where a stack pointer is there (AN2606), however well bank 1 was flashed."""
+    bench = Bench(part, {"options": {"BFB2": 1}})
+    second = next(s.address for s in bench.device.memory.map.sectors if s.bank == 2)
+    image = make_image(bench.chip, 3000)
+    assert not bench.boots(), "no bank holds anything: the loader stays"
+    assert bench.device.mode is Mode.MEASURING
+    result = bench.run("flash", image)
+    assert (result.evidence, result.boot, result.banner) == ("full", Boot.RESET, "bench application")
+    assert ["there is none now" in w.text for w in bench.events(Warned) if w.code == "OTHER_BANK"] == [True]
+    other = make_image(bench.chip, 3000, offset=second - bench.chip.flash_base, banner=b"the other bank")
+    assert bench.run("flash", other).banner == "the other bank"
+    with pytest.raises(errors.Unhealthy, match="the other bank"):
+        bench.run("flash", make_image(bench.chip, 2000), health=Conversation(expect="bench", within_s=0.5))
+    assert ["does not start" in w.text for w in bench.events(Warned) if w.code == "OTHER_BANK"] == [True]
+
+
 # --- nothing is wired ---------------------------------------------------------------------------------------------------
 
 

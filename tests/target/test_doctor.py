@@ -69,6 +69,12 @@ def flash_it(device: Device) -> None:
         device.memory.program(seg.address, seg.data)
 
 
+def in_bank_2(device: Device) -> None:
+    at = next(s.address for s in device.memory.map.sectors if s.bank == 2)
+    for seg in make_image(device.chip, 3000, offset=at - device.memory.base).segments:
+        device.memory.program(seg.address, seg.data)
+
+
 def stuck_boot0(device: Device) -> None:
     """Whatever level is driven, the pin of the chip is high."""
     latch = device._start
@@ -198,6 +204,14 @@ ROWS = (
         ("DOCTOR_EMPTY",),
         {"options": {"nBOOT_SEL": 1}},
         blank=True,
+    ),
+    Row(
+        "its loader starts bank 2, where another application is",
+        "F429",
+        "DOCTOR_OTHER_BANK",
+        ("DOCTOR_RESET_WORKS", "DOCTOR_IDENTIFIED"),
+        {"options": {"BFB2": 1}},
+        before=in_bank_2,
     ),
     Row("loader V9.0 of the H743", "H743", "", ("DOCTOR_GET_COUNT_ODD",), {"loader_id": 0x90}),
     Row("needs 2.6 s to start", "L476", "", ("DOCTOR_LOADER_LATE",), {"timing": Timing(startup_s=2.56)}),
