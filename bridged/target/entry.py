@@ -69,7 +69,7 @@ STARTUP_LEAST_S = 0.02
 BANNER_BYTES = 256
 POWER_OFF_S = 0.5
 JUMP_S = 0.1
-START_S = 1.0  # Until an application that says nothing is taken to be up.
+START_S, START_MOST_S = 1.0, 5.0  # Until an application that says nothing is taken to be up; times eight, within ENTER_LIMIT_S.
 FIRST_WORDS_S = 0.2
 STALE_QUIET_S = 0.001
 STALE_DRAINS = 20  # The kernel holds up to 68 KiB of what a talkative application said while the session was being started.
@@ -261,14 +261,16 @@ def _ask_to_jump(request: Request, chip: Chip | None, baud: int, wait_s: float, 
     start, which it may announce before it listens."""
     if restart:
         yield from leave(request)
-        first: bytes = yield Receive(1, max(request.listen_s, START_S))
+        first: bytes = yield Receive(1, min(max(request.listen_s, START_S), START_MOST_S))
         first += yield Receive(BANNER_BYTES, FIRST_WORDS_S)
-        yield Overheard(first)
+        if first:
+            yield Overheard(first)
     else:
         yield SetFormat(request.application_baud, request.application_parity)
     yield Send(request.enter_by)
     answer: bytes = yield Receive(BANNER_BYTES, JUMP_S)
-    yield Overheard(answer)
+    if answer:
+        yield Overheard(answer)
     yield SetFormat(baud, chip.parity if chip else "E")
     said: bytes = yield Receive(4096, wait_s)
     return said
