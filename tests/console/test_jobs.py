@@ -270,7 +270,7 @@ def test_a_thousand_come_and_go_while_jobs_run(tmp_path: Path) -> None:
         def jobs() -> None:
             client = found.gateway.connect()
             while not done.is_set():
-                results.append(client.do("IDENTIFY m wait=1")[0])
+                results.append(client.do("ID m wait=1")[0])
             client.close()
 
         def visit(count: int) -> None:
@@ -292,7 +292,7 @@ def test_a_thousand_come_and_go_while_jobs_run(tmp_path: Path) -> None:
             found.client.do("INFO m")
             return "state=idle" in found.client.lines and not any("owner=" in line for line in found.client.lines)
 
-        assert found.client.do("IDENTIFY m wait=1")[0] == 250
+        assert found.client.do("ID m wait=1")[0] == 250
         visit(50)
         wait_for("the first ones to be gone", settled)
         time.sleep(0.5)
