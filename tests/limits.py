@@ -219,7 +219,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "Jobs, results and the journal": (
         Row("jobs.service:REQUEST_BYTES", "Options of a job", "501 `BAD_REQUEST`"),
-        Row("jobs.service:ID_CHARS", "An id of a client; there are as many as remembered jobs", "501 `BAD_REQUEST`"),
+        Row("jobs.model:ID_CHARS", "An id of a client; there are as many as remembered jobs", "501 `BAD_REQUEST`"),
         Row(
             "jobs.service:LOG_LIMIT", "Notable events in the log of a job", "not logged; changes of state always are", "events"
         ),

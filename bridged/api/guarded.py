@@ -6,12 +6,14 @@ job of another's target is as unknown as one that never was. Whatever changes so
 
 Images belong to no target, and their names to everybody who has a right to all of them. Who has a right to some only names
 images by their whole SHA-256, or by names of his own (``image_name``, ``image_ref``): else he could put his image under a name
-by which somebody else flashes a target that he has no right to, or flash and read back what he may not see.
+by which somebody else flashes a target that he has no right to, or flash and read back what he may not see. Ids of jobs are his
+own in the same way: one that was taken before is answered with the request that took it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
@@ -22,7 +24,7 @@ from bridged.api.auth import Authority, Principal
 from bridged.api.ports import JobsApi, Rows, Updates
 from bridged.errors import BridgedError, UnknownJob, WrongToken
 from bridged.images import content
-from bridged.jobs.model import Job, JobState, Submission, Update
+from bridged.jobs.model import ID_CHARS, Job, JobState, Submission, Update
 from bridged.protocol.line import Scope
 
 _Jobs = list[Job]
@@ -49,7 +51,8 @@ class Guarded:
         try:
             for target in (sub.target, *filter(None, str(sub.params.get("resets") or "").split(","))):
                 self.require(Scope.FLASH, target, doing)
-            whole = replace(sub, image=self.image_ref(sub.image), principal=self.who.name, source=self.who.source)
+            image, own_id = self.image_ref(sub.image), self.job_id(sub.id)
+            whole = replace(sub, image=image, id=own_id, principal=self.who.name, source=self.who.source)
             job = await self._jobs.submit(whole)
         except BridgedError as error:
             self.note(doing, target=sub.target, result=error.code)
@@ -84,6 +87,13 @@ class Guarded:
             return image
         parts = content.parse_parts(image)
         return ",".join(str(p if SHA256.fullmatch(p.ref) else replace(p, ref=self.image_name(p.ref))) for p in parts)
+
+    def job_id(self, said: str) -> str:
+        """Under which id of a client a job of this principal is found again."""
+        if not said or self.who.targets is None:
+            return said
+        own = f"{self.who.name}/{said}"
+        return own if len(own) <= ID_CHARS else f"{self.who.name}/{hashlib.sha256(said.encode()).hexdigest()}"
 
     # --- both -----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from bridged.errors import JobError
 
+ID_CHARS = 128  # Of an idempotency id: a UUID has 36, names of builds rarely more than 100. Kept as long as its job.
+
 
 class JobState(StrEnum):
     QUEUED = "queued"

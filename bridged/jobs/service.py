@@ -83,7 +83,7 @@ from bridged.images import content
 from bridged.images.model import Image, Span
 from bridged.jobs import policy, rollback
 from bridged.jobs.journal import Backup, Change, Journal, OpenSession, TargetRecord, update_of
-from bridged.jobs.model import Job, JobKind, JobState, Submission, Update, advance, note
+from bridged.jobs.model import ID_CHARS, Job, JobKind, JobState, Submission, Update, advance, note
 from bridged.jobs.past import learned, past_of
 from bridged.jobs.results import JOB_LIMIT_BYTES, Results
 from bridged.jobs.watch import Watch
@@ -100,7 +100,6 @@ _InfoList = list[dict[str, Any]]
 FREE_BYTES = 8 << 20  # A session writes some 100 KiB of journal and up to a flash of kept bytes; below this none starts.
 PROGRESS_S = 0.2  # Progress of a job is shown at most so often.
 REQUEST_BYTES = 16384  # Canonical text of one request: it is stored with the job and with its idempotency id.
-ID_CHARS = 128  # Of an idempotency id: a UUID has 36, names of builds rarely more than 100. Kept as long as its job.
 LOG_LIMIT = 2000  # Notable events of one job in its log; state and phase changes beyond that are still taken.
 SAVE_EVERY = 100  # So many entries of the log may wait for the next commit.
 SEQ_LEAP = 10 * LOG_LIMIT  # More than a crash can have lost.

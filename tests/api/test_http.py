@@ -396,8 +396,9 @@ def test_what_a_plain_put_refuses(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
-def test_a_body_that_is_not_wanted_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+def test_a_body_that_is_not_wanted_is_refused_before_it_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """curl sends ``Expect: 100-continue`` with a large file, and waits."""
+    monkeypatch.setattr("bridged.api.http.LINGER_S", 0.2)
 
     def head(size: int, path: str = f"/v1/images/sha256:{SHA}") -> bytes:
         return f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\nExpect: 100-continue\r\n\r\n".encode()

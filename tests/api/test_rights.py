@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from bridged.api.auth import Authority
+from bridged.api.auth import Authority, Principal
+from bridged.api.guarded import Guarded
 from bridged.api.line import STRANGERS_EACH, Limits, LineServer
 from bridged.config import Auth, Listen
 from bridged.jobs.journal import Journal
-from bridged.jobs.model import JobKind, JobState
+from bridged.jobs.model import ID_CHARS, JobKind, JobState
 from bridged.protocol.line import VERBS, Scope
 from tests.api.fakes import FakeJobs, Script, WatchedStore
 from tests.api.test_line import LIMITS, Client
@@ -317,6 +318,27 @@ def test_who_has_a_right_to_some_targets_puts_nothing_under_a_name_that_others_u
             assert (await narrow.ask(f"{verb} motor2 {good[:12]}")).text == "UNKNOWN_IMAGE"
         await narrow.say(f"PLAN motor2 {good[:12]}")
         assert (await narrow.replies())[-1].data["image"] == f"token-flash-2/{good[:12]}"
+
+    run(tmp_path, body)
+
+
+def test_ids_of_who_has_a_right_to_some_targets_are_his_own(tmp_path: Path) -> None:
+    """An id that was taken is answered with the request that took it: image, target, and bytes of one unit."""
+
+    async def body(g: Gate) -> None:
+        everything, narrow = await g.connect(g.tokens["flash"]), await g.connect(g.tokens["flash-2"])
+        g.jobs.expect(Script(JobKind.RESET, "motor1"), Script(JobKind.RESET, "motor2"), Script(JobKind.RESET, "motor2"))
+        first = (await everything.ask("RESET motor1 id=build-7")).data["job"]
+        for said in ("build-7", "x" * 64):
+            mine = (await narrow.ask(f"RESET motor2 id={said}")).data["job"]
+            assert mine != first
+            assert (await narrow.ask(f"RESET motor2 id={said}")).data["job"] == mine
+        assert (await everything.ask("RESET motor1 id=build-7")).data["job"] == first
+        # Over HTTP they may be longer, and stay apart within what is kept.
+        own = Guarded(g.jobs, g.authority, Principal("token-" + "n" * 32, "x", targets=frozenset({"motor2"})))
+        kept = {own.job_id("x" * 127 + last) for last in "ab"}
+        assert len(kept) == 2
+        assert all(len(one) <= ID_CHARS for one in kept)
 
     run(tmp_path, body)
 
