@@ -107,6 +107,9 @@ def _listen(request: Request, chip: Chip | None, here: list[Finding]) -> Flow[Ma
     yield SetLines(reset=True, boot0=False)
     under_way: bytes = yield Drain(0.02, 0.1)
     held: bytes = yield Receive(4096, HELD_S)
+    if held:
+        more: bytes = yield Receive(4096, LISTEN_S)
+        under_way, held = (under_way, held + more) if more else (under_way + held, b"")  # A byte of noise is no speech.
     yield SetLines(reset=False)
     listen_s = max(LISTEN_S, request.listen_s)
     after: bytes = yield Receive(4096, listen_s)

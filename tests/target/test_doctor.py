@@ -16,7 +16,7 @@ import pytest
 
 from bridged.errors import ParityUnavailable
 from bridged.findings import CATALOG, TARGET_GROUPS, Level, codes
-from bridged.protocol.flow import SetFormat, Step
+from bridged.protocol.flow import Drain, Receive, SetFormat, Step
 from bridged.sim.application import Behaviour
 from bridged.sim.boot import LOADER
 from bridged.sim.device import Device
@@ -309,6 +309,22 @@ def test_each_finding_has_its_row() -> None:
     assert used == codes(TARGET_GROUPS) | machine_says_too
     assert {row.code for row in ROWS if row.code} | {code for row in ROWS for code in row.also} == used
     assert all(CATALOG[code].remedy for code in used if CATALOG[code].level is not Level.OK)
+
+
+def test_one_byte_of_noise_while_nrst_is_low_is_no_speech() -> None:
+    bench = Bench("L476", {"rate_error": 0.0})
+    bench.put(make_image(bench.chip, 3000))
+    uart = VirtualUart(bench.device)
+    held = False
+
+    def before(_number: int, step: Step) -> None:
+        nonlocal held
+        if held and isinstance(step, Receive):
+            uart.inbox += b"\xff"
+        held = isinstance(step, Drain) and not bench.device.lines["nrst"]
+
+    result = run(session.run(Request("doctor", WIRED, "L476")), uart, before=before)
+    assert [f["code"] for f in result.findings if f["level"] in ("problem", "warning")] == []
 
 
 def test_slow_get_id_supports_the_parity_finding() -> None:
