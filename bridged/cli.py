@@ -399,6 +399,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+EXTRA = {"FLASH": "mode", "ENSURE": "evidence"}  # Options that only one of them has.
 PAUSE_S = 0.5  # Before a console that ended is asked for again.
 
 
@@ -439,7 +440,9 @@ class Command:
         return self._with_image("VERIFY")
 
     def xmodem(self) -> Exit:
-        return self._run_job("XMODEM", self.args.target, self._image(), **self._options("addr", "type", "patch", "sig"))
+        return self._run_job(
+            "XMODEM", self.args.target, self._image(), **self._options("addr", "type", "patch", "sig", "force")
+        )
 
     def plan(self) -> Exit:
         args = self.args
@@ -481,11 +484,12 @@ class Command:
         wanted = {name: ",".join(value) if value else None for name, value in values.items()}
         if wanted["set"]:
             wanted["set"] = wanted["set"].replace("=", ":")
-        return self._run_job("OPTION-BYTES", args.target, **wanted)
+        return self._run_job("OPTION-BYTES", args.target, **wanted, **self._options("force"))
 
     def protect(self) -> Exit:
         sectors = self.args.sectors
-        return self._run_job("PROTECT", self.args.target, what="write" if sectors else None, sectors=sectors)
+        what = "write" if sectors else None
+        return self._run_job("PROTECT", self.args.target, what=what, sectors=sectors, **self._options("force"))
 
     def unprotect(self) -> Exit:
         what = "write" if self.args.write else None
@@ -495,6 +499,8 @@ class Command:
         names: tuple[str, ...] = ("addr", "type", "patch")
         if verb != "VERIFY":
             names += ("outside", "entry", "unprotect", "protect", "force", "sig")
+        if verb in EXTRA:
+            names += (EXTRA[verb],)
         return self._run_job(verb, self.args.target, self._image(), **self._options(*names))
 
     def _image(self) -> str:
@@ -531,6 +537,8 @@ class Command:
             "protect": 1 if getattr(args, "protect", False) else None,
             "force": ",".join(getattr(args, "force", None) or []) or None,
             "sig": ",".join(signature_text(Path(name)) for name in getattr(args, "sig", None) or []) or None,
+            "mode": "full" if getattr(args, "full", False) else None,
+            "evidence": getattr(args, "evidence", None),
             "trace": 1 if getattr(args, "trace", False) else None,
             "resets": ",".join(getattr(args, "resets", None) or []) or None,
         }
@@ -616,7 +624,7 @@ class Command:
     def jobs(self) -> Exit:
         args = self.args
         rows: list[Reply] = []
-        self._ask("JOBS", each=rows.append, target=args.target, state=args.state, limit=args.limit)
+        self._ask("JOBS", each=rows.append, target=args.target, state=args.state, limit=args.limit, before=args.before)
         columns = ("job", "kind", "target", "state", "phase", "reason", "error", "image", "created", "ended")
         found = [dict(row.data) for row in rows]
         for row in found:
@@ -936,6 +944,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--trace", action="store_true", help="keep the flight recording also when all goes well")
         sub.add_argument("--no-wait", action="store_true", help="print the job's id and return at once")
 
+    def unasked(sub: argparse.ArgumentParser) -> None:
+        text = "interlock: reset without asking the application"
+        sub.add_argument("--force", action="append", choices=("interlock",), help=text)
+
     def writing(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--discard-outside",
@@ -954,8 +966,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--force",
             action="append",
-            choices=("vectors", "erase-everything"),
-            help="vectors: skip the check of the image; erase-everything: the consent that --unprotect needs",
+            choices=("vectors", "interlock", "erase-everything"),
+            help="vectors: skip the check of the image; interlock: reset without asking the application; erase-everything: the "
+            "consent that --unprotect needs",
         )
         text = "the image's signature by minisign; of several images one each, in their order"
         sub.add_argument("--sig", metavar="FILE.minisig", action="append", help=text)
@@ -976,6 +989,11 @@ def _parser() -> argparse.ArgumentParser:
         sub = command(name, text, f"bridged {name} motor1 app.elf")
         target(sub)
         image(sub)
+        if name == "flash":
+            sub.add_argument("--full", action="store_true", help="erase and write also the sectors that hold it already")
+        else:
+            enough = "what is enough where it was proven before: the record (touches nothing), samples, or all (default)"
+            sub.add_argument("--evidence", choices=("record", "sample", "full"), help=enough)
         writing(sub)
         job(sub)
     sub = command("verify", "compare the flash with an image; changes nothing", "bridged verify motor1 app.elf")
@@ -987,6 +1005,7 @@ def _parser() -> argparse.ArgumentParser:
     target(sub)
     image(sub)
     sub.add_argument("--sig", metavar="FILE.minisig", action="append", help="the image's signature by minisign")
+    unasked(sub)
     job(sub)
     sub = command("plan", "show what flash would erase, keep and write; touches nothing", "bridged plan motor1 app.elf")
     target(sub)
@@ -1021,12 +1040,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", metavar="NAME=VALUE", action="append", help="write this field; may be repeated")
     sub.add_argument("--raw", metavar="ADDR:HEX", action="append", help="lay bytes over the block; needs --field")
     sub.add_argument("--field", metavar="NAME", action="append", help="a field that the bytes of --raw may change")
+    unasked(sub)
     job(sub)
     sub = command(
         "protect", "set readout protection (level 1), or protect sectors from being written", "bridged protect motor1"
     )
     target(sub)
     sub.add_argument("--sectors", metavar="N,N-N", help="write protection of these, besides those that have it")
+    unasked(sub)
     job(sub)
     sub = command(
         "unprotect",
@@ -1035,7 +1056,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     target(sub)
     sub.add_argument("--write", action="store_true", help="remove write protection instead, which erases nothing")
-    sub.add_argument("--force", action="append", choices=("erase-everything",), help="yes, the whole flash")
+    sub.add_argument(
+        "--force",
+        action="append",
+        choices=("erase-everything", "interlock"),
+        help="erase-everything: yes, the whole flash; interlock: reset without asking the application",
+    )
     job(sub)
 
     sub = command("targets", "list the targets", "bridged targets --long")
@@ -1049,6 +1075,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--target")
     sub.add_argument("--state")
     sub.add_argument("--limit", type=int, default=20)
+    sub.add_argument("--before", metavar="JOB", help="only older ones than this")
     sub = command("log", "the history of a job", "bridged log JOB")
     sub.add_argument("job", metavar="JOB")
     sub.add_argument("--from", dest="since", type=int, metavar="SEQ", help="only from this entry on")

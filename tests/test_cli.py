@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import hashlib
@@ -23,7 +24,7 @@ import pytest
 
 from bridged import cli
 from bridged.api.line import Limits, LineServer
-from bridged.cli import EXIT_TEXT, Exit, Screen, exit_code, outcome, plan_text, size_text, table
+from bridged.cli import EXIT_TEXT, Exit, Screen, _parser, exit_code, outcome, plan_text, size_text, table
 from bridged.client import Address, LocalFile
 from bridged.config import Listen
 from bridged.errors import (
@@ -40,7 +41,7 @@ from bridged.errors import (
     WrongChip,
 )
 from bridged.jobs.model import JobKind, JobState
-from bridged.protocol.line import Reply, error_reply
+from bridged.protocol.line import VERBS, Reply, error_reply
 from tests.api.fakes import PLANNED, FakeJobs, Script, WatchedStore
 
 STEPS = [("sync", 0, 0), ("write", 2048, 4096), ("write", 4096, 4096), ("verify", 4096, 4096)]
@@ -187,7 +188,9 @@ def test_flash_uploads_waits_and_says_what_was_proven(gateway: Gateway, tmp_path
     gateway.jobs.expect(
         Script(JobKind.ENSURE, "motor1", f"{digest}@0x08000000", params, result=RESULT | {"changed": False, "evidence": "full"})
     )
+    params["evidence"] = "sample"
     options = ["--addr", "0x08000000", "--type", "bin", "--discard-outside", "--one-shot", "--force", "vectors"]
+    options += ["--evidence", "sample"]
     done = bridged(gateway, "ensure", "motor1", str(path), *options)
     assert (done.returncode, done.stdout.splitlines()[0]) == (
         0,
@@ -197,6 +200,41 @@ def test_flash_uploads_waits_and_says_what_was_proven(gateway: Gateway, tmp_path
     gateway.jobs.expect(Script(JobKind.VERIFY, "motor2", digest, {}, STEPS, result={"bytes_compared": 4096}))
     done = bridged(gateway, "verify", "motor2", f"sha256:{digest}")
     assert done.stdout == "motor2: equal: 4.0 KiB compared\n"
+
+
+# Options of the protocol that have another name on the command line, or stand for what the command line does by itself.
+SAID = {
+    "outside": "--discard-outside",
+    "entry": "--one-shot",
+    "wait": "--no-wait",
+    "mode": {"FLASH": "--full", "RESET": "--boot"},
+    "fields": "--field",
+    "what": {"PROTECT": "--sectors", "UNPROTECT": "--write"},
+    "from": "--from",
+    "offset": None,  # an upload goes on by itself
+    "verify": None,  # it has one value only
+    "timeout": None,
+}
+COMMANDS = {"ID": "id", "DOCTOR": "examine", "INFO": "status", "WAIT": "watch", "GET": "read", "HAVE": "put"}
+TALK = {"HELP", "PING", "QUIT", "HELLO", "AUTH", "TOKEN"}  # TOKEN has commands below it
+
+
+def test_whatever_the_protocol_offers_the_command_line_offers() -> None:
+    top = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for verb in VERBS.values():
+        if verb.name in TALK:
+            continue
+        command = top.choices[COMMANDS.get(verb.name, verb.name.lower())]
+        flags = {flag: action for action in command._actions for flag in action.option_strings}
+        for param in verb.options:
+            said: Any = SAID.get(param.name, f"--{param.name}")
+            flag = said.get(verb.name) if isinstance(said, dict) else said
+            if flag is None:
+                continue
+            assert flag in flags, f"{verb.name} {param.name}=: `bridged {command.prog}` has no {flag}"
+            offered = flags[flag].choices
+            if param.kind == "list" and param.choices:
+                assert set(offered or ()) == set(param.choices), f"{verb.name} {param.name}="
 
 
 def test_several_files_and_patches_are_one_job(gateway: Gateway, tmp_path: Path) -> None:
