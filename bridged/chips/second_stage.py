@@ -27,8 +27,8 @@ NO_SECOND_BANK = 0xFFFFFFFF
 class Symbol(Enum):
     """A value that is known only when the RAM is divided up."""
 
-    RING = "address of the ring"
-    RING_BYTES = "size of the ring"
+    INLET = "address of what the DMA fills"
+    INLET_BYTES = "size of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ class FlashRegisters:
 class SecondStage:
     """One part. ``ram``: what the loader may use from its first to its last byte. ``clock_hz``: nominal, of CPU and USART.
 
-    ``ring_bytes`` is a power of two of at most 32 KiB (the DMA counts 16 bits) and ``block_bytes`` of image content are in one
-    frame. ``rx``: input register of the port of the RX pin, and its bit. ``remaining``: the register that counts down.
+    ``ring_bytes`` is a power of two: what may come while flash is erased. ``block_bytes`` of image content are in one frame.
+    ``rx``: input register of the port of the RX pin, and its bit. ``remaining``: the register that counts down.
     """
 
     pid: int
@@ -254,14 +254,14 @@ def _usart_v2(base: int) -> tuple[Poke, ...]:
 
 
 def _stream(base: int, data: int, channel: int) -> tuple[Poke, ...]:
-    """A stream of the DMA of F2, F4, F7 and H7: off, then bytes from ``data`` into the ring, circular, highest priority."""
+    """A stream of the DMA of F2, F4, F7 and H7: off, then bytes from ``data`` into the inlet, circular, highest priority."""
     control = channel << 25 | 3 << 16 | 1 << 10 | 1 << 8
     return (
         _put(base, 0),
         _until(base, 1, 0),
-        _put(base + 0x04, Symbol.RING_BYTES),
+        _put(base + 0x04, Symbol.INLET_BYTES),
         _put(base + 0x08, data),
-        _put(base + 0x0C, Symbol.RING),
+        _put(base + 0x0C, Symbol.INLET),
         _put(base + 0x14, 0),  # FCR: direct mode, no FIFO in which bytes could wait
         _put(base, control),
         _put(base, control | 1),
@@ -272,9 +272,9 @@ def _channel(base: int, data: int) -> tuple[Poke, ...]:
     """A channel of the DMA of the other families."""
     return (
         _put(base, 0),
-        _put(base + 0x04, Symbol.RING_BYTES),
+        _put(base + 0x04, Symbol.INLET_BYTES),
         _put(base + 0x08, data),
-        _put(base + 0x0C, Symbol.RING),
+        _put(base + 0x0C, Symbol.INLET),
         _put(base, 0x30A0),
         _put(base, 0x30A1),
     )
@@ -298,7 +298,7 @@ _IWDG = 0x40003000
 _F4 = SecondStage(
     pid=0x413,
     ram=Range(0x20003000, 0x20020000),
-    ring_bytes=32 * KIB,
+    ring_bytes=64 * KIB,
     block_bytes=4 * KIB,
     clock_hz=16_000_000,
     usart_base=0x40011000,
@@ -323,6 +323,7 @@ _F7 = replace(
     _F4,
     pid=0x449,
     ram=Range(0x20010000, 0x2004C000),  # SRAM1: not the DTCM before it, which is made for data
+    ring_bytes=128 * KIB,
     usart=USART_V2,
     pokes=(
         *_hsi(0x40023800, 0x08, 0, 1, 0, (0xC, 0), 0xFCF3),
@@ -338,7 +339,7 @@ _F7 = replace(
 _L4 = SecondStage(
     pid=0x415,
     ram=Range(0x20003100, 0x20018000),
-    ring_bytes=32 * KIB,
+    ring_bytes=64 * KIB,
     block_bytes=4 * KIB,
     clock_hz=16_000_000,
     usart_base=0x40013800,
@@ -424,7 +425,7 @@ _F1 = SecondStage(
 _H7 = SecondStage(
     pid=0x450,
     ram=Range(0x24005000, 0x24080000),  # AXI SRAM: no DMA of the second domain reaches the DTCM at 0x20000000
-    ring_bytes=32 * KIB,
+    ring_bytes=128 * KIB,
     block_bytes=4 * KIB,
     clock_hz=64_000_000,
     usart_base=0x40011000,

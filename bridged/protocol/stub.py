@@ -10,7 +10,7 @@ How it keeps its promises on a line that loses and changes bytes:
 - Commands that change flash are numbered without gap. The loader carries each out once, in this order, and goes on only after
   success, so an answer to number n says that all up to n are done. After a NAK everything is sent again from the number that it
   expects (go-back-N). A command sent twice is answered and not carried out again.
-- No more bytes are on their way than fit into the ring that the DMA fills, so none is lost while the loader erases.
+- No more bytes are on their way than fit into the loader's ring, so none is lost while it erases.
 - Every ERASE declares its hazard before it is sent (P9); the hazard ends with its answer, or by its time. Few are under way at
   a time, so that this stays short.
 - Who ends a stream from outside waits for what is under way: the answer to ABORT comes behind it.

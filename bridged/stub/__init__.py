@@ -27,14 +27,14 @@ PROTOCOL = 1
 # Words that the loader itself writes; the host sends zeros. "train" is first in the greeting's measured values.
 STATE_FIELDS = (
     *("expected", "reason", "where", "detail", "stopped", "frames", "bad_frames", "bad_headers", "gaps", "pauses"),
-    *("rejected", "read", "crc", "time", "tick", "waiting", "since", "old_brr"),
+    *("rejected", "taken", "written", "read", "crc", "time", "tick", "waiting", "since", "old_brr"),
 )
 # All words before the pokes, in the order of ``struct context``; a test compares them with stub.h.
 FIELDS = (
     *("stack", "entry", "protocol", "build_0", "build_1", "ring_mask", "block_max", "train", "brr", "cpuid", "ccr"),
     *STATE_FIELDS,
     *("usart_status", "usart_data", "usart_cr1", "usart_brr", "cr1_off", "cr1_on", "watchdog", "rx_input", "rx_mask"),
-    *("ring", "remaining", "block", "byte_limit", "greet_every", "confirm_within"),
+    *("inlet", "inlet_mask", "ring", "remaining", "block", "byte_limit", "greet_every", "confirm_within"),
     *("flash_start", "flash_end", "flash_base", "bank2_start", "bank2_step"),
     *("key_at", "status_at", "control_at", "clear_at", "address_at"),
     *("busy", "errors", "clear", "lock", "program", "erase", "start", "sector_shift", "unit", "width", "poke_count"),

@@ -8,7 +8,9 @@
  * but the context, the ring, the block and that stack.
  *
  * Rules:
- * - Every loop that waits calls now(), which refreshes the watchdog and counts cycles.
+ * - Every loop that waits calls now(), which refreshes the watchdog, counts cycles, and empties the inlet that the DMA fills
+ *   into the ring (cycles() does not, where no bytes may come). So the ring can be larger than the DMA can count, and take in a
+ *   whole sector while the one before it is erased.
  * - A frame counts only when its CRC is right. The verbs that change flash are sequenced: executed once each, in the order of
  *   their numbers, and `expected` moves on only after success. So the answer to number n says that all up to n are done.
  * - Nothing is programmed over anything: a unit that holds the wanted bytes is left alone, one that is not blank is refused.
@@ -94,8 +96,26 @@ __attribute__((naked, used, section(".start"))) void start(void)
 
 /* --- time ----------------------------------------------------------------------------------------------------------- */
 
+/* Move what the DMA has received into the ring. The host has no more under way than fits there. */
+INLINE void pump(void)
+{
+    u32 end = (C.inlet_mask + 1 - get(C.remaining)) & C.inlet_mask, taken = C.taken, written = C.written;
+    if (taken == end)
+        return;
+    barrier(); /* the count first, then the bytes */
+    const u8 *inlet = MEMORY(C.inlet);
+    u8 *ring = MEMORY(C.ring);
+    do {
+        ring[written] = inlet[taken];
+        taken = (taken + 1) & C.inlet_mask;
+        written = (written + 1) & C.ring_mask;
+    } while (taken != end);
+    C.taken = taken;
+    C.written = written;
+}
+
 /* CPU cycles since the start, modulo 2^32. Must be called more often than SysTick wraps (2^24 cycles). */
-CALL u32 now(void)
+CALL u32 cycles(void)
 {
     put(C.watchdog, IWDG_REFRESH);
     u32 tick = get(SYSTICK + 8);
@@ -103,6 +123,13 @@ CALL u32 now(void)
     C.tick = tick;
     C.time = time;
     return time;
+}
+
+/* The same where bytes may come; must be called more often than they fill the inlet. */
+CALL u32 now(void)
+{
+    pump();
+    return cycles();
 }
 
 static void wait_for(u32 status_bit)
@@ -182,12 +209,7 @@ static void greet(void) { answer(HELLO, 0, &C.protocol, 36); }
 /* --- receiving ------------------------------------------------------------------------------------------------------ */
 
 /* Bytes in the ring that were not taken. */
-INLINE u32 filled(void)
-{
-    u32 written = C.ring_mask + 1 - get(C.remaining);
-    barrier(); /* the count first, then the bytes */
-    return (written - C.read) & C.ring_mask;
-}
+INLINE u32 filled(void) { return (C.written - C.read) & C.ring_mask; }
 
 /* Take `count` bytes; 0 when the line was silent for too long. The ring takes in more meanwhile. */
 CALL int take(u8 *to, u32 count)
@@ -233,9 +255,9 @@ static void set_rate(u32 brr)
 /* Wait until the RX pin is `high`; 0 when it takes too long. */
 static int pin_is(int high, u32 limit)
 {
-    u32 begun = now();
+    u32 begun = cycles();
     while (((get(C.rx_input) & C.rx_mask) != 0) != high)
-        if (now() - begun > limit)
+        if (cycles() - begun > limit)
             return 0;
     return 1;
 }
@@ -365,9 +387,15 @@ INLINE u32 load(const u8 *at, u32 width)
 /* Whether a unit of flash differs from the wanted bytes (1), and then whether it is not blank either (3). */
 CALL u32 compare(u32 address, const u8 *wanted)
 {
-    u32 differs = 0, used = 0, width = C.width;
+    u32 differs = 0, used = 0, width = C.width, left = C.unit;
     const u8 *at = MEMORY(address);
-    for (u32 left = C.unit; left; left -= width, at += width, wanted += width) {
+    /* Words by themselves: twice for each unit, this is most of what the CPU does while it programs. */
+    for (; width == 4 && left; left -= 4, at += 4, wanted += 4) {
+        u32 found = *(const volatile u32 *)at;
+        differs |= found ^ *(const u32 *)wanted;
+        used |= ~found;
+    }
+    for (; left; left -= width, at += width, wanted += width) {
         u32 found = load(at, width);
         differs |= found ^ load(wanted, width);
         used |= found ^ (ERASED >> (32 - 8 * width));
@@ -561,7 +589,7 @@ static void prepare(void)
         u32 address = poke->address & ~1u;
         if (poke->address & 1)
             while ((get(address) & poke->keep) != poke->set)
-                now();
+                cycles(); /* there is no DMA yet */
         else
             put(address, (get(address) & poke->keep) | poke->set);
     }

@@ -30,7 +30,7 @@ struct context {
     /* --- the greeting, and the answer to HELLO, are the words from here ... */
     uint32_t protocol;
     uint32_t build[2]; /* the first 8 bytes of the SHA-256 of the code: whose answer this is */
-    uint32_t ring_mask; /* size of the ring - 1; a power of two, at most 32 KiB, for the counter of the DMA has 16 bits */
+    uint32_t ring_mask; /* size of the ring - 1; a power of two: what the host may have under way */
     uint32_t block_max; /* longest payload of a frame */
     uint32_t train; /* CPU cycles of 256 bits of the host's 0x55 train; 0: none was heard */
     uint32_t brr;
@@ -52,6 +52,8 @@ struct context {
     uint32_t pauses;
     /* ... to here */
     uint32_t rejected; /* a NAK is out, and no frame came in sequence since */
+    uint32_t taken; /* of the inlet: the next byte that is to be moved into the ring */
+    uint32_t written; /* of the ring: where that one goes */
     uint32_t read;
     uint32_t crc;
     uint32_t time;
@@ -72,6 +74,8 @@ struct context {
     uint32_t rx_mask;
 
     /* --- memory, and the count that the DMA has left */
+    uint32_t inlet; /* what the DMA fills; a power of two, at most 32 KiB, for its counter has 16 bits */
+    uint32_t inlet_mask;
     uint32_t ring;
     uint32_t remaining;
     uint32_t block;

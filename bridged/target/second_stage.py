@@ -1,8 +1,8 @@
 """A row of ``chips.second_stage``, the flash of one part and the loader's code, put together: what is written to RAM.
 
-Pure: no flow, no wire. The RAM is divided from below: context and code, stack, ring, block. ``sector_code`` translates a sector
-of the chip tables into what the loader's ERASE takes, which is the number in the flash controller's register and not the code
-of AN3155.
+Pure: no flow, no wire. The RAM is divided from below: context and code, stack, inlet, ring, block. ``sector_code`` translates a
+sector of the chip tables into what the loader's ERASE takes, which is the number in the flash controller's register and not the
+code of AN3155.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ BYTE_WITHIN_S = 0.1  # Within a frame; an adapter may stop for a latency timer o
 GREET_EVERY_S = 0.05
 CONFIRM_WITHIN_S = 0.5
 RATE_ERROR = 0.025  # of about 4 % that a receiver takes (half a bit in 10.5), shared with the other end's clock
+INLET_BYTES = 1024  # 10 ms at 921600 baud; the loader empties it at least every 3 ms, while it programs 256 bytes
 SHORTEST_BRR = 16  # USARTDIV of 1 with oversampling by 16
 
 
@@ -38,7 +39,8 @@ def make_upload(row: SecondStage, flash: FlashMap, baud: int, code: stub.Code) -
     """Raises ``Unsupported`` when the row does not fit its RAM, or ``baud`` its clock."""
     address = row.ram.start
     stack = (address + stub.CODE_OFFSET + len(code.code) + stub.STACK_BYTES + 7) & ~7
-    ring, block_max = stack, row.block_bytes + 4
+    inlet, block_max = stack, row.block_bytes + 4
+    ring = inlet + INLET_BYTES
     block = ring + row.ring_bytes
     if block + block_max > row.ram.end:
         raise Unsupported(
@@ -47,7 +49,7 @@ def make_upload(row: SecondStage, flash: FlashMap, baud: int, code: stub.Code) -
             pid=row.pid,
         )
     brr = divisor(row.clock_hz, baud)
-    known = {Symbol.RING: ring, Symbol.RING_BYTES: row.ring_bytes}
+    known = {Symbol.INLET: inlet, Symbol.INLET_BYTES: INLET_BYTES}
     pokes = tuple(
         stub.Poke(p.address, p.keep, known[p.value] if isinstance(p.value, Symbol) else p.value, p.wait) for p in row.pokes
     )
@@ -67,6 +69,8 @@ def make_upload(row: SecondStage, flash: FlashMap, baud: int, code: stub.Code) -
         "watchdog": row.watchdog,
         "rx_input": row.rx[0],
         "rx_mask": 1 << row.rx[1],
+        "inlet": inlet,
+        "inlet_mask": INLET_BYTES - 1,
         "ring": ring,
         "remaining": row.remaining,
         "block": block,

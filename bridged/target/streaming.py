@@ -18,7 +18,7 @@ Flows without I/O.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,6 +39,7 @@ from bridged.target.second_stage import make_upload, rate_near, sector_code
 
 STARTS = 2  # Go is answered by one byte, which may be hit.
 PIECE_BYTES = 16 * 1024  # One CRC: small enough to say where, and to show progress.
+PROBES, PROBE_BYTES = 16, 1024  # Sectors, and bytes of each, for whether there is any use in asking for the rest.
 QUESTION_BYTES = 64 * 1024  # Of one question, 0.2 s at 16 MHz: a lost one costs little.
 CRC_CYCLES = 32  # For one byte on a Cortex-M0+, twice what was counted in emulation.
 CHECK_BYTES = 256
@@ -159,10 +160,16 @@ def end(stage: Stage) -> Flow[None]:
 
 
 def compare(stage: Stage, plan: Plan) -> Flow[Piece | None]:
-    """The first piece of the content that differs, None where the target holds all of it."""
+    """A piece of the content that differs, None where the target holds all of it. It ends with the first one that is found."""
     pieces = [p for _, found in _cut(plan.flash, _content(plan)) for p in found]
-    crcs = yield from _crcs(stage, pieces, Phase.VERIFY)
-    wrong = next((p for p in pieces if crcs[p] != _wanted(plan, p)), None)
+    wrong = None
+
+    def differs(piece: Piece, crc: int) -> bool:
+        nonlocal wrong
+        wrong = piece if wrong is None and crc != _wanted(plan, piece) else wrong
+        return wrong is not None
+
+    yield from _crcs(stage, pieces, Phase.VERIFY, until=differs)
     if wrong is None:
         _count(stage.result, pieces)
     return wrong
@@ -197,6 +204,16 @@ def look(stage: Stage, plan: Plan) -> Flow[tuple[list[Sector], list[Sector]]]:
     erase = set(plan.erase)
     blank = plan.chip.erased_value
     inside = {s: p for s, p in _cut(plan.flash, _content(plan)) if s in erase}
+    # Of another firmware nearly every sector differs from its first bytes on, which is soon seen. A look at some of them tells
+    # whether there is any use in asking for all of many small ones, too.
+    some = list(inside)[:: max(1, len(inside) // PROBES)]
+    first = {s: (inside[s][0][0], min(inside[s][0][1], PROBE_BYTES)) for s in some}
+    crcs = yield from _crcs(stage, list(first.values()), Phase.PLAN)
+    likely = {s for s, p in first.items() if crcs[p] in (_wanted(plan, p), _crc_blank(p, blank))}
+    if len(some) == len(inside):
+        inside = {s: p for s, p in inside.items() if s in likely}
+    elif not likely:
+        inside = {}
     crcs = yield from _crcs(stage, [p for pieces in inside.values() for p in pieces], Phase.PLAN)
     equal = [s for s, pieces in inside.items() if all(crcs[p] == _wanted(plan, p) for p in pieces)]
     maybe = [s for s, pieces in inside.items() if s not in equal and all(crcs[p] == _crc_blank(p, blank) for p in pieces)]
@@ -405,8 +422,13 @@ def _count(result: Result, pieces: Iterable[Piece]) -> None:
     result.bytes_checksummed += total
 
 
-def _crcs(stage: Stage, pieces: Sequence[Piece], phase: Phase) -> Flow[dict[Piece, int]]:
-    """The CRC of each piece, as the target computes it: many of them by one question where they follow each other."""
+def _crcs(
+    stage: Stage, pieces: Sequence[Piece], phase: Phase, until: Callable[[Piece, int], bool] = lambda _piece, _crc: False
+) -> Flow[dict[Piece, int]]:
+    """The CRC of each piece, as the target computes it: many of them by one question where they follow each other.
+
+    ``until``: what ends it early, given each piece and its CRC.
+    """
     found: dict[Piece, int] = {}
     if not pieces:
         return found
@@ -425,7 +447,10 @@ def _crcs(stage: Stage, pieces: Sequence[Piece], phase: Phase) -> Flow[dict[Piec
             count += 1
         yield Checkpoint()
         crcs = yield from stage.link.crc_map(address, size, count, byte_s=stage.byte_s)
-        found |= zip(pieces[at : at + count], crcs, strict=True)
+        answers = list(zip(pieces[at : at + count], crcs, strict=True))
+        found |= answers
+        if any([until(*answer) for answer in answers]):
+            break
         at += count
         done += count * size
         yield Progress(done)

@@ -9,6 +9,7 @@ import pytest
 from bridged import chips, stub
 from bridged.chips.model import Confidence
 from bridged.chips.second_stage import NO_SECOND_BANK, SECOND_STAGES, SecondStage, Symbol
+from bridged.target.second_stage import INLET_BYTES
 
 ROWS = tuple(SECOND_STAGES.values())
 
@@ -29,16 +30,16 @@ def test_its_ram_is_what_the_rom_loader_lets_us_write(row: SecondStage) -> None:
     chip = chips.by_pid(row.pid)
     assert any(r.covers(row.ram.start, row.ram.end) for r in chip.stub_ram)
     assert row.ring_bytes & (row.ring_bytes - 1) == 0
-    assert row.ring_bytes <= 32768, "the DMA counts 16 bits"
+    assert INLET_BYTES <= 32768, "the DMA counts 16 bits"
     assert row.ring_bytes >= 2 * (row.block_bytes + 16), "one block is programmed while the next comes"
-    least = stub.CODE_OFFSET + stub.CODE_LIMIT_BYTES + stub.STACK_BYTES + row.ring_bytes + row.block_bytes + 4
+    least = stub.CODE_OFFSET + stub.CODE_LIMIT_BYTES + stub.STACK_BYTES + INLET_BYTES + row.ring_bytes + row.block_bytes + 4
     assert least <= row.ram.size
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_pokes_and_registers(row: SecondStage) -> None:
     assert 0 < len(row.pokes) <= stub.POKES_MAX
-    assert [p.value for p in row.pokes if isinstance(p.value, Symbol)] == [Symbol.RING_BYTES, Symbol.RING]
+    assert [p.value for p in row.pokes if isinstance(p.value, Symbol)] == [Symbol.INLET_BYTES, Symbol.INLET]
     for poke in row.pokes:
         assert poke.address % 4 == 0
         assert poke.wait or poke.keep != 0xFFFFFFFF or poke.value, "neither waits nor writes"

@@ -11,15 +11,16 @@
 #include <stdio.h>
 
 #define RING_BYTES 4096u
+#define INLET_BYTES 256u
 #define BLOCK_MAX 1028u
 #define FLASH_BYTES 16384u
 
 enum { STATUS_AT = 0x1000, DATA_AT = 0x1004, CR1_AT = 0x1008, BRR_AT = 0x100C, DOG_AT = 0x2000, LEFT_AT = 0x3000, FLASH_AT = 0x4000 };
-enum { RING = 0x20000000, BLOCK = 0x20010000, FLASH = 0x08000000 };
+enum { RING = 0x20000000, BLOCK = 0x20010000, INLET = 0x20020000, FLASH = 0x08000000 };
 
 struct context context;
-static uint8_t *ring, *block, *flash;
-static uint32_t written, ticks, idle;
+static uint8_t *inlet, *ring, *block, *flash;
+static uint32_t arrived, ticks, idle;
 static const char *flash_file;
 
 __attribute__((noreturn)) static void finish(void)
@@ -29,7 +30,7 @@ __attribute__((noreturn)) static void finish(void)
         abort();
     fflush(stdout);
     /* Freed, so that a leak report says something. */
-    free(ring), free(block), free(flash);
+    free(inlet), free(ring), free(block), free(flash);
     exit(0);
 }
 
@@ -37,6 +38,8 @@ uint8_t *memory_at(uint32_t address)
 {
     if (address >= FLASH && address - FLASH < FLASH_BYTES)
         return flash + (address - FLASH);
+    if (address >= INLET && address - INLET < INLET_BYTES)
+        return inlet + (address - INLET);
     if (address >= RING && address - RING < RING_BYTES)
         return ring + (address - RING);
     if (address >= BLOCK && address - BLOCK < BLOCK_MAX)
@@ -47,13 +50,16 @@ uint8_t *memory_at(uint32_t address)
 uint32_t get(uint32_t address)
 {
     if (address == LEFT_AT) {
-        int byte = (written - context.read) % RING_BYTES < RING_BYTES / 2 ? getchar() : EOF;
-        if (byte != EOF) {
-            ring[written++ % RING_BYTES] = (uint8_t)byte;
-            idle = 0;
-        } else if (feof(stdin) && ++idle > 3000)
-            finish();
-        return RING_BYTES - written % RING_BYTES;
+        /* Several at a time, so that the inlet is emptied in pieces that end anywhere. */
+        for (int n = (int)(ticks >> 3) & 31; n >= 0; n--) {
+            int byte = (context.written - context.read) % RING_BYTES < RING_BYTES / 2 ? getchar() : EOF;
+            if (byte != EOF) {
+                inlet[arrived++ % INLET_BYTES] = (uint8_t)byte;
+                idle = 0;
+            } else if (feof(stdin) && ++idle > 30000)
+                finish();
+        }
+        return INLET_BYTES - arrived % INLET_BYTES;
     }
     if (address == SYSTICK + 8)
         return (ticks -= 40) & TICKS;
@@ -81,14 +87,14 @@ int main(int argc, char **argv)
     if (argc != 2)
         return 2;
     flash_file = argv[1];
-    ring = malloc(RING_BYTES), block = malloc(BLOCK_MAX), flash = malloc(FLASH_BYTES);
-    if (!ring || !block || !flash)
+    inlet = malloc(INLET_BYTES), ring = malloc(RING_BYTES), block = malloc(BLOCK_MAX), flash = malloc(FLASH_BYTES);
+    if (!inlet || !ring || !block || !flash)
         return 2;
     memset(flash, 0, FLASH_BYTES);
     context = (struct context){
         .protocol = PROTOCOL, .ring_mask = RING_BYTES - 1, .block_max = BLOCK_MAX, .brr = 139,
         .usart_status = STATUS_AT, .usart_data = DATA_AT, .usart_cr1 = CR1_AT, .usart_brr = BRR_AT, .watchdog = DOG_AT,
-        .ring = RING, .remaining = LEFT_AT, .block = BLOCK,
+        .inlet = INLET, .inlet_mask = INLET_BYTES - 1, .ring = RING, .remaining = LEFT_AT, .block = BLOCK,
         .byte_limit = 40000, .greet_every = 4000000, .confirm_within = 4000000,
         .flash_start = FLASH, .flash_end = FLASH + FLASH_BYTES, .flash_base = FLASH_AT, .bank2_start = ~0u,
         .key_at = 4, .status_at = 0xC, .control_at = 0x10, .clear_at = 0xC, .address_at = 0x14,

@@ -178,8 +178,11 @@ class Dma:
     def read(self, offset: int) -> int:
         if offset == self.kind.count:
             self.machine.deliver()
-            if self.machine.ring_is_empty():
-                self.machine.polled(None)
+            self.machine.looked = True
+            if self.machine.inlet_is_empty():
+                # It looks here in every wait, whatever it waits for: that may come first.
+                ends = (self.machine.flash.works_until, self.machine.usart.shift_free)
+                self.machine.polled(min((at for at in ends if at > self.machine.now_ns), default=None), certain=False)
         if offset not in self.registers:
             self.machine.bad(f"DMA: read of register {offset:#x}")
         return self.registers.get(offset, 0)
@@ -293,6 +296,7 @@ class Machine:
         self.in_bytes = self.out_bytes = 0
         self.polls = 0
         self.skip_to: int | None = None
+        self.looked = False
         self.halted = False
         self.unrefreshed = 0
         cpu.mem_write(self.load_address, self.image)
@@ -333,8 +337,8 @@ class Machine:
         if wrong:
             self.bad(f"USART: {wrong}")
 
-    def ring_is_empty(self) -> bool:
-        at = self.load_address + 4 * FIELDS.index("read")
+    def inlet_is_empty(self) -> bool:
+        at = self.load_address + 4 * FIELDS.index("taken")
         (taken,) = struct.unpack("<I", self.read(at, 4))
         return self.dma.reload == 0 or taken == (self.dma.reload - self.dma.registers[self.dma.kind.count]) % self.dma.reload
 
@@ -454,7 +458,7 @@ class Machine:
             slice_ns = round(SLICE * self.cycles * 1e9 / self.cpu_hz)
             self.access_ns = slice_ns * ACCESS_INSTRUCTIONS // SLICE
             self.slice_left = SLICE
-            started, self.skip_to = self.now_ns, None
+            started, self.skip_to, self.looked = self.now_ns, None, False
             try:
                 self.cpu.emu_start(self.pc, 0, count=SLICE)
             except emulator.UcError as error:
@@ -463,6 +467,8 @@ class Machine:
             if self.skip_to is None:
                 self.instructions += SLICE
                 self.now_ns = max(self.now_ns, started + slice_ns)
+                if not self.looked:
+                    self.progress()  # It computes, and looks into the inlet in between.
             else:
                 # A poll loop saw no change: on to whatever is next, but not so far that the loader's own clock is missed.
                 times = [self.skip_to, self.now_ns + LONGEST_SKIP_NS, until_ns]

@@ -488,8 +488,8 @@ def test_a_line_that_is_dead_is_given_up() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "complaint"),
     [
-        ("H743", {"ram": Range(0x20004100, 0x20020000)}, "DMA: cannot reach 0x2000"),
-        ("F407", {"ram": Range(0x10000000, 0x10010000)}, "DMA: cannot reach 0x1000"),
+        ("H743", {"ram": Range(0x20004100, 0x20020000), "ring_bytes": 32768}, "DMA: cannot reach 0x2000"),
+        ("F407", {"ram": Range(0x10000000, 0x10010000), "ring_bytes": 32768}, "DMA: cannot reach 0x1000"),
         ("L476", {"flash": SECOND_STAGES[0x413].flash}, "access to 0x40023c0c"),
         ("G071", {"flash": dataclasses.replace(SECOND_STAGES[0x460].flash, lock=0)}, "locked"),
         ("H743", {"flash": dataclasses.replace(SECOND_STAGES[0x450].flash, unit_bytes=8)}, "not carried out"),

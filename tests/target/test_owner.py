@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from bridged import chips, config, errors
-from bridged.events import Event, Phase, PhaseStarted, SectorErased
+from bridged.events import Event, Phase, PhaseStarted, SectorErased, Warned
 from bridged.images.model import Image
+from bridged.protocol import trace
 from bridged.protocol.flow import SetLines
 from bridged.sim.device import Device, Mode
 from bridged.sim.loader import Timing
@@ -132,6 +133,23 @@ def test_a_target_that_does_not_say_that_it_may_be_stopped_is_left_alone(tmp_pat
         assert "line safe is active" in rig.target.last_trace
 
     play(tmp_path, act)
+
+
+def test_where_the_second_stage_loader_does_not_greet_the_job_goes_on(tmp_path: Path) -> None:
+    """``bridged sim`` runs no code in RAM, as a part whose row is wrong would not."""
+    image = make_image(chips.find("L476"), 6000)
+
+    async def act(rig: Rig) -> None:
+        rig.target.config = replace(rig.target.config, stub="auto")
+        result = await rig.run("flash", image, outside="discard")
+        assert (result["evidence"], result["proof"], result["boot"]) == ("full", "read-back", "reset")
+        assert "did not greet within 1 s" in result["second_stage"]
+        assert "SECOND_STAGE_FAILED" in {e.code for e in rig.events if isinstance(e, Warned)}
+        assert trace.decode(rig.target.last_trace).ended
+
+    rig = play(tmp_path, act)
+    assert rig.holds(image)
+    assert rig.device.stats.hazard_resets == []
 
 
 def test_read_brings_its_bytes(tmp_path: Path) -> None:
