@@ -178,10 +178,14 @@ class Bench:
     # --- the daemon -------------------------------------------------------------------------------------------------
 
     def say(self, *requests: str, payload: bytes = b"", timeout_s: float = 120.0) -> str:
-        """Lines of the protocol, with what may follow the first one, through ``nc``; all that came back."""
-        text = "\n".join(requests).split("\n", 1)
-        data = text[0].encode() + b"\n" + payload + "\n".join([*text[1:], "QUIT\n"]).encode()
-        return self.vm.run("nc -N 127.0.0.1 7100", stdin=data, timeout_s=timeout_s)
+        """Lines of the protocol, with what may follow the first one; all that came back."""
+        answer = self.vm.try_say(request(*requests, payload=payload), timeout_s=timeout_s)
+        assert answer.status == 0, f"{requests}: {answer}\n{self.journal()}"
+        return answer.out
+
+    def nc(self, *requests: str, payload: bytes = b"") -> str:
+        """The same through ``nc``, as people do it."""
+        return self.vm.run("nc -N 127.0.0.1 7100", stdin=request(*requests, payload=payload))
 
     def put(self, image: Image, name: str) -> str:
         data = raw(image)
@@ -223,10 +227,21 @@ class Bench:
         names = targets or tuple(CHIPS)
         deadline = time.monotonic() + timeout_s
         while True:
-            answer = self.vm.try_("printf 'TARGETS\\nQUIT\\n' | nc -N 127.0.0.1 7100")
+            answer = self.vm.try_say(b"TARGETS\nQUIT\n")
             if all(re.search(rf"\btarget={name}\b.*\bstate=idle\b", answer.out) for name in names):
                 return
             assert time.monotonic() < deadline, f"not idle after {timeout_s:.0f} s: {answer}\n{self.journal()}"
+            time.sleep(0.2)
+
+    def wait_absent(self, target: str, reason: str = "", timeout_s: float = 60.0) -> str:
+        """Until it is absent, for this reason; the line of TARGETS that says why."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            said = self.vm.try_say(b"TARGETS\nQUIT\n").out
+            found = re.search(rf"^.*\btarget={target}\b.*\bstate=absent\b.*$", said, re.MULTILINE)
+            if found and reason in found[0]:
+                return found[0]
+            assert time.monotonic() < deadline, f"{target} is not absent ({reason}) after {timeout_s:.0f} s: {said}"
             time.sleep(0.2)
 
     def started(self) -> float:
@@ -322,6 +337,12 @@ class Bench:
         with self.out.lock:
             memory = self.out.device.memory
             return all(memory.read(s.address, len(s.data)) == s.data for s in image.segments)
+
+
+def request(*lines: str, payload: bytes = b"") -> bytes:
+    """As a client sends it: the first line, its payload, the other lines, and good-bye."""
+    first, *others = lines
+    return first.encode() + b"\n" + payload + "\n".join([*others, "QUIT\n"]).encode()
 
 
 def raw(image: Image) -> bytes:

@@ -39,7 +39,7 @@ TOOLS = {
 }
 SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 PACKAGES = (
-    "systemd,systemd-sysv,udev,dbus,kmod,python3,procps,iproute2,netcat-openbsd,psmisc,util-linux"
+    "systemd,systemd-sysv,udev,dbus,kmod,python3,python3-venv,procps,iproute2,netcat-openbsd,psmisc,util-linux"
     # What a gateway has anyway, and what the tests do not need is masked below.
 )
 MASKED = (

@@ -22,10 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A VM is twenty times slower than this machine, and boots may be among what a test does."""
+    """A VM is twenty times slower than this machine, and boots may be among what a test does.
+
+    With several workers: what shares a boot and an installation stays together, containers go beside the VM.
+    """
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.xdist_group("vm" if "rig" in getattr(item, "fixturenames", ()) else "container"))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import queue
 import shlex
 import shutil
@@ -106,6 +107,13 @@ class Inside:
         assert answer.status == 0, f"{command!r} ended with {answer.status}:\n{answer.out[-3000:]}{answer.err[-3000:]}"
         return answer.out
 
+    def try_say(self, data: bytes, port: int = 7100, timeout_s: float = ANSWER_LIMIT_S) -> Answer:
+        """Send ``data`` to a listener on loopback, and all that came back. Its status is not 0 where nobody listens."""
+        assert self._agent is not None
+        request = {"say": base64.b64encode(data).decode(), "port": port, "timeout_s": timeout_s}
+        answer = self._agent.ask(request, timeout_s + 20)
+        return Answer(int(answer["status"]), str(answer["out"]), str(answer["err"]))
+
     def write(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
         assert self._agent is not None
         raw = data.encode() if isinstance(data, str) else data
@@ -168,20 +176,8 @@ class Machine(Inside):
             server.settimeout(30)
             log = (self._folder / "qemu.log").open("ab")
             command = [
-                *(
-                    "nice",
-                    qemu,
-                    "-M",
-                    "q35",
-                    "-accel",
-                    "tcg,thread=multi",
-                    "-cpu",
-                    "max",
-                    "-smp",
-                    str(self._cpus),
-                    "-m",
-                    "1024",
-                ),
+                *("nice", "-n", os.environ.get("BRIDGED_VM_NICE", "10"), qemu),
+                *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(self._cpus), "-m", "1024"),
                 *("-nodefaults", "-no-user-config", "-display", "none"),
                 *("-kernel", str(self._guest.kernel), "-initrd", str(self._guest.initrd), "-append", CMDLINE),
                 *("-drive", f"file={self._disk},format=raw,if=none,id=root,cache=writeback"),

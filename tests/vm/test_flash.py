@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.vm.bench import Bench, Move, hold_ms, image_for
+from tests.vm.bench import Bench, Move, hold_ms, image_for, raw
+from tests.vm.record import Tried, record
 
 KIB = 1024
 
@@ -21,16 +24,19 @@ LEAVE = ["boot0=0", "nrst=0", "nrst=1"]
 
 
 def test_a_flash_by_nc_over_real_8e1(bench: Bench) -> None:
+    before = bench.pair_state()
     image = image_for("pair", 6 * KIB, seed=1)
-    bench.put(image, "first")
-    answer = bench.say("FLASH pair first addr=0x08000000 wait=1")
+    data = raw(image)
+    digest = hashlib.sha256(data).hexdigest()
+    answer = bench.nc(f"PUT {len(data)} {digest} name=first", "FLASH pair first addr=0x08000000 wait=1", payload=data)
     assert "state=succeeded" in answer, answer + bench.journal()
     assert bench.pair_holds(image)
     # Both ends check the parity of every byte: neither saw an error.
     assert "uart_errors.parity=0" in answer
     assert "uart_errors.frame=0" in answer
     state = bench.pair_state()
-    assert (state["parity_errors"], state["overruns"], state["hazard_resets"]) == (0, 0, 0)
+    for count in ("parity_errors", "overruns", "hazard_resets"):
+        assert state[count] == before[count], count
     assert state["mode"] == "application"
 
 
@@ -79,6 +85,52 @@ def test_starting_stopping_and_reloading_moves_no_line(bench: Bench) -> None:
         assert bench.moves(target) == []
         assert bench.levels(target) == {"nrst": 1, "boot0": 0}
     assert bench.out.device.stats.resets == resets
+
+
+def test_the_clock_jumps_in_the_middle_of_a_flash(bench: Bench) -> None:
+    """A Pi has no clock battery: it starts with the time of its last shutdown, and jumps at the first answer of NTP."""
+    image = image_for("pair", 6 * KIB, seed=8)
+    bench.put(image, "clock")
+    restarts = bench.vm.run("systemctl show -P NRestarts bridged")
+    try:
+        job = bench.flash("pair", "clock", "addr=0x08000000")
+        bench.wait_phase(job, "write")
+        bench.vm.run("date -s '2033-03-03 03:03' && sleep 0.5 && date -s '1999-09-09 09:09'")
+        end = bench.wait_state(job, "succeeded", "failed")
+        assert (end["state"], end["attempts"]) == ("succeeded", "1"), end
+        later = re.findall(r"^250 .*\bjob=(\S+)", bench.say("ID pair wait=1"), re.MULTILINE)[0]
+        # Whatever the clock said, lists are in the order of submission.
+        assert re.findall(r"\bjob=(\S+)", bench.say("JOBS target=pair limit=2")) == [later, job]
+        assert bench.vm.run("systemctl show -P NRestarts bridged") == restarts, "the watchdog goes by another clock"
+        record(Tried("the clock jumps by years during write, forwards and back", end["state"]))
+    finally:
+        bench.vm.run(f"date -s @{time.time():.0f}")
+    assert bench.pair_holds(image)
+
+
+def test_only_the_session_has_real_time_priority(bench: Bench) -> None:
+    bench.put(image_for("pair", 3 * KIB, seed=9), "priority")
+    job = bench.flash("pair", "priority", "addr=0x08000000")
+    bench.wait_phase(job, "write")
+    session, daemon = bench.vm.run(
+        "chrt -p $(pgrep -f [b]ridged.target.worker); chrt -a -p $(systemctl show -P MainPID bridged)"
+    ).split("\n", 1)
+    assert "SCHED_FIFO|SCHED_RESET_ON_FORK" in session, session
+    assert "SCHED_FIFO" not in daemon, daemon
+    assert bench.wait_state(job, "succeeded", "failed")["state"] == "succeeded"
+
+
+def test_a_driver_that_comes_after_the_daemon_is_forbidden_until_a_restart(bench: Bench) -> None:
+    """Why usbserial and cdc_acm are loaded at boot (systemd/bridged.modules): DeviceAllow= names are looked up at the start."""
+    bench.vm.run("systemctl stop bridged vm-target vm-follow-pair && rmmod uartpair && systemctl start bridged")
+    try:
+        bench.wait_idle("out")
+        bench.vm.run("modprobe uartpair && udevadm settle")
+        said = bench.wait_absent("pair", "not permitted")
+        assert "PORT_FORBIDDEN" in said or "Operation not permitted" in said, said
+    finally:
+        bench.vm.run("modprobe uartpair; udevadm settle; systemctl start vm-target vm-follow-pair; systemctl restart bridged")
+    bench.wait_idle()
 
 
 # --- a wrong format, seen by the kernel --------------------------------------------------------------------------------

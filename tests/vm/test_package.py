@@ -1,20 +1,23 @@
-"""The Debian package: installing, upgrading with a running job, removing, purging. Each test has a container of its own."""
+"""The Debian package: installing, upgrading with a running job, removing, purging; and pip. A container of its own for each."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from debian.build import build as build_package
 from tests.support import missing
 from tests.vm import build, container
 from tests.vm.container import Container
 from tests.vm.inside import flash, install, say, set_up, status, wait_for
 from tests.vm.test_service import image, show
 
+ROOT = Path(__file__).resolve().parents[2]
 # What installing anything leaves behind, and what the machine writes by itself.
 NOT_OURS = re.compile(
     r"^/(var/lib/dpkg|var/lib/systemd|var/log|var/cache|var/tmp|run|proc|sys|dev|tmp|root|agent)(/|$)|"
@@ -120,3 +123,50 @@ def test_a_secret_and_a_drop_in_go_with_a_purge_only(machine: Container, package
     machine.run("dpkg --purge bridged")
     assert machine.try_("ls /etc/bridged").status != 0
     assert machine.try_("find /etc/systemd -name 'bridged*' | grep .").status != 0
+
+
+SOURCES = ("bridged", "config", "shell", "systemd", "pyproject.toml", "README.md", "LICENSE", "requirements.lock", "install.sh")
+
+
+def test_the_script_for_a_bare_machine(machine: Container, tmp_path: Path) -> None:
+    """Also the way of pip: an environment, the locked packages, and the service made by what the wheel brought along.
+
+    The container has no network; what pip would fetch is laid beside it, and hashes are checked as ever.
+    """
+    wheels = tmp_path / "wheels"
+    fetch = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
+    fetch += ["--python-version", "3.11", "--implementation", "cp", "--platform", "manylinux_2_28_x86_64"]
+    fetch += ["--platform", "manylinux_2_17_x86_64", "--platform", "manylinux2014_x86_64", "--no-deps"]
+    subprocess.run([*fetch, "--require-hashes", "-r", ROOT / "requirements.lock", "-d", wheels], check=True)
+    subprocess.run(["tar", "-C", ROOT, "--exclude=__pycache__", "-cf", tmp_path / "source.tar", *SOURCES], check=True)
+    machine.write("/root/source.tar", (tmp_path / "source.tar").read_bytes())
+    for wheel in wheels.iterdir():
+        machine.write(f"/root/wheels/{wheel.name}", wheel.read_bytes())
+    machine.run("mkdir /root/source && tar -xf /root/source.tar -C /root/source")
+    install_it = "cd /root/source && PIP_NO_INDEX=1 PIP_FIND_LINKS=/root/wheels ./install.sh"
+    said = machine.run(install_it)
+    assert "sudo bridged init" in said
+    assert "its serial ports are as they were" in said, "this is no Raspberry Pi"
+    machine.run("systemctl enable --now bridged")
+    assert (show(machine, "ActiveState"), show(machine, "UnitFileState")) == ("active", "enabled")
+    assert "250 PONG" in say(machine, "PING")
+    assert machine.run("bridged --version").startswith("bridged ")
+    assert "0 targets" in machine.run("bridged check-config /etc/bridged/bridged.toml")
+    # Again, as for an upgrade: what was configured stays, and the daemon goes on.
+    machine.run("echo '# mine' >> /etc/bridged/bridged.toml")
+    machine.run(install_it + " --no-uart && systemctl restart bridged")
+    assert "# mine" in machine.read("/etc/bridged/bridged.toml").decode()
+    assert "250 PONG" in say(machine, "PING")
+
+
+def test_the_package_for_arm64_is_put_together_here(tmp_path: Path) -> None:
+    """Each library in it is for aarch64 (the build refuses others). It is executed nowhere."""
+    made = build_package("arm64", "3.11", tmp_path, "1.2.3")
+    fields = subprocess.run(
+        ["dpkg-deb", "-f", made, "Architecture", "Version", "Depends"], capture_output=True, text=True, check=True
+    )
+    assert "Architecture: arm64" in fields.stdout
+    assert "python3 (>= 3.11~), python3 (<< 3.12~)" in fields.stdout
+    listed = subprocess.run(["dpkg-deb", "-c", made], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"gpiod/_ext\.cpython-311-aarch64-linux-gnu\.so", listed)
+    assert "x86_64" not in listed

@@ -64,6 +64,8 @@ def test_a_power_cut_in_the_middle_of_two_flashes(bench: Bench, number: int) -> 
         again = bench.flash(target, f"cut-{target}-{number}", "addr=0x08000000", f"id=cut-{SEED}-{number}-{target}")
         assert again == job
         assert bench.job(again)["state"] == end["state"]
-        phase = before["phase"] if before["state"] == "running" else before["state"]
+        moment = f"during {before['phase']}" if before["state"] == "running" else "after the job had ended"
+        if before["state"] in ("queued", "waiting"):
+            moment = "before the job began"
         supply = "the target's too" if target == "pair" else "the target has its own"
-        record(Tried(f"power cut during {phase} ({supply})", end["state"], end.get("error", "")))
+        record(Tried(f"power cut {moment} ({supply})", end["state"], end.get("error", "")))

@@ -13,7 +13,8 @@ from bridged.logs import Notice
 from tests.target.bench import make_image
 from tests.vm.bench import raw
 from tests.vm.container import Container
-from tests.vm.inside import configure, flash, say, wait_for
+from tests.vm.inside import configure, flash, say, status, wait_for
+from tests.vm.record import Tried, record
 
 F407 = chips.find("F407")
 
@@ -71,18 +72,46 @@ def test_a_configuration_with_mistakes_is_not_tried_again_and_again(installed: C
         configure(installed)
 
 
-def test_the_watchdog_is_fed_while_it_works_and_bites_when_it_does_not(installed: Container) -> None:
+def test_the_watchdog_is_fed_while_it_works_and_bites_in_the_middle_of_a_flash_which_goes_on(installed: Container) -> None:
     installed.write("/etc/systemd/system/bridged.service.d/watchdog.conf", "[Service]\nWatchdogSec=2\n")
+    data = image(30 * 1024, 20)
     try:
-        installed.run("systemctl daemon-reload && systemctl restart bridged && sleep 5")
+        installed.run("systemctl daemon-reload && systemctl restart bridged && sleep 4")
         assert show(installed, "NRestarts") == "0", "fed"
+        wait_idle(installed)
+        job = flash(installed, data, "watched")
+        wait_for(installed, job, phase="write")
         installed.run("kill -STOP $(systemctl show -P MainPID bridged)")
         installed.wait_for("it is started again", "test $(systemctl show -P NRestarts bridged) = 1")
         assert "Watchdog timeout (limit 2s)" in installed.run("journalctl -b -u bridged --no-pager")
         installed.wait_for("and ready", "test $(systemctl is-active bridged) = active")
+        end = wait_for(installed, job, state="succeeded|failed")
+        # The session lost its daemon, ended in order, and left idle lines: the application ran before the second attempt.
+        assert (end["state"], end["attempts"]) == ("succeeded", "2"), end
+        record(Tried("daemon hangs during write, watchdog (in a container)", end["state"]))
     finally:
         installed.run("rm /etc/systemd/system/bridged.service.d/watchdog.conf; systemctl daemon-reload")
         configure(installed)
+
+
+def test_drain_lets_the_job_finish_and_then_stops(installed: Container) -> None:
+    job = flash(installed, image(16 * 1024, 21), "drained")
+    wait_for(installed, job, phase="write")
+    answer = say(installed, "FLASH sim drained addr=0x08000000 id=after-the-drain")
+    assert "250 " in answer, answer
+    installed.run("bridged -g unix:/run/bridged/bridged.sock drain")
+    installed.wait_for("the daemon ends", "test $(systemctl is-active bridged) = inactive")
+    assert show(installed, "Result") == "success"
+    installed.run("systemctl start bridged")
+    end = status(installed, job)
+    assert (end["state"], end["attempts"]) == ("succeeded", "1"), end
+    waiting = re.findall(r"\bjob=(\S+)", answer)[0]
+    assert wait_for(installed, waiting, state="succeeded|failed")["state"] == "succeeded"
+    record(Tried("bridged drain during write (in a container)", "succeeded, then the daemon ended"))
+
+
+def wait_idle(inside: Container) -> None:
+    inside.wait_for("the target is idle", "printf 'TARGETS\\nQUIT\\n' | nc -N 127.0.0.1 7100 | grep -q 'sim state=idle'")
 
 
 # --- sockets ------------------------------------------------------------------------------------------------------------
@@ -120,7 +149,7 @@ def test_nobody_is_refused_while_it_restarts(sockets: Container) -> None:
 def test_the_console_of_a_target_waits_on_its_socket(sockets: Container) -> None:
     """The application echoes nothing by itself; what it prints after a reset comes out of the console."""
     say(sockets, "PING")
-    sockets.wait_for("the target is idle", "printf 'TARGETS\\nQUIT\\n' | nc -N 127.0.0.1 7100 | grep -q 'sim state=idle'")
+    wait_idle(sockets)
     job = flash(sockets, image(4096, 3), "console")
     assert wait_for(sockets, job, state="succeeded|failed")["state"] == "succeeded"
     sockets.run(
@@ -263,3 +292,64 @@ def test_user_groups_and_folders(installed: Container) -> None:
     assert installed.run("getent passwd bridged").rstrip().endswith("/nologin")
     pid = show(installed, "MainPID")
     assert installed.run(f"ps -o user= -p {pid}").strip() == "bridged"
+
+
+# --- disks --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(installed: Container) -> Iterator[Container]:
+    """The state on a partition of its own, of 40 MiB; new and empty."""
+    installed.run(
+        "systemctl stop bridged && mount -t tmpfs -o size=40m,mode=700,uid=$(id -u bridged),gid=$(id -g bridged) tmpfs"
+        " /var/lib/bridged && systemctl start bridged"
+    )
+    wait_idle(installed)
+    yield installed
+    installed.run(
+        "mount -o remount,rw /; systemctl stop bridged sim; umount /var/lib/bridged; umount -q /var/lib/sim;"
+        " systemctl start sim; systemctl reset-failed bridged; true"
+    )
+    configure(installed)
+
+
+def test_a_full_disk_stops_what_erases_and_nothing_that_runs(small_disk: Container) -> None:
+    fill = "head -c 60M /dev/zero > /var/lib/bridged/ballast"
+    job = flash(small_disk, image(20 * 1024, 30), "full")
+    wait_for(small_disk, job, phase="write")
+    small_disk.try_(fill)
+    # Its end may have to wait for space; it is not lost, and meanwhile nothing else is begun.
+    answer = say(small_disk, "FLASH sim full addr=0x08000000")
+    assert "452 STORAGE_FULL" in answer, answer
+    small_disk.run("rm /var/lib/bridged/ballast")
+    end = wait_for(small_disk, job, state="succeeded|failed")
+    assert end["state"] == "succeeded" or end["error"] == "STORAGE_FULL", end
+    again = say(small_disk, "FLASH sim full addr=0x08000000 mode=full wait=1")
+    assert "state=succeeded" in again, again
+    record(Tried("disk full during write (in a container)", end["state"], end.get("error", "")))
+
+
+def test_everything_but_the_state_may_be_read_only(small_disk: Container) -> None:
+    # As somebody who makes a root read-only does: the system's journal in memory.
+    volatile = "/etc/systemd/journald.conf.d/volatile.conf"
+    small_disk.write(volatile, "[Journal]\nStorage=volatile\n")
+    small_disk.run(
+        "systemctl stop bridged; systemctl restart systemd-journald; rm -rf /var/log/journal/*; "
+        "mount -t tmpfs -o mode=777 tmpfs /var/lib/sim"  # Where the simulated target keeps its flash.
+    )
+    small_disk.run("mount -o remount,ro /")
+    assert "Read-only" in small_disk.try_("touch /var/lib/x").err
+    small_disk.run("systemctl start bridged")
+    wait_idle(small_disk)
+    job = flash(small_disk, image(8 * 1024, 31), "ro")
+    assert wait_for(small_disk, job, state="succeeded|failed")["state"] == "succeeded"
+
+
+def test_a_state_that_cannot_be_written_is_said(small_disk: Container) -> None:
+    """A file system that went read-only after errors, say. The daemon does not come up, and says what it could not write."""
+    small_disk.run("systemctl stop bridged; mount -o remount,ro /var/lib/bridged")
+    assert small_disk.try_("systemctl start bridged").status != 0
+    text = small_disk.run("journalctl -b -u bridged --no-pager -n 20")
+    assert "/var/lib/bridged" in text
+    assert "ead-only" in text
+    small_disk.run("systemctl stop bridged; mount -o remount,rw /var/lib/bridged; systemctl reset-failed bridged")

@@ -5,6 +5,10 @@ One request a line, JSON, answered by one line with the same ``id``; several may
     {"id": 1, "run": "systemctl stop bridged", "timeout_s": 60}   -> {"id": 1, "status": 0, "out": "...", "err": "..."}
     {"id": 2, "write": "/etc/bridged/bridged.toml", "data": "..."} -> {"id": 2, "status": 0}
     {"id": 3, "read": "/var/lib/bridged/state.db"}                 -> {"id": 3, "status": 0, "data": "..."}
+    {"id": 4, "say": "...", "port": 7100, "timeout_s": 60}         -> {"id": 4, "status": 0, "out": "..."}
+
+The last one is what `nc -N 127.0.0.1 PORT` does, without starting any program: in an emulated machine that costs a tenth of a
+second, and tests ask often.
 
 Standard library only: it runs under the Python of the guest's Debian. It knows nothing of bridged.
 """
@@ -36,6 +40,11 @@ def carry_out(request: dict[str, Any]) -> dict[str, Any]:
         return {"status": 0}
     if "read" in request:
         return {"status": 0, "data": base64.b64encode(Path(request["read"]).read_bytes()).decode()}
+    if "say" in request:
+        with socket.create_connection(("127.0.0.1", request["port"]), timeout=request["timeout_s"]) as sock:
+            sock.sendall(base64.b64decode(request["say"]))
+            sock.shutdown(socket.SHUT_WR)
+            return {"status": 0, "out": text(sock.makefile("rb").read()), "err": ""}
     process = subprocess.Popen(
         ["/bin/bash", "-c", request["run"]],
         stdin=subprocess.PIPE,
