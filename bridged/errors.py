@@ -607,8 +607,9 @@ HINTS: dict[str, Hint] = {
     ),
     "PORT_FORBIDDEN": Hint(
         "The account that bridged runs as may not open the serial device, or the sandbox of its unit hides it.",
-        "Add the account to group `dialout` (unit: `SupplementaryGroups=dialout`); with `DevicePolicy=closed` also "
-        "`DeviceAllow=char-ttyUSB rw` (or char-ttyAMA, char-ttyACM, char-ttyS).",
+        "Permission denied: add the account to group `dialout` (unit: `SupplementaryGroups=dialout`). Operation not "
+        "permitted: the unit's `DeviceAllow=` has to name the driver (`char-tty[A-Z]*`), and means only those that were "
+        "loaded when the service started: `systemctl restart bridged`, and /etc/modules-load.d for the next boot.",
     ),
     "PARITY_UNAVAILABLE": Hint(
         "The driver of this port dropped even parity without an error; the mini UART of a Raspberry Pi has no parity.",

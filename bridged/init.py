@@ -28,6 +28,7 @@ from typing import NoReturn
 
 from bridged import chips, config, doctor
 from bridged.doctor import boards
+from bridged.doctor.checks import Examination
 from bridged.doctor.machine import Machine, Port
 from bridged.errors import BridgedError, ConfigError, UnknownChip
 from bridged.target import gpio
@@ -389,5 +390,7 @@ def main(argv: Sequence[str] | None = None, machine: Machine | None = None, ask:
     print(f"{path}: target {answers.name} added\n\n{made}")
     findings = doctor.examine(machine, path, [answers.name])
     print(doctor.report(findings, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 0))
-    print(f"\nNext:  sudo systemctl restart bridged   and then   bridged id {answers.name}")
+    runs = Examination(machine, there).states.get("ActiveState") == "active"
+    begin = "sudo systemctl restart bridged" if runs else "sudo systemctl enable --now bridged"
+    print(f"\nNext:  {begin}   and then   bridged id {answers.name}")
     return 1 if any(finding.level is doctor.Level.PROBLEM for finding in findings) else 0

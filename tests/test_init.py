@@ -85,7 +85,7 @@ def test_on_a_pi_everything_but_the_chip_is_seen(gateway: Make, name: str) -> No
     assert (made.port, made.chip) == ("/dev/ttyAMA0", "F756")
     assert (made.lines.kind, made.lines.nrst, made.lines.boot0) == ("gpio", "GPIO17", "GPIO27")
     assert "use PC10/PC11" in pi.file.read_text(), "the traps of the board"
-    assert "bridged id nucleo-f756zg" in pi.out
+    assert "sudo systemctl restart bridged   and then   bridged id nucleo-f756zg" in pi.out
     assert "0 problem" not in pi.out
     assert " ok" in pi.out, "doctor had a look"
 
@@ -94,6 +94,10 @@ def test_without_a_chip_whatever_answers_is_accepted(gateway: Make) -> None:
     pi = gateway("pi4")
     assert pi.run() == 0
     assert pi.target("target").chip == ""
+    other = gateway("pi5")
+    other.machine.state("bridged.service", "inactive", "disabled")
+    other.run()
+    assert "sudo systemctl enable --now bridged" in other.out
 
 
 def test_on_a_pc_the_adapter_has_its_stable_name_and_its_modem_lines(gateway: Make) -> None:
