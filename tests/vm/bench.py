@@ -1,7 +1,7 @@
 """The whole rig of the VM tests: the gateway in a virtual machine, one target in it and one outside.
 
 - ``pair``: an F103 simulated in the guest, at ``/dev/ttyNM1`` of uartpair: real parity, framing and rates. It loses its power
-  with the gateway.
+  with the gateway, and keeps its flash, which is memory that the host shares with the guest.
 - ``out``: an F407 simulated in this process. Its UART is the guest's second 16550, whose other end is our pty; its NRST and
   BOOT0 are the guest's GPIO lines, told over a virtio port. It goes on living when the gateway's power is cut, as a board of
   its own supply does, and tests can look into its flash.
@@ -34,6 +34,7 @@ from tests.vm.machine import Machine, quote
 
 HERE = Path(__file__).parent
 LIB = "/usr/local/lib/bridged-vm"
+SHARED_BYTES = 1 << 20
 CHIPS = {"pair": "0x410", "out": "F407"}
 OFFSETS = {"pair": {"nrst": 2, "boot0": 3}, "out": {"nrst": 4, "boot0": 5}}
 PORTS = {"pair": "/dev/ttyNM0", "out": "/dev/ttyS1"}
@@ -89,7 +90,7 @@ After=vm-hardware.service
 [Service]
 Type=exec
 Environment=TARGET_OPTIONS=
-ExecStart=/opt/bridged/bin/python3 {LIB}/target.py 0x410 /run/target.box /var/lib/target.flash $TARGET_OPTIONS
+ExecStart=/opt/bridged/bin/python3 {LIB}/target.py 0x410 /run/target.box /run/target.state $TARGET_OPTIONS
 ExecStartPost=/bin/sh -c 'until test -S /run/target.box; do sleep 0.05; done'
 SuccessExitStatus=0
 [Install]
@@ -122,17 +123,21 @@ class Bench:
 
     def __init__(self, guest: Guest, package: Path, folder: Path) -> None:
         self._package, self._folder = package, folder
+        self._pair_flash = folder / "pair.flash"
         self._stack = ExitStack()
         self.out = PtyDevice(Device(chips.find(CHIPS["out"]), powered=False, seed=7), lines_path=folder / "out.lines")
         devices = (
             *("-chardev", f"serial,id=out,path={self.out.path}", "-serial", "chardev:out"),
             *("-chardev", f"socket,id=lines,path={folder / 'out.lines'}"),
             *("-device", "virtserialport,chardev=lines,name=lines"),
+            *("-object", f"memory-backend-file,id=flash,share=on,mem-path={self._pair_flash},size={SHARED_BYTES}"),
+            *("-device", "ivshmem-plain,memdev=flash"),
         )
         self.vm = Machine(guest, folder, devices)
 
     def __enter__(self) -> Bench:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._pair_flash.write_bytes(b"\xff" * SHARED_BYTES)
         self._stack.enter_context(self.out)
         self._stack.enter_context(self.vm)
         try:
@@ -311,7 +316,7 @@ class Bench:
 
     def pair_state(self) -> dict[str, Any]:
         """What the target in the guest says about itself."""
-        found: dict[str, Any] = json.loads(self.vm.read("/var/lib/target.flash.state"))
+        found: dict[str, Any] = json.loads(self.vm.read("/run/target.state"))
         return found
 
     def pair_target(self, *faults: str) -> None:
@@ -323,15 +328,8 @@ class Bench:
         self.vm.run("systemctl daemon-reload && systemctl restart vm-target && systemctl restart vm-follow-pair")
 
     def pair_holds(self, image: Image) -> bool:
-        """Whether its flash holds ``image``; asked of the file that it keeps, a moment after it was left alone."""
-        deadline = time.monotonic() + 20
-        while True:
-            data = self.vm.read("/var/lib/target.flash")
-            if all(data[s.address - 0x08000000 :][: len(s.data)] == s.data for s in image.segments):
-                return True
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.5)
+        data = self._pair_flash.read_bytes()
+        return all(data[s.address - 0x08000000 :][: len(s.data)] == s.data for s in image.segments)
 
     def out_holds(self, image: Image) -> bool:
         with self.out.lock:

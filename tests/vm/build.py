@@ -57,6 +57,15 @@ MASKED = (
     "proc-sys-fs-binfmt_misc.automount",
     "systemd-pstore.service",
     "modprobe@drm.service",
+    "modprobe@dm_mod.service",
+    "modprobe@fuse.service",
+    "modprobe@loop.service",
+    "systemd-logind.service",
+    "systemd-user-sessions.service",
+    "systemd-update-utmp-runlevel.service",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "sys-fs-fuse-connections.mount",
 )
 ROOT_MODULES = ("configfs", "ipv6", "sch_netem", "virtio_console", "autofs4")
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")

@@ -21,6 +21,7 @@ from tests.vm.inside import install, set_up
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.hookimpl(tryfirst=True)  # Before xdist reads the groups.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A VM is twenty times slower than this machine, and boots may be among what a test does.
 
