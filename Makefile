@@ -14,6 +14,9 @@ IDLE_S       ?= 3600
 # Most tests wait for a wire in real time, so that more of them than there are cores go side by side.
 TEST_JOBS    ?= $(shell echo $$(( $$(nproc) + 2 )))
 
+# These need no virtual machine, only its root, and go beside it.
+CONTAINER_TESTS := tests/vm/test_service.py tests/vm/test_package.py
+
 # Two sets of locked packages, so that who only wants to try it does not install compilers and test tools.
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
@@ -38,7 +41,13 @@ test: $(DEV_STAMP) ## run every test; what is missing on this machine is listed 
 	exit $$failed
 
 vm-test: vm-guest ## a real gateway in a virtual machine: systemd, GPIO chip, serial ports, power cuts (as root, Debian 12)
-	@BRIDGED_DEB="$$(cat .cache/vm/package 2>/dev/null)" $(BIN)/python -m pytest tests/vm -n 2 --dist loadgroup $(ARGS)
+	@export BRIDGED_DEB="$$(cat .cache/vm/package 2>/dev/null)"; failed=0; \
+	none() { [ $$1 = 5 ] && [ -n '$(ARGS)' ]; }; \
+	$(BIN)/python -m pytest $(CONTAINER_TESTS) $(ARGS) >.cache/vm/containers.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest tests/vm $(CONTAINER_TESTS:%=--ignore=%) $(ARGS) || none $$? || failed=1; \
+	wait $$beside || none $$? || failed=1; \
+	echo 'and those in containers, which ran beside it:'; cat .cache/vm/containers.log; \
+	exit $$failed
 
 # What both halves of it need, once: the guest (from Debian, a minute) and the package of this checkout.
 vm-guest: $(DEV_STAMP)
@@ -48,10 +57,9 @@ vm-guest: $(DEV_STAMP)
 	  $(BIN)/python debian/build.py --out .cache/vm > .cache/vm/package; \
 	else echo "no virtual machine: $$reason"; fi
 
-vm-reliability: vm-guest ## fifty power cuts, kills, removals, an idle gateway; written to docs/reliability-vm.md
+vm-reliability: ## fifty power cuts, kills, removals, an idle gateway; written to docs/reliability-vm.md
 	rm -f .cache/vm/record
-	BRIDGED_DEB="$$(cat .cache/vm/package)" BRIDGED_VM_RECORD=$(CURDIR)/.cache/vm/record BRIDGED_CUTS=$(CUTS) BRIDGED_IDLE_S=$(IDLE_S) \
-	  $(BIN)/python -m pytest tests/vm --timeout 0 -n 2 --dist loadgroup
+	BRIDGED_VM_RECORD=$(CURDIR)/.cache/vm/record BRIDGED_CUTS=$(CUTS) BRIDGED_IDLE_S=$(IDLE_S) $(MAKE) vm-test ARGS='--timeout 0'
 	$(BIN)/python -m tests.vm.page .cache/vm/record
 
 check: $(DEV_STAMP) ## format, lint, types, import direction

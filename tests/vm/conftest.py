@@ -21,16 +21,11 @@ from tests.vm.inside import install, set_up
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.hookimpl(tryfirst=True)  # Before xdist reads the groups.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A VM is twenty times slower than this machine, and boots may be among what a test does.
-
-    With several workers: what shares a boot and an installation stays together, containers go beside the VM.
-    """
+    """A VM is twenty times slower than this machine, and boots may be among what a test does."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(600))
-            item.add_marker(pytest.mark.xdist_group("vm" if "rig" in getattr(item, "fixturenames", ()) else "container"))
 
 
 @pytest.fixture(scope="session")
