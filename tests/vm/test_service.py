@@ -56,7 +56,8 @@ def test_a_reload_is_told_and_a_bad_configuration_leaves_the_old_one(installed: 
     finally:
         installed.write("/etc/bridged/bridged.toml", good)
     installed.run("systemctl reload bridged")
-    assert (show(installed, "ActiveState"), show(installed, "MainPID")) == ("active", before)
+    installed.wait_for("the reload is over", "test $(systemctl is-active bridged) = active")
+    assert show(installed, "MainPID") == before
 
 
 def test_a_configuration_with_mistakes_is_not_tried_again_and_again(installed: Container) -> None:
