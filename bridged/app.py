@@ -37,10 +37,12 @@ from bridged.errors import BridgedError, ConfigError, from_dict
 from bridged.logs import Notice, error_text, note
 
 if TYPE_CHECKING:
+    from bridged.api.guarded import Guarded
     from bridged.api.http import HttpServer
     from bridged.console.room import Console
     from bridged.console.server import Listeners
     from bridged.fleet.connector import Connector
+    from bridged.fleet.ddi import Ddi
     from bridged.images.store import Store
     from bridged.jobs.journal import Journal, OpenSession
     from bridged.jobs.model import Job, Update
@@ -234,7 +236,7 @@ class Difference:
 def difference(old: config.Config, new: config.Config) -> Difference:
     settings = [
         f"{table}.{spec.name}"
-        for table in ("gateway", "api", "tls", "auth", "signing", "store", "jobs", "fleet")
+        for table in ("gateway", "api", "tls", "auth", "signing", "store", "jobs", "fleet", "hawkbit")
         for spec in fields(getattr(old, table))
         if getattr(getattr(old, table), spec.name) != getattr(getattr(new, table), spec.name)
     ]
@@ -330,6 +332,8 @@ class Daemon:
                 ]
                 if self.fleet is not None:
                     others.append(group.create_task(self.fleet.run(), name="fleet"))
+                if self.hawkbit is not None:
+                    others.append(group.create_task(self.hawkbit.run(), name="hawkbit"))
                 # A defect in one of them ends this wait too, and the daemon in order.
                 await self._stop.wait()
                 self.notifier.send("STOPPING=1", "STATUS=stopping: finishing what must not be interrupted")
@@ -382,6 +386,7 @@ class Daemon:
         self.line.on_drain = self.drain
         self.http = self._http() if settings.api.http else None
         self.fleet = await self._fleet(parts) if settings.fleet.servers else None
+        self.hawkbit = await self._hawkbit() if settings.hawkbit.url else None
         # Jobs first: they know which hazards a target must wait out before anybody touches its port or lines.
         await self.jobs.start()
         parts.push_async_callback(self._close_targets)
@@ -423,16 +428,47 @@ class Daemon:
         self.jobs.on_update.append(server.events.recent.note)
         return server
 
-    async def _fleet(self, parts: contextlib.AsyncExitStack) -> Connector:
-        """Loaded here and nowhere else, as HTTP."""
+    def _as(self, name: str, targets: Sequence[str]) -> Guarded:
+        """The job functions as whoever submits from outside by our own connection may use them."""
         from bridged.api.auth import Principal
         from bridged.api.guarded import Guarded
+        from bridged.protocol.line import Scope
+
+        scopes = frozenset({Scope.READ, Scope.FLASH})
+        return Guarded(self.jobs, self.authority, Principal(name, name, scopes, frozenset(targets) if targets else None))
+
+    async def _hawkbit(self) -> Ddi:
+        """Loaded here and nowhere else, as HTTP."""
+        from bridged.api.tls import secret_file
+        from bridged.fleet.ddi import PRINCIPAL, Ddi, Notes, Server, read_token
+
+        settings, name = self.config.hawkbit, self.config.gateway.name
+        token = await asyncio.to_thread(read_token, secret_file(settings.token)) if settings.token else ""
+        server = Server(
+            settings.url.removeprefix("plaintext:"),
+            f"{settings.token_kind} {token}" if token else "",
+            secret_file(settings.ca) if settings.ca else None,
+        )
+        notes = await asyncio.to_thread(Notes, self.where.state / "hawkbit")
+        made = Ddi(
+            name,
+            server,
+            self._as(PRINCIPAL, settings.targets),
+            self.store,
+            notes,
+            self.store.image_limit_bytes,
+            tuple(settings.targets or self.config.targets),
+        )
+        self.jobs.on_update.append(made.observe)
+        return made
+
+    async def _fleet(self, parts: contextlib.AsyncExitStack) -> Connector:
+        """Loaded here and nowhere else, as HTTP."""
         from bridged.api.tls import secret_file
         from bridged.fleet.connector import Connector, Member
         from bridged.fleet.download import PRINCIPAL
         from bridged.fleet.ledger import Ledger
         from bridged.fleet.link import Access
-        from bridged.protocol.line import Scope
 
         settings, name = self.config.fleet, self.config.gateway.name
         files = {
@@ -441,19 +477,14 @@ class Daemon:
             if (said := getattr(settings, key))
         }
         user = settings.user or (name if settings.password else "")
-        access = Access(tuple(server.removeprefix("plaintext:") for server in settings.servers), user, **files)
-        labels = dict(label.split("=", 1) for label in settings.labels)
-        who = Principal(
-            PRINCIPAL,
-            "nats",
-            frozenset({Scope.READ, Scope.FLASH}),
-            frozenset(settings.targets) if settings.targets else None,
-            "",
+        access = Access(
+            tuple(server.removeprefix("plaintext:") for server in settings.servers), user, ping_s=settings.ping_s, **files
         )
+        labels = dict(label.split("=", 1) for label in settings.labels)
         ledger = await asyncio.to_thread(Ledger, self.where.state / f"fleet-{name}.db", name)
         parts.push_async_callback(asyncio.to_thread, ledger.close)
         member = Member(name, labels, settings.poll_s, settings.progress_s)
-        connector = Connector(member, access, Guarded(self.jobs, self.authority, who), self.store, ledger)
+        connector = Connector(member, access, self._as(PRINCIPAL, settings.targets), self.store, ledger)
         self.jobs.on_update.append(connector.observe)
         return connector
 

@@ -170,7 +170,28 @@ class Fleet:
     )
     targets: list[str] = _f(list, "Targets that the fleet may see and flash; empty: all.", kind="target")
     poll_s: float = _f(600.0, "A request for jobs is renewed so often; jobs come at once all the same.", low=1, high=86400)
+    ping_s: float = _f(
+        240.0,
+        "How often the link is tried, which also keeps it open in routers; a dead one is noticed after two of these.",
+        low=5,
+        high=3600,
+    )
     progress_s: float = _f(15.0, "Progress of a job is told at most so often; 0: never.", low=1, high=3600, zero=True)
+
+
+# No docstring: the reference says it with the table.
+@dataclass(frozen=True, slots=True)
+class Hawkbit:
+    url: str = _f(
+        "",
+        "What stands before /controller/v1, as https://updates.example.org/DEFAULT; empty: off, and nothing of it is loaded."
+        " http:// on loopback only, or plaintext:http:// where everybody on the way may read and write.",
+        kind="url",
+    )
+    token: str = _f("", "The file with the token; empty: none.", kind="secret")
+    token_kind: str = _f("TargetToken", "Whose token that is.", choices=("TargetToken", "GatewayToken"))
+    ca: str = _f("", "Who signs the server's certificate, PEM; empty: the CAs of this system.", kind="secret")
+    targets: list[str] = _f(list, "Targets that are controllers there; empty: all.", kind="target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +402,7 @@ class Config:
     store: Store = _f(Store, "Staged images.")
     jobs: Jobs = _f(Jobs, "Queue and journal.")
     fleet: Fleet = _f(Fleet, "This gateway as a member of a fleet.")
+    hawkbit: Hawkbit = _f(Hawkbit, "Each target as a controller GATEWAY.TARGET of hawkBit (DDI). See docs/fleet.md.")
     targets: dict[str, Target] = _f(dict, "One table for each target: [targets.NAME].")
 
 
@@ -776,9 +798,12 @@ class _Loader:
         for key, other in (("certificate", "key"), ("key", "certificate")):
             if getattr(fleet, key) and not getattr(fleet, other) and (*path, other) not in self.wrong:
                 self.note((*path, other), f"is required with fleet.{key}")
-        for index, name in enumerate(fleet.targets):
-            if name not in config.targets:
-                self.note((*path, "targets", str(index)), f"no such target{_did_you_mean(name, config.targets)}")
+        if config.hawkbit.url and not FLEET_NAME.fullmatch(config.gateway.name) and ("gateway", "name") not in self.wrong:
+            self.note(("gateway", "name"), "hawkBit needs a name of this gateway: 1 to 64 of A-Z a-z 0-9 _ -")
+        for table, names in (("fleet", fleet.targets), ("hawkbit", config.hawkbit.targets)):
+            for index, name in enumerate(names):
+                if name not in config.targets:
+                    self.note((table, "targets", str(index)), f"no such target{_did_you_mean(name, config.targets)}")
 
     def _lines(self, lines: Lines, path: KeyPath) -> None:
         if (*path, "kind") in self.wrong:
@@ -1027,6 +1052,21 @@ def _wrong_server(value: str) -> str:
     return ""
 
 
+_URL = re.compile(r"(https?)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253})(:[0-9]{1,5})?(/[A-Za-z0-9._~%/-]*)?")
+
+
+def _wrong_url(value: str) -> str:
+    bare = value.removeprefix("plaintext:")
+    found = _URL.fullmatch(bare)
+    if value and not found:
+        return f"{_shown(value)} is not https://HOST[:PORT]/PATH"
+    if found and found[1] == "http" and bare == value and not _loopback_host(found[2].strip("[]")):
+        return (
+            f"{_shown(value)} is plain text: say https://, or plaintext:{value} where everybody on the way may read and write"
+        )
+    return ""
+
+
 def _loopback_host(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -1052,6 +1092,7 @@ _STRINGS: dict[str, Callable[[str], str]] = {
     "listen": _wrong_listeners,
     "loopback": wrong_loopback,
     "secret": _wrong_secret,
+    "url": _wrong_url,
     "bytes": _wrong_bytes,
     "regex": _wrong_regex,
 }

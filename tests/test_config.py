@@ -142,7 +142,7 @@ port = "ttyS1"
 application = { listen_s = 61, parity = "even" }
 """,
         "1:2: gatway: no such key; did you mean gateway?; known here: gateway, api, tls, auth, signing, store, jobs, fleet, "
-        "targets",
+        "hawkbit, targets",
         "5:3: api.connections: must be a whole number from 1 to 65536, not true",
         "6:1: api.listen: must be a string, not a table",
         '7:1: api.idle_timeout_s: must be a number from 1 to 86400, not "5"',

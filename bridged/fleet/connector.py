@@ -102,6 +102,7 @@ class Connector:
         self._progress: dict[str, Update] = {}
         self._retry_at: dict[int, float] = {}
         self.connected = False
+        self.server = ""  # where it is connected to, or was last
         self.trouble = ""
         self.chunk_bytes = 0  # came over the link, those that were thrown away included
 
@@ -161,7 +162,7 @@ class Connector:
 
     async def _session(self, turn: int) -> None:
         link = await connect(self._access, f"bridged {self.member.name}", wire.inbox_of(self.member.name), turn)
-        self.connected, self.trouble = True, ""
+        self.connected, self.server, self.trouble = True, link.server, ""
         log.info("fleet: connected to %s as %s", link.server, self.member.name)
         self._caught_up.clear()
         works = (self._pull, self._work, self._tell, self._tell_inventory, self._tell_progress)
@@ -212,7 +213,9 @@ class Connector:
             # Only now: everything that waited is known, cancellations too.
             self._caught_up.set()
             self._wake_worker.set()
-            for message, acknowledge in await pull.get(1, self.member.poll_s):
+            while not (first := await pull.get(1, self.member.poll_s)):
+                pass  # On a radio link an idle gateway is little more than this.
+            for message, acknowledge in first:
                 self._caught_up.clear()
                 await self._take(message.subject, message.data, message.at)
                 await acknowledge()

@@ -96,7 +96,7 @@ async def find(link: Link, word: str, *, missing: type[FleetError] | None = Unkn
     """By SHA-256, by the first 8 digits or more of it, or by its name. Raises ``missing``."""
     if len(word) == 64:
         subject = f"$O.{wire.ARTIFACTS}.M.{base64.urlsafe_b64encode(word.encode()).decode()}"
-        message = await link.stored(wire.ARTIFACT_STREAM, subject)
+        message = await link.newest(wire.ARTIFACT_STREAM, subject)
         found = [one] if message and (one := _stored(message)) else []
     else:
         known = await artifacts(link)
@@ -193,7 +193,7 @@ async def create(link: Link, spec: Spec, units: Sequence[Unit], now: float) -> R
     raw = encode(one)
     if len(raw) > wire.MESSAGE_BYTES:
         raise BadRequest(f"the roll-out takes {len(raw)} bytes, at most {wire.MESSAGE_BYTES} are stored")
-    if await link.stored(f"KV_{wire.ROLLOUTS}", _subject(spec.id)):
+    if await link.newest(f"KV_{wire.ROLLOUTS}", _subject(spec.id)):
         raise BadRequest(f"there is a roll-out {spec.id} already")
     # The pages first: a roll-out that can be read is whole. Whoever creates the same name meanwhile loses at the first page.
     for number in range(0, len(units), PAGE_UNITS):
@@ -201,7 +201,7 @@ async def create(link: Link, spec: Spec, units: Sequence[Unit], now: float) -> R
         text = json.dumps(page, separators=(",", ":")).encode()
         subject = _subject(f"plan.{spec.id}.{number // PAGE_UNITS}")
         if not await link.publish(subject, text, only_first=True):
-            there = await link.stored(f"KV_{wire.ROLLOUTS}", subject)
+            there = await link.newest(f"KV_{wire.ROLLOUTS}", subject)
             if there is None or there.data != text:  # Ours from a try that was broken off would be the same.
                 raise BadRequest(f"the name {spec.id} was used for other targets; choose another")
     if not await link.publish(_subject(spec.id), raw, only_first=True):
@@ -210,7 +210,7 @@ async def create(link: Link, spec: Spec, units: Sequence[Unit], now: float) -> R
 
 
 async def load(link: Link, id: str) -> Rollout:
-    found = await link.stored(f"KV_{wire.ROLLOUTS}", _subject(id)) if wire.TOKEN.fullmatch(id) else None
+    found = await link.newest(f"KV_{wire.ROLLOUTS}", _subject(id)) if wire.TOKEN.fullmatch(id) else None
     if found is None or not found.data:
         raise UnknownRollout(f"there is no roll-out {id[:64]!r}", rollout=id[:64])
     return decode(found.data, found.sequence)
@@ -219,7 +219,7 @@ async def load(link: Link, id: str) -> Rollout:
 async def units_of(link: Link, one: Rollout) -> list[Unit]:
     found: list[Unit] = []
     for page in range(-(-one.units // PAGE_UNITS)):
-        message = await link.stored(f"KV_{wire.ROLLOUTS}", _subject(f"plan.{one.spec.id}.{page}"))
+        message = await link.newest(f"KV_{wire.ROLLOUTS}", _subject(f"plan.{one.spec.id}.{page}"))
         if message is None:
             raise UnknownRollout(f"page {page} of the plan of {one.spec.id} is missing", rollout=one.spec.id)
         found += [Unit(str(gateway), str(target), int(wave)) for gateway, target, wave in json.loads(message.data)]

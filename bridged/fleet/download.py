@@ -16,14 +16,16 @@ import json
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from bridged.api.transfers import in_thread
 from bridged.errors import DigestMismatch, FleetError, UnknownArtifact
 from bridged.fleet.ledger import Ledger
-from bridged.fleet.link import Link
+from bridged.fleet.link import Link, Message
 from bridged.fleet.wire import ARTIFACT_STREAM, ARTIFACTS, Artifact
 from bridged.images.store import SYNC_BYTES
 
 PRINCIPAL = "fleet"
 CHUNK_S = 120.0  # One chunk over a link of 10 kbit/s takes 52 s.
+LAG_TRIES, LAG_S = 6, 2.0
 CHUNK_LIMIT_BYTES = 1 << 20  # The largest message of a broker, as it comes.
 
 
@@ -57,10 +59,25 @@ async def download(
         offset = index = 0  # Put anew meanwhile, or the ledger is younger than the upload.
     places = places[:index]
     skip = offset - index * chunk_bytes
-    upload = await asyncio.to_thread(store.open_upload, PRINCIPAL, wanted.size, wanted.sha256, offset, wanted.name, wanted.type)
+    opened: list[Upload] = []
+
+    def begin() -> None:
+        opened.append(store.open_upload(PRINCIPAL, wanted.size, wanted.sha256, offset, wanted.name, wanted.type))
+
+    def leave() -> None:
+        # Where it paused is known to the store from here on, so the places must be, too.
+        try:
+            if offset < wanted.size:
+                ledger.put(key, {"object": unique, "places": places})
+        finally:
+            for upload in opened:
+                upload.abandon()
+
     try:
+        await in_thread(begin)
+        (upload,) = opened
         while offset < wanted.size:
-            found = await link.stored(ARTIFACT_STREAM, subject, places[-1] + 1 if places else 1, CHUNK_S)
+            found = await _stored(link, subject, places[-1] + 1 if places else 1)
             if found is None or len(found.data) <= skip:
                 raise UnknownArtifact(f"artifact {wanted.sha256[:12]} ends at {offset} of {wanted.size} bytes")
             on_bytes(len(found.data))
@@ -68,21 +85,29 @@ async def download(
             places.append(found.sequence)
             if (offset + len(data)) // SYNC_BYTES > offset // SYNC_BYTES:
                 await asyncio.to_thread(ledger.put, key, {"object": unique, "places": places})
-            await asyncio.to_thread(upload.write, data)
+            await in_thread(upload.write, data)
             offset += len(data)
-        await asyncio.to_thread(upload.finish)
+        await in_thread(upload.finish)
         await asyncio.to_thread(ledger.put, key, None)
     finally:
-        # Where it paused is known to the store from here on, so the places must be, too.
-        if offset < wanted.size:
-            await asyncio.to_thread(ledger.put, key, {"object": unique, "places": places})
-        await asyncio.to_thread(upload.abandon)
+        # A call that goes to its end although we are cancelled: an upload that is left open keeps the next one out.
+        await in_thread(leave)
+
+
+async def _stored(link: Link, subject: str, from_sequence: int = 0) -> Message | None:
+    """A replica that lags behind does not have yet what was put a moment ago."""
+    for _ in range(LAG_TRIES):
+        found = await link.stored(ARTIFACT_STREAM, subject, from_sequence, CHUNK_S)
+        if found is not None:
+            return found
+        await asyncio.sleep(LAG_S)
+    return None
 
 
 async def _metadata(link: Link, wanted: Artifact) -> tuple[str, int]:
     """Name of the chunks, and their size."""
     name = base64.urlsafe_b64encode(wanted.sha256.encode()).decode()
-    found = await link.stored(ARTIFACT_STREAM, f"$O.{ARTIFACTS}.M.{name}")
+    found = await _stored(link, f"$O.{ARTIFACTS}.M.{name}")
     try:
         data = json.loads(found.data) if found else {}
         if not found or data.get("deleted"):

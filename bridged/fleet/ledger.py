@@ -117,9 +117,26 @@ class Ledger:
         return True
 
     def take_back(self, cancel: Cancel, at: float) -> Entry | None:
-        """Mark what is to be canceled; the entry where there is one that has not ended."""
+        """Mark what is to be canceled; the entry where there is one that has not ended.
+
+        A command that comes after its cancellation (two machines drove the roll-out) is taken back, too: it leaves its mark.
+        Raises ``StorageFull`` as ``take`` does.
+        """
         with self._change() as db:
             self._saw(at)
+            where = (cancel.rollout, cancel.target)
+            if (
+                at > self._number("floor")
+                and not db.execute("SELECT 1 FROM commands WHERE rollout = ? AND target = ?", where).fetchone()
+            ):
+                mark = Command(cancel.gateway, cancel.rollout, cancel.target, cancel.round)
+                said = Report(self._gateway, cancel.rollout, cancel.target, cancel.round, "canceled", at=self.now(0.0))
+                self._make_room()
+                db.execute(
+                    "INSERT INTO commands (rollout, target, round, subject, body, at, state, report, dirty)"
+                    " VALUES (?, ?, ?, ?, ?, ?, 'canceled', ?, 1)",
+                    (*where, cancel.round, mark.subject, mark.encode(), at, said.encode()),
+                )
             db.execute(
                 "UPDATE commands SET canceled = 1 WHERE rollout = ? AND target = ? AND round <= ?",
                 (cancel.rollout, cancel.target, cancel.round),

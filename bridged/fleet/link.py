@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 20.0  # TCP, TLS and the broker's greeting over a link with seconds of latency.
 ANSWER_S = 15.0  # A request; at a change of leader JetStream was silent for 4 to 6 s (measured, three nodes on loopback).
-PING_S = 60  # Finds a link that died without a word after two of them, and keeps NAT entries alive.
 SNAPSHOT_BATCH = 500
 TRIES = 3
 
@@ -76,6 +75,7 @@ class Access:
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    ping_s: float = 60.0
 
     def options(self, server: str) -> dict[str, Any]:
         """For ``nats``. Read anew for each connection, so that renewed secrets need no restart. Raises ``ConfigError``."""
@@ -201,6 +201,17 @@ class Link:
         if status or "Nats-Sequence" not in headers:
             raise FleetError(f"reading {subject} of {stream}: {headers.get('Description') or status or data[:80]!r}")
         return Message(headers["Nats-Subject"], data or b"", int(headers["Nats-Sequence"]))
+
+    async def newest(self, stream: str, subject: str) -> Message | None:
+        """The last message at ``subject``, from the leader: ``stored`` may be answered by a replica that lags behind."""
+        try:
+            with self.doing(f"reading {subject} of {stream}"):
+                found = await self.js.get_msg(stream, subject=subject, direct=False)
+        except FleetError as error:
+            if error.facts.get("number") == 10037:  # no message
+                return None
+            raise
+        return Message(found.subject, found.data or b"", int(found.seq))
 
     async def pull(self, stream: str, consumer: str) -> Pull:
         inbox = self._client.new_inbox()
@@ -335,7 +346,7 @@ async def connect(access: Access, name: str, inbox: str, turn: int = 0) -> Link:
                 max_reconnect_attempts=1,  # 0 means without end.
                 reconnect_time_wait=0,
                 connect_timeout=int(CONNECT_S),
-                ping_interval=PING_S,
+                ping_interval=int(access.ping_s),  # A link that died without a word is noticed after two of them.
                 closed_cb=closed,
                 disconnected_cb=closed,
                 error_cb=failed,

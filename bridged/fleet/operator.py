@@ -234,10 +234,13 @@ def access(options: argparse.Namespace) -> Access:
     for server in servers:
         if not re.fullmatch(r"(tls|nats)://[^\s/]+:\d+", server):
             raise BadRequest(f"{server[:80]!r} is not tls://HOST:PORT")
-    files = {
-        key: Path(said) if (said := getattr(options, key)) else None for key in ("credentials", "ca", "certificate", "key")
-    }
-    return Access(servers, options.user, Path(options.password_file) if options.password_file else None, **files)
+
+    def file(name: str) -> Path | None:
+        said = getattr(options, name)
+        return Path(said) if said else None
+
+    password, credentials, ca, certificate, key = map(file, ("password_file", "credentials", "ca", "certificate", "key"))
+    return Access(servers, options.user, password, credentials, ca, certificate, key)
 
 
 # --- doing ------------------------------------------------------------------------------------------------------------

@@ -94,12 +94,13 @@ class Gateway:
     application: str = "listen_s = 0.5"
     listen: str = ""
     metrics: str = ""
+    name: str = "e2e"
 
     def __enter__(self) -> Gateway:
         self.stack = ExitStack()
         self.ports: dict[str, PtyDevice] = {}
         self.daemon: subprocess.Popen[bytes] | None = None
-        text = [f'[gateway]\nname = "e2e"\nstate_dir = "{self.root}/state"']
+        text = [f'[gateway]\nname = "{self.name}"\nstate_dir = "{self.root}/state"']
         listen = self.listen or (f"127.0.0.1:{self.port}" if self.port else "")
         text += [
             f'[api]\nlisten = "{listen}"\nhttp = "{self.http}"\nmetrics = "{self.metrics}"',

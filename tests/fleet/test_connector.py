@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bridged import chips
-from bridged.fleet import control, setup, wire
+from bridged.fleet import control, download, setup, wire
 from bridged.fleet.link import Access, Link
 from bridged.fleet.wire import Artifact, Cancel
 from bridged.jobs.model import JobState
@@ -90,7 +90,9 @@ def test_a_command_becomes_one_job_and_its_end_is_told(tmp_path: Path, which: st
         run(work())
 
 
-def test_refusals_are_told(tmp_path: Path) -> None:
+def test_refusals_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "LAG_S", 0.01)
+
     async def work() -> None:
         link = await prepared(broker)
         gone = Artifact("ab" * 32, 5, "gone.bin", "bin")
@@ -139,6 +141,8 @@ def test_a_month_offline_and_the_jobs_that_were_taken_back_meanwhile(tmp_path: P
             command("gw1", "r2", image, turn=1),
             command("gw1", "r3", None, kind="identify"),
             command("gw1", "r3", None, turn=1, kind="identify"),
+            Cancel("gw1", "r4", "m1"),  # overtaken by its cancellation
+            command("gw1", "r4", None, kind="identify"),
         ):
             await link.publish(message.subject, message.encode())
         async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers))) as made:
@@ -146,6 +150,7 @@ def test_a_month_offline_and_the_jobs_that_were_taken_back_meanwhile(tmp_path: P
             first, second, third = [await ended(link, name) for name in ("r1", "r2", "r3")]
             assert (first.state, first.round) == ("canceled", 0)
             assert (second.state, second.round) == ("succeeded", 1)
+            assert (await ended(link, "r4")).state == "canceled"
             assert third.round == 0, "it was not taken back, so a later round changes nothing"
             assert sorted(job.kind for job in host.jobs.list()) == ["ensure", "identify"]
             await until(lambda: not made._ledger.untold(), "everything is told")
