@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A VM is twenty times slower than this machine, and boots may be among what a test does."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(600 + float(os.environ.get("BRIDGED_IDLE_S", "0"))))
 
 
 @pytest.fixture(scope="session")
