@@ -52,7 +52,7 @@ def free_port() -> int:
 
 def ours(root: Path, device: str, port: int, case: Case) -> list[str]:
     (root / "bridged.toml").write_text(
-        f'[gateway]\nstate_dir = "{root}/state"\n[api]\nlisten = ""\nmetrics = ""\n[targets.m]\nport = "{device}"\n'
+        f'[gateway]\nstate_dir = "{root}/state"\n[api]\nlisten = ""\nhttp = ""\nmetrics = ""\n[targets.m]\nport = "{device}"\n'
         f'[targets.m.application]\nbaud = 3000000\n[targets.m.console]\nlisten = "127.0.0.1:{port}"\nreplay_kib = 0\n'
         f'protocol = "{"rfc2217" if case.telnet else "raw"}"\nclients = 40\n'
     )
