@@ -196,6 +196,7 @@ class FakeJobs:
             "content": "",
             "image": "",
             "image_name": "",
+            "version": "",
             "evidence": "",
             "proven": NOW,
             "owner": "",

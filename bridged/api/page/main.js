@@ -79,6 +79,7 @@ function summary(target) {
     ["State", h("span", null, tag(target.state), target.reason && target.state !== "idle" ? ` ${target.reason}` : "")],
     ["Held by", target.held && target.held.kind !== "job" ? `${target.held.owner}${target.held.note ? `: ${target.held.note}` : ""}` : ""],
     ["Runs", target.image_name || (target.image ? target.image.slice(0, 12) : "not known")],
+    ["Version", target.version],
     ["Proven", target.proven ? h("span", null, when(target.proven), ` (${target.evidence})`) : "never"],
     ["Chip", target.names || target.family || target.chip || "not asked yet"],
     ["Queue", target.queued ? `${target.queued} waiting` : ""],
