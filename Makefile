@@ -52,10 +52,12 @@ vm-test: vm-guest ## a real gateway in a virtual machine: systemd, GPIO chip, se
 # What both halves of it need, once: the guest (from Debian, a minute) and the package of this checkout.
 vm-guest: $(DEV_STAMP)
 	@mkdir -p .cache/vm
-	@rm -f .cache/vm/package
-	@if reason=$$($(BIN)/python -m tests.vm.build 2>&1 >/dev/null); then \
-	  $(BIN)/python debian/build.py --out .cache/vm > .cache/vm/package; \
-	else echo "no virtual machine: $$reason"; fi
+	@if reason=$$($(BIN)/python -m tests.vm.build 2>&1 >/dev/null); then $(MAKE) -s .cache/vm/package; \
+	else rm -f .cache/vm/package; echo "no virtual machine: $$reason"; fi
+
+.cache/vm/package: $(DEV_STAMP) requirements.lock pyproject.toml CHANGELOG.md \
+                   $(shell find bridged config debian docs shell systemd -type f ! -name '*.pyc')
+	@$(BIN)/python debian/build.py --out .cache/vm > $@.new && mv $@.new $@
 
 vm-reliability: ## fifty power cuts, kills, removals, an idle gateway; written to docs/reliability-vm.md
 	rm -f .cache/vm/record
