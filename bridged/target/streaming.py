@@ -309,10 +309,10 @@ def write(stage: Stage, plan: Plan, blank: Iterable[Sector]) -> Flow[None]:
     ended: float = yield Now()
     result.sectors_erased += len(erase)
     result.bytes_written += done
-    cost = result.phases.setdefault(Phase.WRITE.value, PhaseCost())
+    cost, proving = (result.phases.setdefault(phase.value, PhaseCost()) for phase in (Phase.WRITE, Phase.VERIFY))
     cost.payload_bytes += done
     cost.wire_bytes += sum(len(c.payload) + 2 * wire.FRAME_BYTES for c in commands)
-    cost.seconds += ended - begun
+    cost.seconds += ended - begun - proving.seconds
 
 
 def _report_proven(plan: Plan, sectors: Iterable[Sector]) -> Flow[None]:
