@@ -1,7 +1,7 @@
 """3 Mbaud in and out through a pty with 20 readers, one of which stalls: no byte lost to the good ones, memory bounded.
 
 A pty has no speed, so the target's end is paced here, on absolute deadlines: 300,000 bytes a second in each direction at once,
-for six seconds in tests and for ``SOAK_MINUTES`` with ``BRIDGED_SOAK=1`` (``make soak``). The daemon is a process of its own.
+for half a minute in tests and for ``SOAK_MINUTES`` with ``BRIDGED_SOAK=1`` (``make soak``). The daemon is a process of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIECE_S = 0.005
 
 
 def soak_s() -> float:
-    return float(os.environ.get("SOAK_MINUTES", "10")) * 60 if os.environ.get("BRIDGED_SOAK") == "1" else 6.0
+    return float(os.environ.get("SOAK_MINUTES", "10")) * 60 if os.environ.get("BRIDGED_SOAK") == "1" else 30.0
 
 
 @dataclass
