@@ -437,6 +437,13 @@ class Journal:
         sql = "SELECT address, size_bytes, digest FROM sectors WHERE target = ? ORDER BY address"
         return self._read(lambda row: SectorProven(**row), sql, (target,))
 
+    def in_doubt(self, target: str) -> bool:
+        """Whether a job on ``target`` that may have begun an erase did not end well. What it left in its sectors nobody knows,
+        whatever was proven in others since; it is forgotten with the job."""
+        ill = ", ".join(f"'{state}'" for state in sorted(TERMINAL - {JobState.SUCCEEDED, JobState.ROLLED_BACK}))
+        sql = f"SELECT 1 AS one FROM jobs WHERE target = ? AND touched = 1 AND state IN ({ill}) LIMIT 1"
+        return bool(self._read(dict, sql, (target,)))
+
     def credentials(self) -> list[Credential]:
         return self._read(lambda row: Credential(**row), "SELECT * FROM credentials ORDER BY name")
 

@@ -20,8 +20,9 @@ BAD_FOR_S = 7 * 86400.0  # A rate that failed is tried again after a week: the c
 RATES = 16  # Of one target; a ladder has six.
 
 
-def past_of(record: TargetRecord, sectors: Iterable[SectorProven], now: float) -> Past:
-    """What a session is told. ``now``: UTC seconds."""
+def past_of(record: TargetRecord, sectors: Iterable[SectorProven], now: float, *, in_doubt: bool = False) -> Past:
+    """What a session is told. ``now``: UTC seconds. ``in_doubt``: as ``Journal.in_doubt``; a later proof of other sectors does
+    not say that those were erased to the end."""
     good, bad = [], []
     for baud, (good_at, bad_at) in _rates(record).items():
         if bad_at > good_at and now - bad_at < BAD_FOR_S:
@@ -32,7 +33,7 @@ def past_of(record: TargetRecord, sectors: Iterable[SectorProven], now: float) -
     known = tuple(sectors) if record.content else ()
     age_s = max(0.0, now - record.proven) if record.content else 0.0
     rates = tuple(sorted(good)), tuple(sorted(bad))
-    settled = not record.uid or bool(record.content)
+    settled = (not record.uid or bool(record.content)) and not in_doubt
     return Past(record.uid, record.content, age_s, *rates, known, record.flash_bytes, record.layout, settled)
 
 

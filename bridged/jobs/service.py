@@ -1058,7 +1058,8 @@ class Jobs:
         """What the session may know beforehand; nothing about sectors where the job wants all of them written."""
         record, job = self._records.get(lane.name, TargetRecord(lane.name)), live.job
         differs = job.kind in WITH_IMAGE and not job.touched and job.params.get("mode") != "full"
-        past = past_of(record, self._journal.sectors(lane.name) if differs else (), self._clock.utc())
+        sectors = self._journal.sectors(lane.name) if differs else ()
+        past = past_of(record, sectors, self._clock.utc(), in_doubt=self._journal.in_doubt(lane.name))
         return past if differs else replace(past, settled=False)
 
     def _opened(self, lane: _Lane, live: _Live, hazard_s: float) -> OpenSession:

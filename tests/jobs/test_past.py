@@ -40,3 +40,11 @@ def test_of_a_flash_that_nobody_proved_no_sector_is_known() -> None:
     assert past_of(TargetRecord("a", uid="12"), sectors, NOW).sectors == ()
     known = past_of(TargetRecord("a", uid="12", content="cd" * 32), sectors, NOW)
     assert (known.uid, known.sectors) == ("12", tuple(sectors))
+
+
+def test_blank_sectors_are_believed_only_while_no_erase_was_left_undone() -> None:
+    proven = TargetRecord("a", uid="12", content="cd" * 32)
+    assert past_of(proven, (), NOW).settled
+    assert past_of(TargetRecord("a"), (), NOW).settled, "a part that we never touched"
+    assert not past_of(TargetRecord("a", uid="12"), (), NOW).settled
+    assert not past_of(proven, (), NOW, in_doubt=True).settled, "it was another job, of other sectors, that was proven since"

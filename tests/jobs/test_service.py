@@ -239,6 +239,11 @@ def test_what_a_flash_proved_is_what_the_next_may_leave_alone(tmp_path: Path) ->
             await bench.end(await bench.submit(kind=JobKind.FLASH))
             await bench.end(await bench.submit(kind=JobKind.FLASH))
             assert bench["m1"].runs[-1].past.sectors == ()  # Nobody knows any more.
+            assert bench["m1"].runs[0].past.settled
+            await bench.end(await bench.submit(kind=JobKind.FLASH))
+            last = bench["m1"].runs[-1].past
+            assert last.sectors, "what was proven since is known"
+            assert not last.settled, "and what the failed one may have left half erased is not"
 
     run(work)
 
