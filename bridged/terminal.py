@@ -73,6 +73,11 @@ class Talk:
         stdin, stdout = sys.stdin.fileno(), sys.stdout.fileno()
         self._began = self._began or time.monotonic()
         while True:
+            # Before waiting: what came right behind the answer of the gateway is not on the descriptor any more.
+            data = wire.read()
+            _write(stdout, data)
+            if self.until is not None and self._heard(data):
+                return End.SAID
             left_s = None if self.within_s is None else self._began + self.within_s - time.monotonic()
             if left_s is not None and left_s <= 0:
                 return End.TIME
@@ -81,11 +86,6 @@ class Talk:
             if self.keys or not self._input_ended:
                 sources.append(stdin)
             ready, _, _ = select.select(sources, [], [], left_s)
-            if wire.fileno() in ready:
-                data = wire.read()
-                _write(stdout, data)
-                if self.until is not None and self._heard(data):
-                    return End.SAID
             if stdin in ready:
                 typed = os.read(stdin, PIECE_BYTES)
                 if self.keys and (not typed or LEAVE in typed):

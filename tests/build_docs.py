@@ -24,7 +24,7 @@ from bridged.api.metrics import Metrics
 from bridged.api.transfers import Transfers
 from bridged.chips.option_rows import LAYOUTS
 from bridged.chips.options import WrpKind
-from bridged.errors import BY_CODE, HINTS, BridgedError
+from bridged.errors import BY_CODE, HINTS, BridgedError, FleetError
 from bridged.protocol import line
 from tests import build_shell, limits
 from tests.build_dashboards import dashboards
@@ -57,6 +57,8 @@ def errors_page() -> str:
             again = " Again: yes." if cls.retryable else ""
             out.append(f"### {cls.code}\n")
             numbers = f"Reply code {line.reply_code(cls.code)}, over HTTP {http_problem.status_of(cls.code)}."
+            if issubclass(cls, FleetError):
+                numbers = "In the log of the gateway, or told by `bridged fleet`."
             out.append(f"- Cause: {hint.cause}\n- Remedy: {hint.remedy}\n- {numbers}{again}\n")
     return "\n".join(out)
 

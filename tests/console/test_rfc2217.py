@@ -243,7 +243,9 @@ def test_modem_state_is_told_without_being_asked(tmp_path: Path) -> None:
 def test_modem_state_can_be_polled(site: Site) -> None:
     with site.open(timeout=1, options="&poll_modem", answer_s=3) as port:  # ser2net does not answer here: it is waited out.
         time.sleep(0.4)  # Until what came by itself is old for pyserial.
-        assert port.cts in (False, True)
+        # ser2net tells it now and then (docs/console.md); we always do.
+        with contextlib.suppress(*(serial.SerialException,) if site.name == "ser2net" else ()):
+            assert port.cts in (False, True)
 
 
 def test_it_opens_again_and_again(site: Site) -> None:
