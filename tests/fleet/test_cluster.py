@@ -50,8 +50,8 @@ def node_of(broker: Broker, made: Connector) -> int:
     return broker.ports.index(int(urlsplit(made.server).port or 0))
 
 
-# Elections take their time, on a loaded machine more than this test gives them: in most runs beside a virtual machine the second
-# half did not end within its minute, and why is not known yet. So by `make soak` only, on a machine that does nothing else.
+# Elections take their time, on a loaded machine more than this test gives them: beside a virtual machine its second half mostly
+# did not end within its minute, and why is not known yet. So by `make soak` only, on a machine that does nothing else.
 @pytest.mark.skipif(not os.environ.get("BRIDGED_SOAK"), reason="elections want a quiet machine: make soak")
 @pytest.mark.parametrize("which", SERVERS)
 def test_the_nodes_that_lead_die(tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
