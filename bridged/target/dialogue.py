@@ -33,6 +33,7 @@ from bridged.errors import (
     NoReply,
     SecondStageFailed,
     UnstableLink,
+    VerifyError,
     WrongChip,
 )
 from bridged.events import Retried, Warned
@@ -64,6 +65,20 @@ def erase_wait_s(sectors: Iterable[Sector]) -> float:
     worst = [s.erase_max_s for s in sectors]
     least = SLOW_ERASE_LEAST_S if max(worst, default=0) >= SLOW_SECTOR_S else ERASE_LEAST_S
     return max(least, 2 * sum(worst))
+
+
+def different(address: int, expected: bytes, found: bytes) -> VerifyError:
+    """The error for two readings of the same length that are not equal, from ``address`` on."""
+    at = next(i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b)
+    wrong = sum(a != b for a, b in zip(expected, found, strict=True))
+    return VerifyError(
+        f"flash differs at {address + at:#010x}: expected {expected[at]:02x}, found {found[at]:02x} "
+        f"({wrong} of the {len(found)} bytes from {address:#010x} differ)",
+        address=address + at,
+        expected=expected[at],
+        found=found[at],
+        wrong_bytes=wrong,
+    )
 
 
 class Dirty(Exception):

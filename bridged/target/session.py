@@ -69,7 +69,7 @@ from bridged.protocol.flow import (
     Report,
     SetLines,
 )
-from bridged.target.dialogue import SLOW_ERASE_LEAST_S, SLOW_SECTOR_S, Dialogue, Dirty, erase_wait_s
+from bridged.target.dialogue import SLOW_ERASE_LEAST_S, SLOW_SECTOR_S, Dialogue, Dirty, different, erase_wait_s
 from bridged.target.entry import (
     ask_interlock,
     boot,
@@ -657,7 +657,7 @@ class _Work:
                 continue
             sector = self._at_fault(address, expected, data)
             if not repair or sector is None:
-                raise _difference(address, expected, data)
+                raise different(address, expected, data)
             yield Report(Retried("sector", f"sector {sector.code} differs at {address:#010x} and is written again"))
             yield from self._start_over(sector, final=final)
             yield from self._write_sector(sector, final=final)
@@ -735,20 +735,7 @@ def _first_difference(expected: bytes, found: bytes) -> int:
 
 def _must_equal(address: int, expected: bytes, found: bytes) -> None:
     if expected != found:
-        raise _difference(address, expected, found)
-
-
-def _difference(address: int, expected: bytes, found: bytes) -> VerifyError:
-    at = _first_difference(expected, found)
-    wrong = sum(a != b for a, b in zip(expected, found, strict=True))
-    return VerifyError(
-        f"flash differs at {address + at:#010x}: expected {expected[at]:02x}, found {found[at]:02x} "
-        f"({wrong} of the {len(found)} bytes from {address:#010x} differ)",
-        address=address + at,
-        expected=expected[at],
-        found=found[at],
-        wrong_bytes=wrong,
-    )
+        raise different(address, expected, found)
 
 
 def _compare(plan: Plan, known: Known, result: Result, *, tolerate: bool) -> Flow[bool]:

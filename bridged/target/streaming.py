@@ -31,7 +31,7 @@ from bridged.images.plan import Plan, make_plan
 from bridged.protocol import stub as wire
 from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Progress, Report, Step
 from bridged.protocol.stub import Command, Link
-from bridged.target.dialogue import Dialogue, erase_wait_s
+from bridged.target.dialogue import Dialogue, different, erase_wait_s
 from bridged.target.identify import Known
 from bridged.target.kept import encode_kept
 from bridged.target.request import PhaseCost, Request, Result
@@ -184,19 +184,6 @@ def difference(stage: Stage, plan: Plan, piece: Piece) -> Flow[VerifyError]:
         if data != expected:
             return different(at, expected, data)
     raise SecondStageFailed(f"CRC and bytes of the {piece[1]} bytes from {start:#010x} contradict each other")
-
-
-def different(address: int, expected: bytes, found: bytes) -> VerifyError:
-    at = next(i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b)
-    wrong = sum(a != b for a, b in zip(expected, found, strict=True))
-    return VerifyError(
-        f"flash differs at {address + at:#010x}: expected {expected[at]:02x}, found {found[at]:02x} "
-        f"({wrong} of the {len(found)} bytes from {address:#010x} differ)",
-        address=address + at,
-        expected=expected[at],
-        found=found[at],
-        wrong_bytes=wrong,
-    )
 
 
 def look(stage: Stage, plan: Plan) -> Flow[tuple[list[Sector], list[Sector]]]:
