@@ -26,6 +26,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridged import __version__, config, logs
-from bridged.errors import BridgedError, ConfigError, from_dict
+from bridged.errors import BridgedError, ConfigError, StorageError, from_dict
 from bridged.logs import Notice, error_text, note
 
 if TYPE_CHECKING:
@@ -718,18 +719,43 @@ async def release_left(loaded: config.Config, state: Path) -> int:
     """
     if not (state / JOURNAL).exists():
         return 0
-    journal = await asyncio.to_thread(_open_journal, state)
     try:
-        sessions = await asyncio.to_thread(journal.sessions)
-        if not sessions:
-            return 0
-        # Only now: this runs at every stop, and on a small gateway half of its seconds would be spent on what it never uses.
-        from bridged.jobs.service import Clock, hazard_left_s
-
-        done = await asyncio.gather(*(_release(loaded, journal, left, hazard_left_s(left, Clock())) for left in sessions))
-        return done.count(False)
+        journal = await asyncio.to_thread(_open_journal, state)
+    except StorageError as error:
+        log_error(error, "releasing what was left, by a copy of the journal")
+        return await _release_by_copy(loaded, state)
+    try:
+        return (await _release_all(loaded, journal, await asyncio.to_thread(journal.sessions))).count(False)
     finally:
         await asyncio.to_thread(journal.close)
+
+
+async def _release_by_copy(loaded: config.Config, state: Path) -> int:
+    """The disk takes nothing any more, so no daemon will come up: all the more must no target stay in its loader.
+
+    What was released cannot be written down there, and systemd tries a few starts; it is remembered until the next boot.
+    """
+    from bridged.jobs.journal import Journal
+
+    folder = Path(os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or tempfile.gettempdir())
+    memory = folder / f"{JOURNAL}.released"
+    known = memory.read_text().split() if memory.exists() else []
+    with Journal.copied(state / JOURNAL, folder) as journal:
+        left = {f"{session.job}@{session.at}": session for session in journal.sessions()}
+        left = {key: session for key, session in left.items() if key not in known}
+        done = await _release_all(loaded, journal, list(left.values()))
+        memory.write_text("\n".join([*known, *(key for key, good in zip(left, done, strict=True) if good)]))
+    return done.count(False)
+
+
+async def _release_all(loaded: config.Config, journal: Journal, sessions: Sequence[OpenSession]) -> list[bool]:
+    """Of each, whether its target is back."""
+    if not sessions:
+        return []
+    # Only now: this runs at every stop, and on a small gateway half of its seconds would be spent on what it never uses.
+    from bridged.jobs.service import Clock, hazard_left_s
+
+    return await asyncio.gather(*(_release(loaded, journal, left, hazard_left_s(left, Clock())) for left in sessions))
 
 
 async def _release(loaded: config.Config, journal: Journal, left: OpenSession, hazard_s: float) -> bool:

@@ -10,6 +10,7 @@ This module knows nothing of any other module of ours.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -375,16 +376,28 @@ class QueueFull(JobError):
     retryable = True
 
 
-class StorageFull(JobError):
-    code = "STORAGE_FULL"
+class StorageError(JobError):
+    """What has to be on disk cannot get there now. Itself: somebody else keeps the journal locked."""
+
+    code = "STORAGE"
     retryable = True
 
 
-class StorageFailed(JobError):
+class StorageFull(StorageError):
+    code = "STORAGE_FULL"
+
+
+class StorageFailed(StorageError):
     """The disk itself fails (I/O error, read-only file system)."""
 
     code = "STORAGE_FAILED"
-    retryable = True
+
+
+def disk_error(error: OSError, doing: str) -> StorageError:
+    """What the disk said, translated. Raise it ``from error``."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"{doing}: the disk is full ({error.strerror})")
+    return StorageFailed(f"{doing}: {error.strerror or error}", errno=error.errno)
 
 
 class JournalError(JobError):
@@ -655,7 +668,8 @@ HINTS: dict[str, Hint] = {
     ),
     "NO_REPLY": Hint(
         "A byte was lost on the way, the target was reset or lost power, or it is still busy.",
-        "Try again; check supply and watchdog of the target, lower the baud rate.",
+        "Try again; check supply and watchdog of the target, lower the baud rate. `sudo bridged doctor` tells whether another "
+        "program takes the answers.",
     ),
     "GARBLED": Hint(
         "The answer was neither ACK nor NACK: noise, a wrong baud rate, or somebody else talks on the line.",
@@ -663,7 +677,8 @@ HINTS: dict[str, Hint] = {
     ),
     "UNSTABLE_LINK": Hint(
         "The wire loses or changes bytes all the time: a loose contact, no common ground, noise, a rate at its limit.",
-        "Check ground, cable and supply, set `baud = 57600` or less, and look at the retries in the log of the job.",
+        "Check ground, cable and supply, set `baud = 57600` or less, and look at the retries in the log of the job. "
+        "`sudo bridged doctor` tells whether another program takes some of the bytes.",
     ),
     "ERASE_TIMEOUT": Hint(
         "The flash took longer than twice the worst case that is known, or the target lost power while erasing.",
@@ -767,13 +782,18 @@ HINTS: dict[str, Hint] = {
     "CANCELED": Hint("Somebody canceled the job.", "Submit it again when it is wanted."),
     "STOPPED": Hint("The daemon was stopped.", "The job goes on by itself at the next start."),
     "QUEUE_FULL": Hint("Too many jobs wait.", "Try again later, or raise `jobs.queue_limit`."),
+    "STORAGE": Hint(
+        "Another program, `sqlite3` for one, keeps the journal locked.",
+        "End that program. It is tried again by itself; no destructive step is started meanwhile.",
+    ),
     "STORAGE_FULL": Hint(
         "The disk or a quota is full.",
         "Make room: remove old images, or raise `store.limit_mib`. No destructive step is started meanwhile.",
     ),
     "STORAGE_FAILED": Hint(
         "The disk failed or became read-only; an SD card at its end does this.",
-        "Look at the kernel log, replace the card. No destructive step is started meanwhile.",
+        "Look at the kernel log, replace the card. No destructive step is started meanwhile; the end of a job that "
+        "was running is told when it can be written, or the job goes on at the next start.",
     ),
     "JOURNAL": Hint(
         "The journal cannot be used.",

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from bridged import app, config
-from bridged.errors import ConfigError, TooMany
+from bridged.errors import ConfigError, JournalError, StorageFailed, TooMany
 from bridged.jobs.journal import Change, Journal, OpenSession
 from bridged.jobs.model import Job, JobKind, JobState
 
@@ -356,6 +356,31 @@ def test_a_target_that_cannot_be_released_stays_in_the_journal(
     assert "releasing target m1: " in capfd.readouterr().err
     assert sessions(state) == ["m1"]
     assert benches[1].told == []
+
+
+def test_a_disk_that_takes_nothing_keeps_no_target_in_its_loader(
+    tmp_path: Path, benches: tuple[Bench, Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card became read-only, so no daemon comes up. systemd tries five times, and the target is reset once."""
+
+    def refuse(_path: Path) -> Journal:
+        raise StorageFailed("Read-only file system")
+
+    state, file = tmp_path / "state", tmp_path / "bridged.toml"
+    leave_in_session(state, "m1", hazard_s=0.0)
+    file.write_text(benches[0].table())
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    before = {path: path.read_bytes() for path in state.iterdir()}
+    with monkeypatch.context() as broken:
+        broken.setattr(app, "_open_journal", refuse)
+        for _ in range(2):
+            assert app.serve(["--config", str(file), "--state-dir", str(state), "--release-only"]) == 0
+    assert [line for line in benches[0].told if line.startswith("nrst")] == ["nrst 1", "nrst 0", "nrst 1"]
+    assert {path: path.read_bytes() for path in state.iterdir()} == before
+    assert sessions(state) == ["m1"], "the next start sees to it, as after any crash"
+    with Journal.copied(state / app.JOURNAL, tmp_path), pytest.raises(JournalError, match="in use by another process"):
+        Journal.open(state / app.JOURNAL)
 
 
 def test_without_a_journal_there_is_nothing_to_release(tmp_path: Path, benches: tuple[Bench, Bench]) -> None:

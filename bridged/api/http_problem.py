@@ -32,6 +32,7 @@ STATUS: dict[str, int] = {
     "TOO_MANY": 429,
     "STOPPED": 503,
     "DAEMON_UNREACHABLE": 503,
+    "STORAGE": 500,
     "STORAGE_FULL": 507,
     "STORAGE_FAILED": 500,
     "JOURNAL": 500,

@@ -25,7 +25,6 @@ It knows nothing of jobs, targets or chips, and runs no parser itself: ``load`` 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
@@ -48,6 +47,7 @@ from bridged.errors import (
     StorageFull,
     TooMany,
     UnknownImage,
+    disk_error,
 )
 from bridged.images import parser
 from bridged.images.memfd import write_all
@@ -119,9 +119,7 @@ def _disk(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StorageFull(f"{doing}: the disk is full ({error.strerror})") from error
-        raise StorageFailed(f"{doing}: {error.strerror or error}", errno=error.errno) from error
+        raise disk_error(error, doing) from error
 
 
 def _sync_directory(path: Path) -> None:

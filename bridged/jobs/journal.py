@@ -12,7 +12,7 @@ three promises by itself, in the file, whatever its caller does (design, P5):
 - an idempotency id names one job for as long as that job is remembered,
 - a file of a newer version, of somebody else, or a damaged one is refused and left as it is.
 
-Disk full, read-only or failing is ``StorageFull``; everything else is ``JournalError``.
+What passes is a ``StorageError`` (disk full, read-only or failing, the file locked by somebody); all else is ``JournalError``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,23 @@ import queue
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from bridged.errors import BridgedError, IdempotencyConflict, JournalError, StorageFull, UnknownJob
+from bridged.errors import (
+    BridgedError,
+    IdempotencyConflict,
+    JournalError,
+    StorageError,
+    StorageFailed,
+    StorageFull,
+    UnknownJob,
+    disk_error,
+)
 from bridged.events import SectorProven
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Update
 from bridged.jobs.results import sync_directory
@@ -44,17 +53,16 @@ APPLICATION_ID = 0x42524447  # "BRDG": `file` and a curious person can tell what
 LIMIT_BYTES = 256 << 20  # 1000 jobs take some 4 MiB; the limit keeps a defect from filling the card.
 GROUP_LIMIT = 64  # Most changes of one commit, so that the first of them does not wait for ever.
 BUSY_S = 5.0
-# What passes when somebody makes room or lets go of the file; a lock held by a curious person's `sqlite3` is the last of them.
-_FULL = frozenset(
-    {
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_BUSY,
-    }
-)
+ROOM_BYTES = 64 << 10  # SQLite says "I/O error" where it could not make its index file larger: with less than this it is full.
+# What passes when somebody makes room, changes the disk, or lets go of the file (a curious person's `sqlite3`).
+_STORAGE: dict[int, type[StorageError]] = {
+    sqlite3.SQLITE_FULL: StorageFull,
+    sqlite3.SQLITE_READONLY: StorageFailed,
+    sqlite3.SQLITE_IOERR: StorageFailed,
+    sqlite3.SQLITE_CANTOPEN: StorageFailed,
+    sqlite3.SQLITE_PERM: StorageFailed,
+    sqlite3.SQLITE_BUSY: StorageError,
+}
 _ENDED = ", ".join(f"'{state}'" for state in sorted(TERMINAL))
 
 # Each entry brings a file from the version of its index to the next; an entry that was released never changes.
@@ -288,7 +296,7 @@ class Journal:
     def open(cls, path: Path, *, limit_bytes: int = LIMIT_BYTES) -> Journal:
         """Blocking. Makes the file where there is none, brings an older one up to date.
 
-        Raises ``JournalError`` (newer version, damaged, not ours, used by another process) and ``StorageFull``.
+        Raises ``JournalError`` (newer version, damaged, not ours, used by another process) and ``StorageError``.
         """
         if sqlite3.sqlite_version_info < (3, 37):
             raise JournalError(f"SQLite {sqlite3.sqlite_version} is too old: STRICT tables need 3.37")
@@ -296,7 +304,7 @@ class Journal:
             _make_directory(path.parent)
             lock_fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise StorageFull(f"opening the journal {path}: {error}", path=str(path)) from error
+            raise disk_error(error, f"opening the journal {path}") from error
         opened: list[sqlite3.Connection] = []
         try:
             _take(lock_fd, path)
@@ -314,7 +322,30 @@ class Journal:
             os.close(lock_fd)
             if not isinstance(error, Exception) or isinstance(error, BridgedError):
                 raise
-            raise _translated(error, f"opening the journal {path}") from error  # A damaged file shows as all kinds of errors.
+            # A damaged file shows as all kinds of errors.
+            raise _translated(error, f"opening the journal {path}", path) from error
+
+    @classmethod
+    @contextlib.contextmanager
+    def copied(cls, path: Path, folder: Path) -> Iterator[Journal]:
+        """Blocking. A copy in ``folder`` of a journal whose disk takes nothing any more; what is written there is lost.
+
+        Raises as ``open`` does.
+        """
+        with TemporaryDirectory(dir=folder) as place, contextlib.ExitStack() as stack:
+            try:
+                # flock needs no right to write: a daemon that lives is kept apart all the same.
+                lock_fd = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY)
+                stack.callback(os.close, lock_fd)
+                _take(lock_fd, path)
+                for name in (path.name, f"{path.name}-wal"):
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.copyfile(path.with_name(name), Path(place, name))
+            except OSError as error:
+                raise disk_error(error, f"copying the journal {path}") from error
+            journal = cls.open(Path(place, path.name))
+            stack.callback(journal.close)
+            yield journal
 
     def close(self) -> None:
         """Blocking: what was handed in is written first. A second close does nothing."""
@@ -460,13 +491,13 @@ class Journal:
     # --- the inside -----------------------------------------------------------------------------------------------
 
     def _read(self, make: Callable[[dict[str, Any]], T], sql: str, values: tuple[Any, ...] = ()) -> list[T]:
-        """What ``make`` makes of each row. Raises ``JournalError`` and ``StorageFull``."""
+        """What ``make`` makes of each row. Raises ``JournalError`` and ``StorageError``."""
         with self._reading:
             try:
                 return [make(dict(row)) for row in self._reader.execute(sql, values)]
             except (sqlite3.Error, ValueError, KeyError, TypeError, RecursionError) as error:
                 # What a failing card changed within a page SQLite does not notice: a state that is none, half of a JSON.
-                raise _translated(error, f"reading the journal {self.path}") from error
+                raise _translated(error, f"reading the journal {self.path}", self.path) from error
 
     def _enqueue(self, operation: Callable[[sqlite3.Connection], T]) -> Future[T]:
         future: Future[T] = Future()
@@ -503,7 +534,7 @@ class Journal:
             with contextlib.suppress(sqlite3.Error):
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
-            failure = _translated(error, f"writing the journal {self.path}")
+            failure = _translated(error, f"writing the journal {self.path}", self.path)
             answers = [(future, None, failure) for _, future in group]
         else:
             self.on_commit()
@@ -521,8 +552,8 @@ class Journal:
         try:
             value = operation(self._writer)
         except Exception as error:
-            found = _translated(error, f"writing the journal {self.path}")
-            if isinstance(found, StorageFull) or not self._writer.in_transaction:
+            found = _translated(error, f"writing the journal {self.path}", self.path)
+            if isinstance(found, StorageError) or not self._writer.in_transaction:
                 raise
             self._writer.execute("ROLLBACK TO one")
             self._writer.execute("RELEASE one")
@@ -624,16 +655,27 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise JournalError(f"the journal {path} is damaged: {what}", path=str(path))
 
 
-def _translated(error: BaseException, attempted: str) -> BaseException:
+def _translated(error: BaseException, attempted: str, path: Path) -> BaseException:
     if isinstance(error, BridgedError):
         return error
-    code = getattr(error, "sqlite_errorcode", 0) or 0
-    if code & 0xFF in _FULL or isinstance(error, OSError):
-        found: BridgedError = StorageFull(f"{attempted}: {error}")
+    kind = _STORAGE.get((getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF)
+    if isinstance(error, OSError):
+        found: BridgedError = disk_error(error, attempted)
+    elif kind is not None:
+        kind = StorageFull if kind is StorageFailed and _no_room(path) else kind
+        found = kind(f"{attempted}: {error}")
     else:
         found = JournalError(f"{attempted}: {error}")
     found.__cause__ = error
     return found
+
+
+def _no_room(path: Path) -> bool:
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < ROOM_BYTES
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------

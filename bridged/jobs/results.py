@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bridged.errors import StorageFull
+from bridged.errors import disk_error
 
 LIMIT_BYTES = 64 << 20  # The largest flash is 4 MiB; the oldest files go first.
 JOB_LIMIT_BYTES = 16 << 20  # Of one job; its bytes are in memory at once. At 115200 baud this takes 25 minutes.
@@ -26,7 +26,7 @@ class Results:
         return self._root / f"{job_id}.bin"
 
     def save(self, job_id: str, data: bytes) -> dict[str, Any]:
-        """``{sha256, size}`` once the file is on disk. Raises ``StorageFull``."""
+        """``{sha256, size}`` once the file is on disk. Raises ``StorageError``."""
         path = self.path(job_id)
         part = path.with_suffix(".part")
         try:
@@ -43,7 +43,7 @@ class Results:
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-            raise StorageFull(f"saving the {len(data)} bytes that job {job_id} read: {error}", job=job_id) from error
+            raise disk_error(error, f"saving the {len(data)} bytes that job {job_id} read") from error
         return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
     def drop(self, job_id: str) -> None:

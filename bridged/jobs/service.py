@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -56,6 +57,8 @@ from bridged.errors import (
     QueueFull,
     SessionDied,
     Stopped,
+    StorageError,
+    StorageFailed,
     StorageFull,
     TargetBroken,
     TooLarge,
@@ -391,7 +394,7 @@ class Jobs:
             return False, self._trouble
         try:
             self._check_space()
-        except StorageFull as error:
+        except StorageError as error:
             return False, error.message
         return True, ""
 
@@ -400,8 +403,8 @@ class Jobs:
     async def submit(self, sub: Submission) -> Job:
         """Accept a job: once this returns it survives anything. With a known ``id`` and the same request: that job.
 
-        Raises ``UnknownTarget``, ``UnknownImage``, ``BadRequest``, ``IdempotencyConflict``, ``QueueFull``, ``StorageFull``, and
-        ``Stopped`` while the daemon ends.
+        Raises ``UnknownTarget``, ``UnknownImage``, ``BadRequest``, ``IdempotencyConflict``, ``QueueFull``, ``StorageError``,
+        and ``Stopped`` while the daemon ends.
         """
         return await self._errand(self._submit(sub))
 
@@ -699,14 +702,14 @@ class Jobs:
         if job.state is JobState.RUNNING:
             live.job = replace(advance(job, JobState.INTERRUPTED, reason=RESTART), seq=job.seq + SEQ_LEAP)
             live.unsaved.append(update_of(live.job, self._clock.utc()))
-            with contextlib.suppress(StorageFull):  # The journal says "running", which means the same at the next start.
+            with contextlib.suppress(StorageError):  # The journal says "running", which means the same at the next start.
                 await self._save(live)
         lane = self._lanes.get(job.target)
         if lane is not None:
             lane.queue.append(live)
             return
         error = UnknownTarget(f"target {job.target} is not in the configuration any more", target=job.target)
-        with contextlib.suppress(StorageFull):
+        with contextlib.suppress(StorageError):
             async with live.lock:
                 await self._step(live, JobState.FAILED, error=error.as_dict(), reason=error.code)
 
@@ -715,7 +718,7 @@ class Jobs:
         lane = self._lanes.get(session.target)
         if lane is None:
             log.warning("target %s was left in a session and is not configured any more: not released", session.target)
-            with contextlib.suppress(StorageFull):
+            with contextlib.suppress(StorageError):
                 await self._write(Change(close=session.target))
             return
         lane.debt = _Debt(self._clock.monotonic() + left_s, session.job)
@@ -745,7 +748,7 @@ class Jobs:
                 continue
             mate.debt = None
             mate.wake.set()
-            with contextlib.suppress(StorageFull):
+            with contextlib.suppress(StorageError):
                 await self._write(Change(close=mate.name))
         return problem
 
@@ -766,11 +769,15 @@ class Jobs:
     # --- lanes ----------------------------------------------------------------------------------------------------
 
     async def _serve(self, lane: _Lane) -> None:
+        said = ""
         while not self._stopping.is_set():
             try:
                 await self._turn(lane)
-            except StorageFull as error:
-                log.warning("target %s waits for room: %s", lane.name, error.message)
+                said = ""
+            except StorageError as error:
+                if error.code != said:  # Once, and not every second: the log may be on the same disk.
+                    log.warning("target %s waits for the disk: %s", lane.name, error.message)
+                    said = error.code
                 await self._pause()
             except Exception:  # A defect ends its job, not the lane.
                 log.exception("defect in the lane of target %s", lane.name)
@@ -902,7 +909,7 @@ class Jobs:
         try:
             if before.kind in DESTRUCTIVE:
                 self._check_space()
-        except StorageFull as error:
+        except StorageError as error:
             await self._finish(lane, live, {}, error)
             return
         async with live.lock:
@@ -1070,7 +1077,7 @@ class Jobs:
         """Returns when the journal has it. ``erased`` ends the hazard; every other state begins a destructive stage."""
         if state == "erased":
             # A session that has erased is let go on whatever the disk does; the hazard stays noted then, which only costs time.
-            with contextlib.suppress(StorageFull, JournalError):
+            with contextlib.suppress(StorageError, JournalError):
                 await self._save(live, session=self._opened(lane, live, 0.0))
             return
         if self._stopping.is_set():
@@ -1257,7 +1264,7 @@ class Jobs:
         reason: str = "",
         result: dict[str, Any] | None = None,
     ) -> None:
-        """The end of a run. It is not shown before it is on disk, so a full disk delays it; it never loses it."""
+        """The end of a run. It is not shown before it is on disk, so a disk that takes nothing delays it; it never loses it."""
         error = problem.as_dict() if isinstance(problem, BridgedError) else problem
         # Lines that are not back at idle stay in the journal: the next start tries again.
         close = lane.name if lane.debt is None and lane.port.state != "broken" else ""
@@ -1269,8 +1276,10 @@ class Jobs:
                     if not live.job.terminal:
                         await self._step(live, to, close=close, **changes)
                 return
-            except (StorageFull, JournalError) as trouble:
-                log.warning("job %s has ended as %s and that cannot be written: %s", live.job.id, to, trouble.message)
+            except (StorageError, JournalError) as trouble:
+                if live.job.reason != trouble.code:
+                    log.warning("job %s has ended as %s and that cannot be written: %s", live.job.id, to, trouble.message)
+                    self._note(live, reason=trouble.code)  # So that who looks sees what a job waits for that seems to run.
                 if self._stopping.is_set():
                     return  # It is taken up again at the next start; what it proved is proven then.
                 await self._pause()
@@ -1327,7 +1336,7 @@ class Jobs:
         try:
             # Shielded: whoever stops waiting does not undo what the journal was given.
             answer = await asyncio.shield(asyncio.wrap_future(future))
-        except (StorageFull, JournalError) as error:
+        except (StorageError, JournalError) as error:
             self._trouble = error.message
             raise
         self._trouble = ""
@@ -1366,7 +1375,7 @@ class Jobs:
         try:
             free = self._free_bytes(path)
         except OSError as error:
-            raise StorageFull(f"the file system of {path} does not answer: {error}") from error
+            raise StorageFailed(f"the file system of {path}: {error.strerror or error}", errno=error.errno) from error
         if free < FREE_BYTES:
             text = f"{path} has {free >> 10} KiB left, a job that erases needs {FREE_BYTES >> 10} KiB"
             raise StorageFull(text, free_bytes=free, needed_bytes=FREE_BYTES)
@@ -1455,6 +1464,9 @@ def _sharing(targets: Iterable[tuple[str, TargetConfig]], known: Mapping[str, ob
 
 def _free_bytes(path: Path) -> int:
     found = os.statvfs(path)
+    if found.f_flag & os.ST_RDONLY:
+        # ext4 after an error of the disk, up to Linux 6.14; later ones go on saying that it can be written, and refuse.
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     return found.f_bavail * found.f_frsize
 
 

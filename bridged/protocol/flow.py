@@ -131,7 +131,7 @@ class Barrier:
     """Wait until the daemon has ``state`` (and ``kept``, bytes to survive a power cut) safely on disk.
 
     ``hazard_s``: the longest time that any single command of the coming stage may need until the target may be reset.
-    Answered with ``None``; raises ``StorageFull`` or ``Stopped`` when the journal cannot take it.
+    Answered with ``None``; raises ``StorageError`` or ``Stopped`` when the journal cannot take it.
     """
 
     state: str

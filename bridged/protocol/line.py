@@ -904,6 +904,7 @@ REPLY_CODES: dict[str, int] = {
     "CANCELED": 400,
     "STOPPED": 421,
     "QUEUE_FULL": 429,
+    "STORAGE": 451,
     "STORAGE_FULL": 452,
     "STORAGE_FAILED": 451,
     "JOURNAL": 451,

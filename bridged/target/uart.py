@@ -13,9 +13,11 @@ Invariants:
 - Parity errors do not change bytes. INPCK stays off: with it a byte with wrong parity would arrive as 0x00, or vanish
   (IGNPAR), or PARMRK would make the count of bytes depend on their value. The intact byte is the better evidence (an
   application that prints at 8N1 stays readable), and the driver counts each error in either case: compare ``counters``.
-- An exclusive port: TIOCEXCL stops further opens (not those of root; not on a pty), flock stops other careful programs, and
-  a look through /proc finds those that opened it before us and lock nothing (getty, a terminal program), as far as we may
-  see them: as a user of its own, the daemon does not see other people's.
+- An exclusive port: TIOCEXCL stops further opens (not those of root; not on a pty), flock and a look at lock files (minicom,
+  ser2net, pppd) find other careful programs, and a look through /proc those that opened it before us and lock nothing (getty,
+  cat), as far as we may see them. The daemon, a user of its own, does not see what those of others have open: for that
+  Linux wants CAP_SYS_PTRACE, which would let it look into every process; leases, which tell without, are for files only.
+  `sudo bridged doctor` sees them.
 - A device that is gone raises ``PortGone`` from whatever call meets it first.
 """
 
@@ -84,6 +86,7 @@ _LEGACY_PTY_MAJORS = (2, 3)
 _PTMX = (5, 2)
 
 _PROC = "/proc"
+_LOCKS = "/run/lock"
 _SYS_CHAR = "/sys/dev/char"
 # Since Linux 6.5 a UART has two devices of the bus `serial-base` between itself and its tty.
 _NOT_THE_DRIVER = frozenset({"port", "ctrl"})
@@ -192,8 +195,11 @@ class Uart:
                     path=self.path,
                     discipline=discipline[0],
                 )
-            # 3. Who opened it before us and locks nothing? A simulator rightly keeps its pty open, so not there.
+            # 3. Who opened it before us and does not flock? A simulator rightly keeps its pty open, so not there.
             if not self.is_pty:
+                locker = _lock_file_holder(self.path)
+                if locker is not None:
+                    raise _busy(self.path, locker, "locked, says its file in /run/lock")
                 holder = find_holder(rdev, at_least=2)
                 if holder is not None:
                     raise _busy(self.path, holder, "open")
@@ -551,6 +557,25 @@ def find_holder(rdev: int, at_least: int = 1) -> Holder | None:
         if pid != own and _open_count(pid, rdev):
             return Holder(pid, _command(pid))
     return Holder(own, _command(own)) if _open_count(own, rdev) >= at_least else None
+
+
+def _lock_file_holder(path: str) -> Holder | None:
+    """Who says by a lock file that the port is its own (FHS 3.0, 5.9: ``LCK..ttyS0``, the process id in ten ASCII characters).
+
+    A file whose process is gone means nothing. Ours is none: the folder is read-only for the service, and flock is stronger.
+    """
+    for name in {os.path.basename(path), os.path.basename(os.path.realpath(path))}:
+        try:
+            with open(f"{_LOCKS}/LCK..{name}", encoding="ascii", errors="replace") as file:
+                pid = int(file.read(64).split()[0])
+            os.kill(pid, 0)
+        except PermissionError:
+            pass  # Somebody else's, so it lives.
+        except (OSError, ValueError, IndexError, OverflowError):
+            continue
+        if 0 < pid != os.getpid():
+            return Holder(pid, _command(pid))
+    return None
 
 
 def _open_count(pid: int, rdev: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bridged.chips.model import Range
-from bridged.errors import Canceled, EntryWouldBeLost, NotAllowed, VerifyError
+from bridged.errors import BridgedError, Canceled, EntryWouldBeLost, NotAllowed, Stopped, VerifyError
 from bridged.events import Phase, PhaseStarted, Planned, SectorErased, SectorProven, Warned
 from bridged.images.model import Image, Span
 from bridged.protocol import stub as wire
@@ -211,21 +211,22 @@ def after_frames(count: int) -> Callable[[int, Any], None]:
     return hook
 
 
-def test_a_cancel_lets_the_erase_end_and_moves_no_line_before() -> None:
+@pytest.mark.parametrize("asked", [Canceled("enough"), Stopped("the daemon is stopping")], ids=["cancel", "stop"])
+def test_who_ends_a_stream_lets_the_erase_end_and_moves_no_line_before(asked: BridgedError) -> None:
     s = used("F407")
     image = make_image(s.chip, 200_000)
-    hold = False
+    kept = b""
 
     def barrier(step: Any) -> None:
-        nonlocal hold
-        hold = step.state == "erasing"
+        nonlocal kept
+        kept = step.kept if step.state == "erasing" else kept
 
-    def cancel(_step: Any) -> None:
-        if hold and s.whole.machine is not None and s.whole.machine.flash.erasing and len(s.events(SectorErased)) == 2:
-            raise Canceled("enough")
+    def end(_step: Any) -> None:
+        if kept and s.whole.machine is not None and s.whole.machine.flash.erasing and len(s.events(SectorErased)) == 2:
+            raise asked
 
-    with pytest.raises(Canceled):
-        s.run("flash", image, checkpoint=cancel, barrier=barrier)
+    with pytest.raises(type(asked)):
+        s.run("flash", image, checkpoint=end, barrier=barrier)
     assert s.account.hazard_waits == [], "it was told that the flash rests"
     assert cuts(s)[-1] == 0
     assert not s.boots()

@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import GeneratorType
 from typing import Any
 
 from bridged import chips, config
@@ -97,6 +98,12 @@ class Bench:
 
     def holds(self, image: Image) -> bool:
         return all(self.flash(seg.address, len(seg.data)) == seg.data for seg in image.segments)
+
+    @property
+    def in_a_command(self) -> bool:
+        """The loader is at work, or waits for the rest of a command."""
+        run = self.device._run
+        return isinstance(run, GeneratorType) and (self.device._work is not None or run.gi_yieldfrom is not None)
 
     def boots(self) -> bool:
         """Whether a reset with BOOT0 low starts an application."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridged import errors
+from bridged import chips, errors
 from bridged.chips.model import Range
 from bridged.errors import BridgedError, Canceled, Stopped, StorageFull
 from bridged.events import Identified, Phase, PhaseStarted, Planned, SectorErased, SectorProven, Warned
@@ -310,23 +312,61 @@ def test_an_image_that_cannot_boot_is_refused_unless_forced() -> None:
 # --- interruptions ------------------------------------------------------------------------------------------------
 
 
+def at(number: int, error: BridgedError) -> Callable[[object], None]:
+    """Raises ``error`` at this checkpoint, once."""
+    numbers = itertools.count()
+
+    def checkpoint(_step: object) -> None:
+        if next(numbers) == number:
+            raise error
+
+    return checkpoint
+
+
 def test_cancel_ends_at_a_checkpoint_and_the_target_is_released() -> None:
     bench = Bench("L476")
     old = make_image(bench.chip, 6000, seed=9)
     bench.put(old)
-    seen = 0
-
-    def checkpoint(_step: object) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == 3:
-            raise Canceled("canceled")
-
     with pytest.raises(Canceled):
-        bench.run("verify", old, checkpoint=checkpoint)
+        bench.run("verify", old, checkpoint=at(2, Canceled("canceled")))
     assert bench.account.phase is Phase.RELEASE
     assert bench.device.mode is Mode.STARTING
     assert bench.boots()
+
+
+@pytest.mark.parametrize("part", ["0x410", "F407"])
+def test_a_stop_strikes_between_two_commands_and_the_job_goes_on(part: str) -> None:
+    """In every phase that speaks to the loader: the command is finished, the target released, and nothing is lost."""
+    new = make_image(chips.find(part), 3000, seed=4)
+    neighbour = Image.of([(chips.find(part).flash_base + 3072, b"precious" * 4)])
+
+    def used() -> Bench:
+        bench = Bench(part)
+        bench.put(make_image(bench.chip, 3000, seed=3))
+        bench.put(neighbour)
+        return bench
+
+    whole, phases = used(), list[Phase | None]()
+
+    def note(_step: object) -> None:
+        assert not whole.in_a_command
+        phases.append(whole.account.phase)
+
+    whole.run("flash", new, checkpoint=note)
+    assert {Phase.BACKUP, Phase.ERASE, Phase.WRITE, Phase.VERIFY} <= set(phases)
+    last = {phase: number for number, phase in enumerate(phases)}
+    first = {phase: number for number, phase in reversed(list(enumerate(phases)))}
+    for number in sorted({*last.values(), *first.values()}):
+        bench = used()
+        with pytest.raises(Stopped):
+            bench.run("flash", new, checkpoint=at(number, Stopped("the daemon is stopping")))
+        assert bench.account.phase is Phase.RELEASE
+        assert bench.device.stats.hazard_resets == []
+        assert (bench.device.lines["nrst"], bench.device.lines["boot0"]) == (True, False)
+        kept = next((barrier.kept for barrier in bench.account.barriers if barrier.kept), b"")
+        bench.run("flash", new, kept, proven=tuple(bench.events(SectorProven)))
+        assert bench.holds(new)
+        assert bench.holds(neighbour)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)

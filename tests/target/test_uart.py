@@ -521,6 +521,30 @@ def test_a_holder_that_locks_nothing_is_found_too_but_on_a_pty_it_may_be_the_sim
         holder.kill()
 
 
+@pytest.mark.parametrize(
+    ("text", "busy"),
+    [("{other:10}\n", True), ("{other:10} minicom\n", True), ("{dead:10}\n", False), ("", False), ("0\n", False)],
+)
+def test_a_lock_file_counts_as_long_as_its_process_lives(
+    line: Pty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, busy: bool
+) -> None:
+    """As of minicom, ser2net and pppd: also those of another user, whose open files may not be seen."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    monkeypatch.setattr(module, "is_pty_device", lambda _: False)
+    monkeypatch.setattr(module, "find_holder", lambda *_args, **_more: None)
+    monkeypatch.setattr(module, "_LOCKS", str(tmp_path))
+    link = tmp_path / "motor1"
+    link.symlink_to(line.path)
+    (tmp_path / f"LCK..{Path(line.path).name}").write_text(text.format(other=os.getppid(), dead=dead.pid))
+    if not busy:
+        Uart.open(str(link)).close()
+        return
+    with pytest.raises(PortBusy, match="locked, says its file") as caught:
+        Uart.open(str(link))
+    assert caught.value.facts["pid"] == os.getppid()
+
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it becomes another user")
 NOBODY = "65534"
 

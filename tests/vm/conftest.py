@@ -17,6 +17,7 @@ from tests.vm import build, container
 from tests.vm.bench import Bench
 from tests.vm.container import Container
 from tests.vm.inside import install, set_up
+from tests.vm.record import failed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +27,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(600 + float(os.environ.get("BRIDGED_IDLE_S", "0"))))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed and "tests/vm/" in report.nodeid:
+        failed(report.nodeid.removeprefix("tests/vm/"))
 
 
 @pytest.fixture(scope="session")

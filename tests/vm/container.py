@@ -17,6 +17,7 @@ from tests.vm.build import Guest
 from tests.vm.machine import Agent, Inside
 
 START_LIMIT_S = 60.0
+DISK_MIB = 40
 
 
 def lacking() -> str:
@@ -25,18 +26,26 @@ def lacking() -> str:
         return "root is needed for a container (sudo make vm-test)"
     if shutil.which("systemd-nspawn") is None:
         return "apt install systemd-container"
+    if not Path("/dev/loop-control").exists():
+        return "a kernel with loop devices is needed for the container's disk (modprobe loop)"
     return ""
 
 
 class Container(Inside):
-    """``with Container(guest, folder) as inside: inside.run("systemctl status")``."""
+    """``with Container(guest, folder) as inside: inside.run("systemctl status")``. ``/dev/disk`` is an ext4 of its own."""
 
     def __init__(self, guest: Guest, folder: Path) -> None:
         self._guest, self._folder = guest, folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._disk = ""
 
     def __enter__(self) -> Container:
         self._folder.mkdir(parents=True, exist_ok=True)
+        image = self._folder / "disk.img"
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", image, f"{DISK_MIB}M"], check=True)
+        self._disk = subprocess.run(
+            ["losetup", "--find", "--show", image], check=True, capture_output=True, text=True
+        ).stdout.strip()
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(self._folder / "agent.sock"))
             server.listen(1)
@@ -45,6 +54,7 @@ class Container(Inside):
             command = [
                 *("systemd-nspawn", "--quiet", f"--directory={self._guest.root}", "--volatile=overlay", "--register=no"),
                 *("--keep-unit", "--private-network", f"--bind={self._folder}:/agent", "--link-journal=no"),
+                f"--bind={self._disk}:/dev/disk",
                 *(f"--machine=bridged-{os.getpid()}", "--boot", "systemd.show_status=0"),
             ]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -71,6 +81,9 @@ class Container(Inside):
                 self._process.kill()
                 self._process.wait()
             self._process = None
+        if self._disk:
+            subprocess.run(["losetup", "--detach", self._disk], check=False)  # Of itself once nothing has it mounted.
+            self._disk = ""
         if self._agent is not None:
             self._agent.close()
             self._agent = None

@@ -6,7 +6,9 @@ erase. The ends are collected for docs/reliability-vm.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -90,6 +92,29 @@ def test_a_stop_parks_the_job_and_the_next_start_finishes_it(bench: Bench) -> No
     assert bench.pair_holds(image)
     check_released(bench, "pair")
     record(Tried("systemctl stop during write", end["state"], end.get("error", "")))
+
+
+def test_a_stop_during_an_erase_and_during_the_proof(bench: Bench) -> None:
+    """The command is finished first: the part outside knows of every reset, and of what it was doing then."""
+    timing = bench.out.device.timing
+    bench.out.device.timing = replace(timing, sector_erase_s=1.5)
+    try:
+        job, image = start_flash(bench, "out", 24 * KIB, 143)
+        for phase in ("erase", "verify"):
+            bench.wait_phase(job, phase)
+            bench.vm.run("systemctl stop bridged")
+            assert bench.levels("out") == IDLE
+            bench.vm.run("systemctl start bridged")
+            history = bench.say(f"LOG {job}")
+            assert re.search(rf"state=interrupted phase={phase}\b", history), history
+    finally:
+        bench.out.device.timing = timing
+    end = bench.wait_state(job, "succeeded", "failed")
+    assert (end["state"], end["attempts"]) == ("succeeded", "1"), end
+    assert bench.out_holds(image)
+    check_released(bench, "out")
+    for phase in ("erase", "verify"):
+        record(Tried(f"systemctl stop during {phase}", end["state"]))
 
 
 def test_a_reboot_in_the_middle_of_a_flash(bench: Bench) -> None:

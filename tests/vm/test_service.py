@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -25,6 +26,12 @@ def image(size_bytes: int, seed: int) -> bytes:
 
 def show(inside: Container, name: str, unit: str = "bridged") -> str:
     return inside.run(f"systemctl show -P {name} {unit}").strip()
+
+
+def http(path: str) -> str:
+    """A line of shell that asks for it."""
+    request = f"GET {path} HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n"
+    return f"exec 3<>/dev/tcp/127.0.0.1/7101; printf '{request}' >&3; cat <&3"
 
 
 def entries(inside: Container, *matches: str) -> list[dict[str, str]]:
@@ -134,8 +141,7 @@ def test_a_client_starts_the_daemon_by_connecting(sockets: Container) -> None:
     text = sockets.run("journalctl -b -u bridged --no-pager -n 30")
     for where in ("127.0.0.1:7100", "/run/bridged/bridged.sock", "http 127.0.0.1:7101", "/run/bridged/console-sim.sock"):
         assert re.search(rf"{re.escape(where)} \([^)]*passed\)", text), f"{where} in {text}"
-    request = "GET /v1/targets HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n"
-    assert "HTTP/1.1 200" in sockets.run(f"exec 3<>/dev/tcp/127.0.0.1/7101; printf '{request}' >&3; cat <&3")
+    assert "HTTP/1.1 200" in sockets.run(http("/v1/targets"))
 
 
 def test_nobody_is_refused_while_it_restarts(sockets: Container) -> None:
@@ -333,6 +339,69 @@ def test_a_full_disk_stops_what_erases_and_nothing_that_runs(small_disk: Contain
     again = say(small_disk, "FLASH sim full addr=0x08000000 mode=full wait=1")
     assert "state=succeeded" in again, again
     record(Tried("disk full during write (in a container)", end["state"], end.get("error", "")))
+
+
+@pytest.fixture
+def failing_disk(installed: Container) -> Iterator[Container]:
+    """The state on an ext4 of its own."""
+    mount = "mount /dev/disk /var/lib/bridged && chown bridged: /var/lib/bridged && chmod 700 /var/lib/bridged"
+    installed.run(f"systemctl stop bridged && {mount} && systemctl start bridged")
+    wait_idle(installed)
+    yield installed
+    installed.run("systemctl stop bridged; umount -q /var/lib/bridged; systemctl reset-failed bridged; true")
+    configure(installed)
+
+
+FAIL = "mount -o remount,abort /var/lib/bridged"  # What ext4 does by itself after an error of the medium.
+REPAIR = "umount /var/lib/bridged && mount /dev/disk /var/lib/bridged"
+
+
+def test_a_disk_that_turns_read_only_in_the_middle_of_a_flash(failing_disk: Container) -> None:
+    """What runs goes on, nothing new is begun, nobody is told of an end that is not on disk, and nothing is lost."""
+    inside = failing_disk
+    data = image(20 * 1024, 32)
+    job = flash(inside, data, "failing")
+    wait_for(inside, job, phase="write")
+    inside.run(FAIL)
+    assert "Read-only" in inside.try_("touch /var/lib/bridged/x").err
+    told = wait_for(inside, job, reason="STORAGE_FAILED")
+    assert told["state"] == "running", told
+    for request in ("FLASH sim failing addr=0x08000000", "ID sim"):
+        answer = say(inside, request)
+        assert re.search("^451 STORAGE_FAILED .*disk I/O error", answer, re.MULTILINE), answer
+    answer = say(inside, f"PUT 4 {hashlib.sha256(b'abcd').hexdigest()} name=more", b"abcd")
+    assert "451 STORAGE_FAILED" in answer, answer
+    assert "HTTP/1.1 503" in inside.run(http("/readyz"))
+    # Its log does not fill up with it either.
+    lines = inside.run("journalctl --sync; journalctl -b -u bridged --no-pager -o cat -n 50").splitlines()
+    assert sum("cannot be written" in line for line in lines) == 1, lines
+    inside.run("systemctl stop bridged")
+    assert show(inside, "Result") == "success"
+    inside.run(f"{REPAIR} && systemctl start bridged")
+    end = wait_for(inside, job, state="succeeded|failed")
+    assert (end["state"], end["attempts"]) == ("succeeded", "2"), end
+    inside.run("systemctl stop bridged sim")
+    assert inside.read("/var/lib/sim/flash")[: len(data)] == data
+    inside.run("systemctl start sim")
+    record(Tried("disk turns read-only during write, then is repaired (in a container)", end["state"]))
+
+
+def test_a_target_comes_back_although_nothing_can_be_written(failing_disk: Container) -> None:
+    """Both processes die in the middle and no daemon comes up again: ExecStopPost= reads the journal all the same."""
+    inside = failing_disk
+    job = flash(inside, image(20 * 1024, 33), "orphan")
+    wait_for(inside, job, phase="write")
+    count = "journalctl -b -u bridged --no-pager -o cat | grep -c 'sim is back in its application'"
+    before = int(inside.try_(count).out)
+    inside.run(f"{FAIL}; systemctl kill -s KILL --kill-whom=all bridged")
+    inside.wait_for("it is released", f"test $({count}) -gt {before}")
+    restarts = int(show(inside, "NRestarts"))
+    inside.wait_for("it is tried again", f"test $(systemctl show -P NRestarts bridged) -gt {restarts + 1}")
+    assert int(inside.run(count)) == before + 1, "once, and not at every try"
+    inside.run(f"systemctl stop bridged; {REPAIR} && systemctl start bridged")
+    end = wait_for(inside, job, state="succeeded|failed")
+    assert (end["state"], end["attempts"]) == ("succeeded", "2"), end
+    record(Tried("disk turns read-only and SIGKILL of both during write, then repaired (in a container)", end["state"]))
 
 
 def test_everything_but_the_state_may_be_read_only(small_disk: Container) -> None:
