@@ -423,7 +423,15 @@ class Daemon:
         )
         gateway, transfers = self.line.gateway, self.line.transfers
         services = Services(
-            self.jobs, self.store, self.authority, transfers, limits, gateway, self.consoles, self.metrics.uploaded
+            self.jobs,
+            self.store,
+            self.authority,
+            transfers,
+            limits,
+            gateway,
+            self.consoles,
+            self.metrics.uploaded,
+            self._scrape,
         )
         server = HttpServer(services, settings.api.hosts, self.tls)
         self.jobs.on_update.append(server.events.recent.note)
@@ -631,6 +639,10 @@ class Daemon:
         await self._drain.wait()
         await self.drain()
 
+    async def _scrape(self, accept: str) -> tuple[bytes, str]:
+        await self._refresh()
+        return self.metrics.render(accept)
+
     async def _refresh(self) -> None:
         self.metrics.refresh(self.jobs.targets())
         for name, console in self.consoles.items():
@@ -801,8 +813,10 @@ def serve(argv: Sequence[str]) -> int:
         action="store_true",
         help="no daemon: bring the targets that a killed one left in a session back to their application, and end",
     )
+    text = "text: lines on stderr; json: an object a line on stdout; auto (default): the journal of systemd, else text"
+    parser.add_argument("--log-format", choices=logs.FORMATS, default="auto", help=text)
     options = parser.parse_args(argv)
-    logs.set_up()
+    logs.set_up(style=options.log_format)
     try:
         loaded = read_config(options.config)
         where = places(options.config, loaded, options.state_dir)

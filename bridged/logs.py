@@ -2,7 +2,8 @@
 
 ``set_up`` looks at $JOURNAL_STREAM: where stderr is the journal, records go to its socket as they are, in its native
 protocol, and ``journalctl BRIDGED_JOB=j-17``, ``BRIDGED_TARGET=motor1 -p warning`` or ``MESSAGE_ID=...`` find them. Elsewhere
-they are lines of text on stderr.
+they are lines of text on stderr, or, where ``serve --log-format json`` asks for it, JSON objects on stdout for whoever collects
+logs of containers: the same fields under the names of docs/logs.md.
 
 What happens again and again is a ``Notice``: it has a MESSAGE_ID that never changes and an entry in the catalogue
 (``systemd/bridged.catalog``, made from here), which ``journalctl -x`` shows: what it means, and what to do. Everything else is
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import socket
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
@@ -29,6 +32,8 @@ from bridged.errors import BridgedError
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "bridged"
 SEND_LIMIT_S = 0.5  # A journal that stands still costs its messages, and not the watchdog.
+
+FORMATS = ("auto", "text", "json")  # Of ``serve --log-format``.
 
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 
@@ -143,6 +148,28 @@ class TextFormat(logging.Formatter):
         return text
 
 
+class JsonFormat(logging.Formatter):
+    """For programs: one object a line, whatever the message holds. Keys are added in later versions, never renamed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        said: dict[str, str] = dict(getattr(record, "bridged", {}))
+        if message_id := said.pop("MESSAGE_ID", ""):
+            fields["event"], fields["message_id"] = _EVENTS[message_id], message_id
+        fields |= {name.removeprefix("BRIDGED_").lower(): value for name, value in said.items()}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+_EVENTS = {notice.message_id: notice.name.lower() for notice in Notice}
+
+
 class JournalHandler(logging.Handler):
     """One record, one entry of the journal (https://systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
 
@@ -212,15 +239,18 @@ def encode(fields: Mapping[str, str]) -> bytes:
     return b"".join(parts)
 
 
-def set_up(environment: Mapping[str, str] = os.environ) -> None:
-    """To the journal where $JOURNAL_STREAM says that stderr is the journal, else to stderr."""
+def set_up(environment: Mapping[str, str] = os.environ, style: str = "auto") -> None:
+    """To the journal where $JOURNAL_STREAM says that stderr is the journal, else to stderr; ``style``: one of ``FORMATS``."""
     try:
         stat = os.fstat(sys.stderr.fileno())
         journal = environment.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
     except (OSError, ValueError):
         journal = False
     handler: logging.Handler
-    if journal:
+    if style == "json":
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(JsonFormat())
+    elif style == "auto" and journal:
         handler = JournalHandler()
     else:
         handler = logging.StreamHandler()

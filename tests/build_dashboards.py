@@ -180,6 +180,78 @@ TARGET = (
     Panel("Memory of the last session", ((f"bridged_session_memory_bytes{{{T}}}", "{{target}}"),), "bytes"),
 )
 
+# Hundreds of gateways: what stands out, and what runs where.
+FLEET = (
+    Panel("Gateways that answer", (('sum(up{job="bridged"})', ""),), kind="stat", width=4, height=4),
+    Panel("Gateways that are silent", (('sum(up{job="bridged"} == bool 0)', ""),), kind="stat", width=4, height=4),
+    Panel("Targets", (("count(bridged_target_info)", ""),), kind="stat", width=4, height=4),
+    Panel(
+        "Targets absent or broken",
+        (('sum(bridged_target_state{state=~"absent|broken"})', ""),),
+        kind="stat",
+        width=4,
+        height=4,
+    ),
+    Panel(
+        "Succeeded within a day",
+        (('sum(increase(bridged_jobs_total{result="succeeded"}[24h]))', ""),),
+        kind="stat",
+        width=4,
+        height=4,
+    ),
+    Panel(
+        "Not done within a day",
+        (('sum(increase(bridged_jobs_total{result=~"failed|timed_out|rolled_back"}[24h]))', ""),),
+        kind="stat",
+        width=4,
+        height=4,
+    ),
+    Panel(
+        "Targets by firmware",
+        (("count by (firmware) (bridged_target_info)", "{{firmware}}"),),
+        width=12,
+        text="the image that was last proven: a roll-out is one curve that rises and one that falls",
+    ),
+    Panel(
+        "Jobs that ended, an hour",
+        (("sum by (result) (increase(bridged_jobs_total[1h]))", "{{result}}"),),
+        width=12,
+    ),
+    Panel(
+        "Why jobs failed",
+        (("topk(10, sum by (code) (increase(bridged_job_failures_total[$__range])) > 0)", "{{code}}"),),
+        kind="bargauge",
+        text="codes are explained in docs/errors.md",
+    ),
+    Panel(
+        "Gateways with the most failures",
+        (
+            (
+                'topk(10, sum by (instance) (increase(bridged_jobs_total{result=~"failed|rolled_back"}[$__range])) > 0)',
+                "{{instance}}",
+            ),
+        ),
+        kind="bargauge",
+    ),
+    Panel(
+        "Gateways with the most errors on UARTs",
+        (("topk(10, sum by (instance) (increase(bridged_uart_errors_total[$__range])) > 0)", "{{instance}}"),),
+        kind="bargauge",
+        text="wiring, or the supply of a site",
+    ),
+    Panel("Gateways by version", (("count by (version) (bridged_build_info)", "{{version}}"),), kind="bargauge"),
+    Panel(
+        "Silent gateways",
+        (('up{job="bridged"} == 0', "{{instance}}"),),
+        kind="table",
+    ),
+    Panel(
+        "Targets absent or broken, by name",
+        (('bridged_target_state{state=~"absent|broken"} == 1', ""),),
+        kind="table",
+    ),
+)
+
 
 def _variable(name: str, label: str, query: str) -> dict[str, Any]:
     return {
@@ -228,7 +300,9 @@ def _panel(number: int, panel: Panel, x: int, y: int) -> dict[str, Any]:
     return found
 
 
-def dashboard(uid: str, title: str, panels: tuple[Panel, ...], *, by_target: bool) -> dict[str, Any]:
+def dashboard(
+    uid: str, title: str, panels: tuple[Panel, ...], *, by_gateway: bool = True, by_target: bool = False
+) -> dict[str, Any]:
     laid: list[dict[str, Any]] = []
     x = y = row = 0
     for number, panel in enumerate(panels, 1):
@@ -236,10 +310,9 @@ def dashboard(uid: str, title: str, panels: tuple[Panel, ...], *, by_target: boo
             x, y, row = 0, y + row, 0
         laid.append(_panel(number, panel, x, y))
         x, row = x + panel.width, max(row, panel.height)
-    variables: list[dict[str, Any]] = [
-        {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"},
-        _variable("gateway", "Gateway", "label_values(bridged_build_info, instance)"),
-    ]
+    variables: list[dict[str, Any]] = [{"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}]
+    if by_gateway:
+        variables.append(_variable("gateway", "Gateway", "label_values(bridged_build_info, instance)"))
     if by_target:
         variables.append(_variable("target", "Target", 'label_values(bridged_target_state{instance=~"$gateway"}, target)'))
     return {
@@ -258,7 +331,8 @@ def dashboard(uid: str, title: str, panels: tuple[Panel, ...], *, by_target: boo
 def dashboards() -> dict[str, str]:
     """File names and what belongs into them."""
     found = {
-        "bridged-gateway.json": dashboard("bridged-gateway", "bridged: gateways", OVERVIEW, by_target=False),
+        "bridged-gateway.json": dashboard("bridged-gateway", "bridged: gateways", OVERVIEW),
+        "bridged-fleet.json": dashboard("bridged-fleet", "bridged: a fleet", FLEET, by_gateway=False),
         "bridged-target.json": dashboard("bridged-target", "bridged: a target", TARGET, by_target=True),
     }
     return {name: json.dumps(data, indent=1) + "\n" for name, data in found.items()}

@@ -243,6 +243,16 @@ def test_what_cannot_start_says_why(tmp_path: Path, text: str | None, code: int,
     assert "Traceback" not in ran.stderr
 
 
+def test_for_a_collector_it_says_so_in_json(tmp_path: Path) -> None:
+    file = tmp_path / "bridged.toml"
+    file.write_text("[gateway]\nnmae = 1\n[api]\nhttp = 7\n")
+    command = [*SERVE, "--log-format", "json", "--config", str(file)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    found = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [(one["level"], one["event"], one["code"]) for one in found] == [("error", "config_rejected", "CONFIG")] * 2
+    assert ran.stderr == ""
+
+
 def test_a_port_that_is_taken_is_told_and_everything_is_taken_down(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

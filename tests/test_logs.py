@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import array
+import ast
+import json
 import logging
 import mmap
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +115,68 @@ def test_lines_for_people() -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d error: first\n  second", logs.TextFormat().format(record))
     quiet = logging.LogRecord("bridged", logging.INFO, "x", 1, "hello", (), None)
     assert re.fullmatch(r"\d\d:\d\d:\d\d hello", logs.TextFormat().format(quiet))
+
+
+def said_as_json(level: int, text: str, *args: object, **extra: Any) -> dict[str, str]:
+    record = logging.getLogger("bridged.test").makeRecord("bridged.test", level, __file__, 1, text, args, **extra)
+    line = logs.JsonFormat().format(record)
+    assert "\n" not in line
+    found: dict[str, str] = json.loads(line)
+    return found
+
+
+def test_one_json_object_a_line() -> None:
+    extra = note(Notice.JOB_FAILED, job="j-17", target="motor1", kind="flash", state="failed", code="NO_SYNC", image="")
+    found = said_as_json(logging.ERROR, "job %s failed\n  cause \u2028 \x00 remedy", "j-17", exc_info=None, extra=extra)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
+    assert found == {
+        "level": "error",
+        "logger": "bridged.test",
+        "message": "job j-17 failed\n  cause \u2028 \x00 remedy",
+        "event": "job_failed",
+        "message_id": Notice.JOB_FAILED.message_id,
+        "job": "j-17",
+        "target": "motor1",
+        "kind": "flash",
+        "state": "failed",
+        "code": "NO_SYNC",
+    }
+    assert "event" not in said_as_json(logging.INFO, "hello", exc_info=None)
+    try:
+        raise ValueError("a\nb")
+    except ValueError:
+        found = said_as_json(logging.CRITICAL, "ended by a defect", exc_info=sys.exc_info(), extra=note(Notice.DEFECT))
+    assert found["traceback"].endswith("ValueError: a\nb")
+
+
+def test_every_field_that_is_logged_is_documented() -> None:
+    """Fields come from calls of ``note``; a collector is set up by what docs/logs.md says."""
+    page = (Path(__file__).parents[1] / "docs" / "logs.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \|", page.partition("## Events")[0], re.MULTILINE))
+    named = {"time", "level", "logger", "message", "event", "message_id", "traceback"}
+    sources = [path.read_text() for path in Path(logs.__file__).parent.rglob("*.py")]
+    for source in sources:
+        if re.search(r"from bridged\.logs import .*\bnote\b", source):
+            calls = [call for call in ast.walk(ast.parse(source)) if isinstance(call, ast.Call)]
+            noted = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("note", "log_error")]
+            named |= {word.arg for call in noted for word in call.keywords if word.arg}
+    assert len(named) > 12
+    assert named <= documented
+    assert documented - named == {"kind", "state"}, "those are in a dict that is passed on"
+
+
+def test_json_goes_to_stdout_and_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        logs.set_up({}, "json")
+        logging.getLogger("bridged").warning("hello", extra=note(target="motor1"))
+        out, err = capsys.readouterr()
+        assert json.loads(out)["target"] == "motor1"
+        assert err == ""
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
 
 
 def test_only_the_journal_gets_entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from bridged.api.metrics import Metrics
 from bridged.errors import BY_CODE
 from bridged.jobs.model import TERMINAL, JobKind
 from tests.build_dashboards import dashboards
-from tests.e2e.gateway import Gateway, wait_for
+from tests.e2e.gateway import Gateway, pairs, wait_for
 from tests.e2e.test_http import free_port
 from tests.support import require_tool
+from tests.test_client import Certificates
 
 CONFIG = Path(__file__).parents[1] / "config"
 RULES = CONFIG / "prometheus" / "bridged.rules.yml"
@@ -80,7 +81,6 @@ def test_every_metric_is_of_use_to_somebody() -> None:
     asked = {name.removesuffix("_bucket") for _, query in expressions() for name in NAME.findall(query)}
     left = {one.name for one in Metrics().described()} - asked
     assert left == {
-        "bridged_build_info",  # the dashboards choose gateways by it
         "bridged_config_last_reload_success_timestamp_seconds",
         "bridged_job_phase_duration_seconds",  # for questions about one kind of job
         "bridged_line_connections",
@@ -107,15 +107,24 @@ def ask(port: int, path: str, **options: str) -> Any:
 
 def test_a_real_prometheus_scrapes_a_real_daemon(tmp_path: Path) -> None:
     prometheus = require_tool("prometheus", "prometheus")
-    scraped, port = free_port(), free_port()
+    scraped, over_tls, port = free_port(), free_port(), free_port()
+    certificate, key = Certificates(tmp_path).make("gw.example")
+    # Beside the listener on loopback the way from elsewhere, as docs/metrics.md has it.
     (tmp_path / "prometheus.yml").write_text(
-        f"global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: ['{RULES}']\n"
-        f"scrape_configs: [{{job_name: bridged, static_configs: [{{targets: ['127.0.0.1:{scraped}']}}]}}]\n"
+        f"global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: ['{RULES}']\nscrape_configs:\n"
+        f"- {{job_name: bridged, static_configs: [{{targets: ['127.0.0.1:{scraped}']}}]}}\n"
+        f"- {{job_name: elsewhere, scheme: https, authorization: {{credentials_file: '{tmp_path}/token'}},"
+        f" tls_config: {{ca_file: '{tmp_path}/ca.pem', server_name: gw.example}},"
+        f" static_configs: [{{targets: ['127.0.0.1:{over_tls}']}}]}}\n"
     )
-    with Gateway(tmp_path, {"m1": "F103xB"}, metrics=f"127.0.0.1:{scraped}") as gateway:
+    tls = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\n[auth]\nloopback = []\n'
+    made = Gateway(tmp_path, {"m1": "F103xB"}, extra=tls, metrics=f"127.0.0.1:{scraped}", http=f"tls:127.0.0.1:{over_tls}")
+    with made as gateway:
         with contextlib.closing(gateway.connect()) as client:
             assert client.do("RESET m1 wait=1")[0] == 250
             assert client.do("RESET nobody")[0] == 404
+            assert client.do("TOKEN add prometheus scope=read")[0] == 250
+            (tmp_path / "token").write_text(pairs(" ".join(client.lines))["token"])
         assert gateway.daemon is not None
         (gateway.root / "bridged.toml").write_text("[gateway]\nnmae = 1\n")
         gateway.daemon.send_signal(signal.SIGHUP)
@@ -136,9 +145,10 @@ def test_a_real_prometheus_scrapes_a_real_daemon(tmp_path: Path) -> None:
                     return None
                 return found[0]["value"][1] if found else None
 
-            assert wait_for("a scrape", lambda: value("up") == "1")
-            assert value('bridged_jobs_total{target="m1",kind="reset",result="succeeded"}') == "1"
-            assert value('sum(bridged_jobs_total{target="m1"})') == "1"
+            for job in ("bridged", "elsewhere"):
+                assert wait_for(f"a scrape of {job}", lambda job=job: value(f'up{{job="{job}"}}') == "1")
+                assert value(f'bridged_jobs_total{{job="{job}",target="m1",kind="reset",result="succeeded"}}') == "1"
+                assert value(f'sum(bridged_jobs_total{{job="{job}",target="m1"}})') == "1"
             assert wait_for("the mistake", lambda: value("bridged_config_last_reload_successful") == "0")
             wait_for(
                 "its alert",

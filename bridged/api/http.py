@@ -48,6 +48,7 @@ from bridged.errors import (
     TooMany,
     UnknownPath,
 )
+from bridged.protocol.line import Scope
 
 log = logging.getLogger(__name__)
 
@@ -251,6 +252,12 @@ class HttpServer:
                 {200: Answer("version, name of the gateway, your name and scopes", "Service")},
                 tag="service",
             ),
+            Operation(
+                *("GET", "/metrics", "metrics", "What is counted, for Prometheus", Scope.READ, self._metrics),
+                {200: Answer("its text format, or OpenMetrics where Accept asks for that", media="text/plain")},
+                text="Names all targets, so it needs a right to all of them.",
+                tag="service",
+            ),
         )
 
     async def _livez(self, _call: Call) -> web.StreamResponse:
@@ -261,6 +268,15 @@ class HttpServer:
         if not call.principal.known:
             reason = "" if ready else "not now"  # Why is in words of this machine: paths, disks, targets.
         return reply({"ready": ready, "reason": reason}, 200 if ready else 503, {} if ready else {"Retry-After": "5"})
+
+    async def _metrics(self, call: Call) -> web.StreamResponse:
+        """As on the listener of its own, which is for loopback only; here with TLS and rights, as everything here."""
+        if call.principal.targets is not None:
+            raise NotAllowed(f"metrics are of all targets; {call.principal.name} has a right to some", scope=Scope.READ.value)
+        if self.services.scrape is None:
+            raise UnknownPath("this gateway counts nothing")
+        body, media = await self.services.scrape(call.header("Accept"))
+        return web.Response(body=body, headers={"Content-Type": media})
 
     async def _service(self, call: Call) -> web.StreamResponse:
         who = call.principal

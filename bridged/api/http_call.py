@@ -147,6 +147,8 @@ class Services:
     gateway: str = ""
     consoles: Mapping[str, Console] = field(default_factory=dict)
     on_upload: Callable[[int, bool], None] = lambda _bytes, _resumed: None
+    # The page for Prometheus and its content type, in the format that this Accept prefers.
+    scrape: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None
     stopping: bool = False
 
 

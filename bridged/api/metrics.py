@@ -3,7 +3,8 @@
 The only module that knows ``prometheus_client``. ``Metrics`` is told what happens (``observe`` for each update of a job,
 ``refresh`` for what is looked up when somebody scrapes) and keeps it in a registry of its own: no global state, so that two
 daemons in one test process do not add up. ``MetricsServer`` serves it, in the text format or as OpenMetrics with job ids as
-exemplars. Names and labels: the metrics chapter of the docs.
+exemplars. Names and labels: the metrics chapter of the docs. Who scrapes from elsewhere asks the HTTP server, which has TLS and
+rights, for the same page.
 
 Invariants:
 

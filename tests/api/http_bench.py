@@ -15,6 +15,7 @@ import aiohttp
 from bridged.api.auth import Authority
 from bridged.api.http import HttpServer
 from bridged.api.http_call import Limits, Services
+from bridged.api.metrics import Metrics
 from bridged.api.transfers import Transfers
 from bridged.config import Listen
 from tests.api.fakes import FakeJobs, WatchedStore
@@ -124,6 +125,10 @@ class Bench:
                 await asyncio.sleep(0.001)
 
 
+async def scrape(accept: str) -> tuple[bytes, str]:
+    return Metrics(["motor1"]).render(accept)
+
+
 @contextlib.asynccontextmanager
 async def bench(root: Path, limits: Limits = LIMITS, takeover_s: float = 5.0, **more: Any) -> AsyncIterator[Bench]:
     store = WatchedStore(root)
@@ -138,6 +143,7 @@ async def bench(root: Path, limits: Limits = LIMITS, takeover_s: float = 5.0, **
         "gw1",
         more.pop("consoles", {}),
         lambda count, resumed: uploads.append((count, resumed)),
+        scrape,
     )
     server = HttpServer(services, **more)
     jobs.on_update.append(server.events.recent.note)

@@ -113,6 +113,25 @@ def test_every_operation_asks_for_its_right(tmp_path: Path, journal: Journal) ->
     run(tmp_path, body, authority=authority)
 
 
+def test_metrics_are_for_who_has_a_right_to_all_targets(tmp_path: Path, journal: Journal) -> None:
+    authority = closed(journal)
+
+    async def body(bench: Bench) -> None:
+        _, one = await authority.grant("one", [Scope.ADMIN], ["motor1"])
+        _, every = await authority.grant("prometheus", [Scope.READ])
+        assert await bench.problem("GET", "/metrics", headers={"Authorization": f"Bearer {one}"}) == (403, "NOT_ALLOWED")
+        ask = {"Authorization": f"Bearer {every}"}
+        status, headers, page = await bench.ask("GET", "/metrics", headers=ask)
+        assert status == 200
+        assert headers["Content-Type"].startswith("text/plain; version=")
+        assert b'bridged_job_running{target="motor1"} 0' in page
+        status, headers, page = await bench.ask("GET", "/metrics", headers=ask | {"Accept": "application/openmetrics-text"})
+        assert headers["Content-Type"].startswith("application/openmetrics-text")
+        assert page.endswith(b"# EOF\n")
+
+    run(tmp_path, body, authority=authority)
+
+
 def test_what_belongs_to_another_target_does_not_exist(tmp_path: Path, journal: Journal) -> None:
     authority = closed(journal)
 
