@@ -25,7 +25,7 @@ LOCK      := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-v
              --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: shell vm-test vm-guest vm-reliability deb reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check stub stub-check run sim install clean distclean
+.PHONY: shell vm-test vm-guest vm-reliability deb release reliability help venv demo test check format lock reference fuzz soak bench firmware firmware-check stub stub-check run sim install clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -112,6 +112,9 @@ soak: $(DEV_STAMP) ## what takes hours: make soak SOAK_MINUTES=480
 
 bench: $(DEV_STAMP) ## beside stm32flash and others on one compiled device; writes docs/benchmarks.md: make bench ARGS=--quick
 	@$(BIN)/python -m tests.bench.run $(ARGS)
+
+release: $(DEV_STAMP) ## sdist and wheel into dist/, built twice and compared bit for bit
+	@$(BIN)/python -m tests.build_release
 
 deb: $(DEV_STAMP) ## the Debian package, into dist/: make deb ARGS="--arch arm64"
 	@$(BIN)/python debian/build.py $(ARGS)

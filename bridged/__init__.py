@@ -4,4 +4,4 @@ The package root imports nothing: the session process (``bridged.target.worker``
 in a few milliseconds on a small gateway.
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
