@@ -141,7 +141,8 @@ def _keep_what_is_needed(site: Path, python: str) -> None:
             for line in (path / "RECORD").read_text().splitlines():
                 (site / line.split(",")[0]).unlink(missing_ok=True)
             shutil.rmtree(path)
-    shutil.rmtree(site / "bin", ignore_errors=True)
+    for name in ("bin", "share"):  # Of the wheels: what of ours is for other places, ``_files`` puts there.
+        shutil.rmtree(site / name, ignore_errors=True)
     for folder in sorted((path for path in site.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -178,6 +179,13 @@ def _files(root: Path, version: str) -> None:
     for folder in ("config/examples", "systemd/examples"):
         for path in sorted((ROOT / folder).iterdir()):
             put(f"{folder}/{path.name}", f"{doc}/examples/{path.name}")
+    put("shell/bridged.bash", "usr/share/bash-completion/completions/bridged")
+    put("shell/_bridged", "usr/share/zsh/vendor-completions/_bridged")
+    for page in ("bridged.1", "bridged.toml.5"):
+        manual = root / "usr" / "share" / "man" / f"man{page[-1]}" / f"{page}.gz"
+        manual.parent.mkdir(parents=True)
+        manual.write_bytes(gzip.compress((ROOT / "shell" / page).read_bytes(), mtime=0))
+        manual.chmod(0o644)
     changes = f"bridged ({version}) stable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- The bridged project\n"
     (root / doc / "changelog.gz").write_bytes(gzip.compress(changes.encode(), mtime=0))
     put("CHANGELOG.md", f"{doc}/CHANGELOG.md")

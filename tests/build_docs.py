@@ -26,7 +26,7 @@ from bridged.chips.option_rows import LAYOUTS
 from bridged.chips.options import WrpKind
 from bridged.errors import BY_CODE, HINTS, BridgedError, FleetError
 from bridged.protocol import line
-from tests import build_shell, limits
+from tests import build_chips, build_settings, build_shell, limits
 from tests.build_dashboards import dashboards
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -122,6 +122,16 @@ def metrics_page() -> str:
     return "\n".join([f"{head}{mark or MARK}", *rows, ""])
 
 
+def logs_page() -> str:
+    """The hand-written head as it is in the file, then a row for each event."""
+    head, mark, _ = (DOCS / "logs.md").read_text().partition(MARK)
+    rows = ["| event | `MESSAGE_ID` | what it means, and what to do |", "|---|---|---|"]
+    rows += [
+        f"| `{one.name.lower()}` | `{one.message_id}` | {one.explanation.replace('|', chr(92) + '|')} |" for one in logs.Notice
+    ]
+    return "\n".join([f"{head}{mark or MARK}", *rows, ""])
+
+
 async def _operations() -> tuple[Operation, ...]:
     nothing: Any = None
     return HttpServer(Services(nothing, nothing, Authority(), Transfers(0.0))).operations
@@ -137,6 +147,9 @@ def pages() -> dict[str, str]:
         "http-api.md": http_page(),
         "protection.md": protection_page(),
         "metrics.md": metrics_page(),
+        "logs.md": logs_page(),
+        "chips.md": build_chips.page(),
+        "configuration.md": build_settings.page(),
         "../systemd/bridged.catalog": logs.catalog(),
         **{f"../config/grafana/{name}": text for name, text in dashboards().items()},
     }

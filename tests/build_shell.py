@@ -1,8 +1,9 @@
 """Writes what a shell and `man` want to know of the command line: ``python -m tests.build_shell [--check]``.
 
-All of it is made from the argument parser, so that none can drift (a test runs the check), and is committed, so that neither
-installing nor running needs the maker: ``shell/bridged.bash`` and ``shell/_bridged`` (completion, by shtab) and
-``shell/bridged.1`` (the manual page, by the few lines here). The wheel puts them where shells and `man` look.
+All of it is made from the argument parser and the settings, so that none can drift (a test runs the check), and is committed,
+so that neither installing nor running needs the maker: ``shell/bridged.bash`` and ``shell/_bridged`` (completion, by shtab),
+``shell/bridged.1`` and ``shell/bridged.toml.5`` (manual pages, by the lines here). The wheel and the Debian package put them
+where shells and `man` look.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import shtab
 
-from bridged import cli
+from bridged import cli, config
+from tests import build_settings
 
 FOLDER = Path(__file__).parent.parent / "shell"
 ENVIRONMENT = (
@@ -22,6 +24,17 @@ ENVIRONMENT = (
     ("BRIDGED_CA, BRIDGED_CERTIFICATE, BRIDGED_KEY, BRIDGED_NAME", "As --ca, --client-cert, --client-key, --server-name."),
     ("BRIDGED_CLIENT_CONFIG", "The configuration file; else ~/.config/bridged/client.toml."),
 )
+
+EXAMPLE = """\
+[targets.motor1]
+port = "/dev/ttyAMA0"
+chip = "F756"
+
+[targets.motor1.lines]
+kind = "gpio"
+nrst = "GPIO17"
+boot0 = "GPIO27"
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,7 +72,32 @@ def manual() -> str:
     for name, text in ENVIRONMENT:
         out += [".TP", name, _text(text)]
     out += [".SH FILES", ".TP", _text("~/.config/bridged/client.toml"), _text("Gateways by name: see docs/client.md.")]
+    out += [".TP", _text("/etc/bridged/bridged.toml"), _text("Configuration of the daemon: see bridged.toml(5).")]
     out += [".SH EXAMPLES", ".nf", *(_text(line.strip()) for line in cli.EXAMPLES.splitlines()[1:]), ".fi"]
+    out += [".SH SEE ALSO", _text("bridged.toml(5), systemctl(1), journalctl(1)")]
+    return "\n".join(out) + "\n"
+
+
+def settings_manual() -> str:
+    """Of the configuration file, in the macros of man(7)."""
+    about = (
+        "One TOML file. Every setting has a default but the port of a target; a target is nothing but a table [targets.NAME]. "
+    )
+    about += "`bridged check-config FILE` names every mistake, `bridged init` writes a file by looking at the machine."
+    out = [
+        '.TH BRIDGED.TOML 5 "" "bridged" "File formats"',
+        ".SH NAME",
+        _text("bridged.toml - configuration of the bridged daemon"),
+    ]
+    out += [".SH SYNOPSIS", _text(str(config.DEFAULT_FILE)), ".SH DESCRIPTION", _text(about)]
+    for table in build_settings.tables():
+        out += [f'.SH "{_text(f"[{table.name}]")}"', _text(table.text)]
+        for one in table.settings:
+            value = f"= {one.default}" if one.default else "(required)"
+            text = f"{one.text} {one.allowed}." if one.allowed else one.text
+            out += [".TP", rf"\fB{_text(one.name)}\fR {_text(value)}", _text(text)]
+    out += [".SH EXAMPLES", ".nf", *(_text(line) for line in EXAMPLE.splitlines()), ".fi"]
+    out += [".SH SEE ALSO", _text("bridged(1)")]
     return "\n".join(out) + "\n"
 
 
@@ -99,7 +137,8 @@ def _text(text: str) -> str:
 
 
 def pages() -> dict[str, str]:
-    return {"bridged.bash": completion("bash"), "_bridged": completion("zsh"), "bridged.1": manual()}
+    made = {"bridged.bash": completion("bash"), "_bridged": completion("zsh")}
+    return {**made, "bridged.1": manual(), "bridged.toml.5": settings_manual()}
 
 
 def stale() -> list[str]:
@@ -113,7 +152,7 @@ def write() -> None:
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(prog="python -m tests.build_shell", description="Completion and the manual page.")
+    arguments = argparse.ArgumentParser(prog="python -m tests.build_shell", description="Completion and manual pages.")
     arguments.add_argument("--check", action="store_true", help="compare only, write nothing")
     if arguments.parse_args().check:
         names = stale()

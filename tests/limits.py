@@ -12,13 +12,11 @@ import dataclasses
 import importlib
 import re
 import tokenize
-import typing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bridged import config
 from bridged.protocol import line
 
 ROOT = Path(__file__).parent.parent
@@ -288,7 +286,7 @@ def page() -> str:
             out.append(f"| {row.what} | {_shown(row)} | {row.beyond} | {why.replace('|', chr(92) + '|')} |")
         out.append("")
     out += ["## Values in a request\n", "| kind | allowed |", "|---|---|", *_values(), ""]
-    out += ["## Settings\n", "| setting | default | allowed |", "|---|---|---|", *_settings(config.Config, ""), ""]
+    out += ["What each setting may be is in [configuration](configuration.md).", ""]
     return "\n".join(out)
 
 
@@ -378,27 +376,4 @@ def _values() -> list[str]:
             check("\x7f" * 4000)
         except ValueError as error:
             out.append(f"| {kind} | {str(error).removeprefix('expected ').replace('|', chr(92) + '|')} |")
-    return out
-
-
-def _settings(cls: type[Any], prefix: str) -> list[str]:
-    out = []
-    kinds = typing.get_type_hints(cls)
-    for spec in dataclasses.fields(cls):
-        kind, meta, name = kinds[spec.name], spec.metadata, f"{prefix}{spec.name}"
-        if kind == dict[str, config.Target]:
-            out += _settings(config.Target, f"{name}.NAME.")
-        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            out += _settings(kind, f"{name}.")
-        elif kind is not bool:
-            low, high = meta["low"], meta["high"]
-            allowed = "" if low is None or high is None else f"{'0, or ' * meta['zero']}{low:.15g} to {high:.15g}"
-            if meta["choices"]:
-                allowed = "one of " + ", ".join(str(choice) for choice in meta["choices"])
-            elif kind is str:
-                allowed = f"at most {config.MAX_CHARS if meta['high'] is None else meta['high']} characters"
-            elif kind == list[str]:
-                allowed = f"at most {config.MAX_ITEMS} items"
-            default = spec.default if spec.default is not dataclasses.MISSING else "none"
-            out.append(f"| `{name}` | {default if default != '' else 'none'} | {allowed} |")
     return out

@@ -50,9 +50,10 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> N
     assert "bridged/py.typed" in names, "our types are for users too"
     assert package - names == set(), "tracked, but not in the wheel"
     strangers = {name for name in names if not name.startswith("bridged/") and ".dist-info/" not in name}
-    places = ("share/bash-completion/completions/bridged", "share/zsh/site-functions/_bridged", "share/man/man1/bridged.1")
+    places = {"share/bash-completion/completions/bridged", "share/zsh/site-functions/_bridged"}
+    places |= {"share/man/man1/bridged.1", "share/man/man5/bridged.toml.5"}
     shared = {name.partition(".data/data/")[2] for name in strangers}
-    assert {name for name in shared if not name.startswith("share/bridged/")} == set(places)
+    assert {name for name in shared if not name.startswith("share/bridged/")} == places
     assert not {name for name in names if name.endswith(".pyc")}
 
 

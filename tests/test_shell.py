@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import build_shell
+from tests import build_settings, build_shell
 from tests.support import require_tool
 
 
@@ -45,13 +45,26 @@ def test_zsh_understands_it() -> None:
     subprocess.run([zsh, "-n", str(build_shell.FOLDER / "_bridged")], check=True, timeout=20)
 
 
-def test_the_manual_page_has_no_warnings(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("bridged.1", ("bridged flash TARGET", "--sig FILE.minisig", "BRIDGED_TOKEN_FILE", "the gateway cannot be reached")),
+        ("bridged.toml.5", ("[targets.NAME.lines]", "port (required)", 'listen = "127.0.0.1:7100"', 'boot0 = "GPIO27"')),
+    ],
+)
+def test_a_manual_page_has_no_warnings(page: str, words: tuple[str, ...], tmp_path: Path) -> None:
     groff = require_tool("groff", "groff")
-    page = build_shell.FOLDER / "bridged.1"
-    done = subprocess.run(
-        [groff, "-man", "-Tutf8", "-ww", str(page)], capture_output=True, timeout=20, check=True, cwd=tmp_path
-    )
+    command = [groff, "-man", "-Tutf8", "-ww", str(build_shell.FOLDER / page)]
+    done = subprocess.run(command, capture_output=True, timeout=20, check=True, cwd=tmp_path)
     assert done.stderr == b""
     text = re.sub(".\b", "", done.stdout.decode())  # Bold is a letter, a backspace and the letter again.
-    for word in ("bridged flash TARGET", "--sig FILE.minisig", "BRIDGED_TOKEN_FILE", "the gateway cannot be reached"):
+    for word in words:
         assert word in text.replace("\u2010", "-").replace("\u2212", "-"), word
+
+
+def test_every_setting_is_in_the_manual_page() -> None:
+    text = (build_shell.FOLDER / "bridged.toml.5").read_text().replace("\\-", "-")
+    for table in build_settings.tables():
+        assert f'.SH "[{table.name}]"' in text
+        for one in table.settings:
+            assert f"\\fB{one.name}\\fR" in text
