@@ -647,6 +647,8 @@ class Daemon:
         self.metrics.refresh(self.jobs.targets())
         for name, console in self.consoles.items():
             self.metrics.refresh_console(name, console.figures())
+        if self.fleet is not None:
+            self.metrics.fleet_connected.labels("nats").set(self.fleet.connected)
         self.metrics.connections.set(self.line.connections)
         self.metrics.staging.set(await asyncio.to_thread(lambda: self.store.usage_bytes))
         self.metrics.staging_limit.set(self.store.limit_bytes)

@@ -176,7 +176,9 @@ def _files(root: Path, version: str) -> None:
     put("debian/copyright", f"{doc}/copyright")
     for path in sorted((ROOT / "docs").glob("*.md")):
         put(f"docs/{path.name}", f"{doc}/{path.name}")
-    for folder in ("config/examples", "systemd/examples"):
+    for path in sorted((ROOT / "docs" / "pictures").glob("*.svg")):
+        put(f"docs/pictures/{path.name}", f"{doc}/pictures/{path.name}")
+    for folder in ("config/examples", "config/prometheus", "config/grafana", "systemd/examples"):
         for path in sorted((ROOT / folder).iterdir()):
             put(f"{folder}/{path.name}", f"{doc}/examples/{path.name}")
     put("shell/bridged.bash", "usr/share/bash-completion/completions/bridged")

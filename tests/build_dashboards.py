@@ -239,6 +239,7 @@ FLEET = (
         kind="bargauge",
         text="wiring, or the supply of a site",
     ),
+    Panel("Gateways without their broker", (("sum(bridged_fleet_connected == bool 0)", ""),), kind="stat", width=4, height=4),
     Panel("Gateways by version", (("count by (version) (bridged_build_info)", "{{version}}"),), kind="bargauge"),
     Panel(
         "Silent gateways",

@@ -128,6 +128,35 @@ def test_readme_promises_the_families_of_the_chip_table() -> None:
             assert (chip.family if only_family else f"0x{chip.pid:03X}") in unsure[1]
 
 
+def test_the_first_screen_of_the_readme_says_what_this_is() -> None:
+    text = " ".join("".join((ROOT / "README.md").read_text().splitlines(keepends=True)[:40]).split())
+    for words in (
+        *(
+            "Staged whole",
+            "local session",
+            "submit and poll",
+            "`nc`",
+            "UART",
+            "NRST and BOOT0 by gpiod",
+            "systemd",
+            "Prometheus",
+        ),
+        *(
+            "The M4, the M7 and the H7",
+            "NUCLEO-L476RG, -F756ZG, -H743ZI",
+            "second-stage loader",
+            "XMODEM",
+            "serial port over TCP",
+        ),
+    ):
+        assert words in text, words
+
+
+def test_the_index_leads_to_every_page() -> None:
+    text = (ROOT / "docs" / "README.md").read_text()
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - set(re.findall(r"\]\(([\w-]+\.md)\)", text)) == {"README.md"}
+
+
 def test_exit_codes_are_those_of_the_command_line() -> None:
     text = (ROOT / "docs" / "getting-started.md").read_text()
     documented = re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)

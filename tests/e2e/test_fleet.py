@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from bridged import chips
 from tests.e2e.gateway import Gateway, wait_for
+from tests.e2e.test_http import free_port
 from tests.fleet.broker import Broker
 from tests.target.bench import make_image
 
@@ -45,7 +47,8 @@ def gateway(root: Path, number: int, broker: Broker) -> Gateway:
     probe = '[targets.m1.application.health]\nexpect = "{}"\nwithin_s = 1.0'
     extra = f'[fleet]\nservers = ["{broker.servers[0]}"]\nlabels = ["site=hall{number % 2}"]\nprogress_s = 1.0\n'
     extra += probe.format("good application" if number == SICK else "application")
-    return Gateway(root, {"m1": "L476"}, extra=extra, name=f"gw{number:02}")
+    metrics = f"127.0.0.1:{free_port()}" if number == 0 else ""
+    return Gateway(root, {"m1": "L476"}, extra=extra, name=f"gw{number:02}", metrics=metrics)
 
 
 def test_two_waves_one_sick_target_and_two_operators(tmp_path: Path) -> None:
@@ -59,6 +62,8 @@ def test_two_waves_one_sick_target_and_two_operators(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(stack.enter_context, made))
         wait_for("everybody's inventory", lambda: len(rows(broker, "inventory")) == COUNT, 60)
+        with urllib.request.urlopen(f"http://{made[0].metrics}/metrics", timeout=10) as page:
+            assert b'bridged_fleet_connected{connector="nats"} 1.0\n' in page.read()
         for name in ("good.bin", "new.bin"):
             assert fleet(broker, "artifact", "put", str(tmp_path / name), "--type", "bin").returncode == 0
         common = ["--option", "addr=0x08000000"]
