@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PRODUCT = ("bridged", "systemd", "debian", "config", "requirements.lock")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Tried:
 
 @dataclass(frozen=True)
 class Run:
-    """``began``: UTC. ``revision``: of the checkout, with ``+`` where it had changes that are in no commit."""
+    """``began``: UTC. ``revision``: the last one that changed the product (``PRODUCT``), with ``+`` where there were
+    changes that are in no commit."""
 
     began: str
     revision: str
@@ -66,8 +68,9 @@ def _append(entry: dict[str, object]) -> None:
 
 
 def _revision() -> str:
-    found = _output("git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD") or "unknown"
-    return found + ("+" if _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no") else "")
+    found = _output("git", "-C", str(ROOT), "log", "-1", "--format=%h", "--abbrev=10", "--", *PRODUCT) or "unknown"
+    changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", *PRODUCT)
+    return found + ("+" if changed else "")
 
 
 def _machine() -> str:
