@@ -83,7 +83,7 @@ sim: $(RUN_STAMP) ## one simulated target on a pty: make sim ARGS="--chip F756"
 	$(BIN)/bridged sim $(ARGS)
 
 reference: $(RUN_STAMP) ## write config/bridged.toml anew from the code
-	$(BIN)/python -c 'from bridged import config; print(config.reference(), end="")' > config/bridged.toml.new
+	$(BIN)/python -c 'from bridged.config.reference import reference; print(reference(), end="")' > config/bridged.toml.new
 	mv config/bridged.toml.new config/bridged.toml
 
 shell: $(DEV_STAMP) ## write completion and the manual page anew from the command line's parser

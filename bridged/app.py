@@ -25,17 +25,19 @@ import os
 import resource
 import signal
 import socket
-import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridged import __version__, config, logs
-from bridged.errors import BridgedError, ConfigError, StorageError, from_dict
-from bridged.logs import Notice, error_text, note
+from bridged.config.difference import difference
+from bridged.config.file import load, warnings_of
+from bridged.config.values import listeners
+from bridged.errors import BridgedError, ConfigError, from_dict
+from bridged.logs import Notice, log_error, note
+from bridged.systemd import Beat, Notifier, passed_sockets, watch_over
 
 if TYPE_CHECKING:
     from bridged.api.guarded import Guarded
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from bridged.fleet.connector import Connector
     from bridged.fleet.ddi import Ddi
     from bridged.images.store import Store
-    from bridged.jobs.journal import Journal, OpenSession
+    from bridged.jobs.journal import Journal
     from bridged.jobs.model import Job, Update
     from bridged.target.owner import Target
 
@@ -55,10 +57,8 @@ DEFAULT_CONFIG = config.DEFAULT_FILE
 DEFAULT_STATE = config.DEFAULT_STATE
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; the unit does not start it again after this.
-JOURNAL = "state.db"
 TIDY_S = 60.0
 OTHER_DESCRIPTORS = 768  # Journal, store, parsers, threads, handshakes, and some ten for each target and its session.
-RELEASE_WAIT_S = 30.0  # How long --release-only waits for a device that somebody else still holds, or that is absent.
 
 
 # --- the configuration, with what only this module may ask other rooms -------------------------------------------------
@@ -66,7 +66,7 @@ RELEASE_WAIT_S = 30.0  # How long --release-only waits for a device that somebod
 
 def read_config(path: Path) -> config.Config:
     """The configuration in ``path``, chips and layouts included. Raises ``ConfigError``."""
-    return config.load(path, check_chip=_check_chip)
+    return load(path, check_chip=_check_chip)
 
 
 def _check_chip(name: str, layout: str) -> Iterator[tuple[str, str]]:
@@ -76,90 +76,10 @@ def _check_chip(name: str, layout: str) -> Iterator[tuple[str, str]]:
 
 
 def check_config(path: Path, *, as_json: bool = False) -> int:
-    """Print every mistake of a configuration file, or that there is none. Exit code 0 or 78. ``as_json``: an object a line."""
-    mistakes: list[dict[str, object]] = []
-    warnings: list[str] = []
-    targets = 0
-    try:
-        loaded = read_config(path)
-        warnings, targets = list(config.warnings(loaded)), len(loaded.targets)
-    except config.InvalidConfig as error:
-        mistakes = [{**asdict(mistake), "said": str(mistake)} for mistake in error.errors]
-    except ConfigError as error:
-        mistakes = [{"file": str(path), "line": 0, "column": 0, "key": "", "text": error.message, "said": error.message}]
-    if as_json:
-        import json
+    """Exit code 0 or 78."""
+    from bridged.config.check import report
 
-        for mistake in mistakes:
-            print(json.dumps({"level": "mistake", **{key: value for key, value in mistake.items() if key != "said"}}))
-        for warning in warnings:
-            print(json.dumps({"level": "warning", "file": str(path), "text": warning}))
-        print(json.dumps({"level": "result", "file": str(path), "ok": not mistakes, "targets": targets}))
-    else:
-        for mistake in mistakes:
-            print(mistake["said"], file=sys.stderr)
-        for warning in warnings:
-            print(f"{path}: warning: {warning}", file=sys.stderr)
-        if not mistakes:
-            print(f"ok: {targets} target{'' if targets == 1 else 's'}")
-    return EXIT_CONFIG if mistakes else 0
-
-
-def _lines_of(error: ConfigError) -> list[str]:
-    return [str(mistake) for mistake in error.errors] if isinstance(error, config.InvalidConfig) else [error.message]
-
-
-# --- systemd ----------------------------------------------------------------------------------------------------------
-
-
-class Notifier:
-    """sd_notify(3): one datagram a message to the socket in $NOTIFY_SOCKET; without one nothing is sent.
-
-    Our own lines and not a library: systemd-python has no wheel on any platform and needs a compiler to say these few words.
-    """
-
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        address = environment.get("NOTIFY_SOCKET", "")
-        # "@" stands for the zero byte with which an address in the abstract namespace begins.
-        self._address = "\0" + address[1:] if address.startswith("@") else address
-        owner = environment.get("WATCHDOG_PID", str(os.getpid()))
-        usec = environment.get("WATCHDOG_USEC", "") if owner == str(os.getpid()) else ""
-        self.watchdog_s = int(usec) / 1e6 if usec.isdigit() else 0.0
-
-    def send(self, *assignments: str) -> None:
-        if not self._address:
-            return
-        # A notification that is lost is no reason to stop: systemd has its own time-outs.
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.sendto("\n".join(assignments).encode(), self._address)
-
-    def status(self, text: str) -> None:
-        self.send(f"STATUS={text}")
-
-
-def passed_sockets(environment: Mapping[str, str] = os.environ, first_fd: int = 3) -> dict[str, list[socket.socket]]:
-    """Listening sockets from socket activation (sd_listen_fds(3)) by their names; those for another process are not ours."""
-    if environment.get("LISTEN_PID") != str(os.getpid()):
-        return {}
-    count = int(environment.get("LISTEN_FDS", "0") or 0)
-    names = environment.get("LISTEN_FDNAMES", "").split(":")
-    found: dict[str, list[socket.socket]] = {}
-    for index in range(count):
-        os.set_inheritable(first_fd + index, False)
-        sock = socket.socket(fileno=first_fd + index)
-        sock.setblocking(False)
-        found.setdefault(names[index] if index < len(names) else "", []).append(sock)
-    return found
-
-
-def log_error(error: BridgedError, doing: str = "", notice: Notice | None = None, **fields: object) -> None:
-    """One record for one error: what happened, the likely cause, the remedy."""
-    where = f"{doing}: " if doing else ""
-    if isinstance(error, config.InvalidConfig):
-        for line in _lines_of(error):
-            log.error("%s%s", where, line, extra=note(Notice.CONFIG_REJECTED, code=error.code, **fields))
-        return
-    log.error("%s", error_text(error, doing), extra=note(notice, code=error.code, **fields))
+    return 0 if report(path, _check_chip, as_json=as_json) else EXIT_CONFIG
 
 
 def allow_descriptors(connections: int, targets: int, clients: int = 0) -> int:
@@ -182,71 +102,6 @@ def allow_descriptors(connections: int, targets: int, clients: int = 0) -> int:
         *(soft, possible, connections, needed),
     )
     return possible
-
-
-# --- the watchdog -----------------------------------------------------------------------------------------------------
-
-Beat = Callable[[], Awaitable[object]]
-"""Comes back when one part of the daemon has made a turn."""
-
-
-async def watch_over(notifier: Notifier, beats: Mapping[str, Beat]) -> None:
-    """Feed systemd's watchdog for as long as every beat comes. A beat belongs to a part that all targets share."""
-    if not notifier.watchdog_s:
-        return
-    period_s = notifier.watchdog_s / 3
-    silent = ""
-    while True:
-        missing = await _missing(beats, period_s)
-        if not missing:
-            notifier.send("WATCHDOG=1")
-        if missing != silent:
-            silent = missing
-            if missing:
-                text = "no progress for %.0f s: %s; the watchdog is not fed"
-                log.critical(text, period_s, missing, extra=note(Notice.STARVED))
-            else:
-                log.warning("progress again; the watchdog is fed")
-        await asyncio.sleep(period_s)
-
-
-async def _missing(beats: Mapping[str, Beat], limit_s: float) -> str:
-    """Names of the parts whose beat did not come within ``limit_s``."""
-    tasks = {name: asyncio.ensure_future(beat()) for name, beat in beats.items()}
-    try:
-        await asyncio.wait(tasks.values(), timeout=limit_s)
-        return ", ".join(name for name, task in tasks.items() if not task.done() or task.cancelled() or task.exception())
-    finally:
-        for task in tasks.values():
-            task.cancel()
-
-
-# --- reloading --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What a new configuration changes. ``restart``: settings that are read at start only, as ``api.listen``."""
-
-    added: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    restart: tuple[str, ...] = ()
-
-
-def difference(old: config.Config, new: config.Config) -> Difference:
-    settings = [
-        f"{table}.{spec.name}"
-        for table in ("gateway", "api", "tls", "auth", "signing", "store", "jobs", "fleet", "hawkbit")
-        for spec in fields(getattr(old, table))
-        if getattr(getattr(old, table), spec.name) != getattr(getattr(new, table), spec.name)
-    ]
-    return Difference(
-        added=tuple(name for name in new.targets if name not in old.targets),
-        removed=tuple(name for name in old.targets if name not in new.targets),
-        changed=tuple(name for name in new.targets if name in old.targets and old.targets[name] != new.targets[name]),
-        restart=tuple(settings),
-    )
 
 
 # --- the daemon -------------------------------------------------------------------------------------------------------
@@ -349,7 +204,8 @@ class Daemon:
     async def _build(self, parts: contextlib.AsyncExitStack) -> None:
         """Everything in the order in which it depends on each other; ``parts`` takes it down backwards."""
         from bridged.api.auth import Authority
-        from bridged.api.line import Limits, LineServer
+        from bridged.api.line import LineServer
+        from bridged.api.line_link import Limits
         from bridged.api.metrics import Metrics
         from bridged.api.tls import Tls
         from bridged.jobs.service import Jobs
@@ -383,8 +239,8 @@ class Daemon:
             authority=self.authority,
             tls=self.tls,
             consoles=self.consoles,
+            on_drain=self.drain,
         )
-        self.line.on_drain = self.drain
         self.http = self._http() if settings.api.http else None
         self.fleet = await self._fleet(parts) if settings.fleet.servers else None
         self.hawkbit = await self._hawkbit() if settings.hawkbit.url else None
@@ -421,7 +277,7 @@ class Daemon:
             connections=self._http_connections,
             idle_timeout_s=settings.api.idle_timeout_s,
         )
-        gateway, transfers = self.line.gateway, self.line.transfers
+        gateway, transfers = self.line.shared.gateway, self.line.shared.transfers
         services = Services(
             self.jobs,
             self.store,
@@ -441,7 +297,7 @@ class Daemon:
         """The job functions as whoever submits from outside by our own connection may use them."""
         from bridged.api.auth import Principal
         from bridged.api.guarded import Guarded
-        from bridged.protocol.line import Scope
+        from bridged.protocol.verbs import Scope
 
         scopes = frozenset({Scope.READ, Scope.FLASH})
         return Guarded(self.jobs, self.authority, Principal(name, name, scopes, frozenset(targets) if targets else None))
@@ -514,30 +370,30 @@ class Daemon:
 
     async def _listen_console(self, name: str, settings: config.Console, passed: Sequence[socket.socket]) -> None:
         from bridged.api.auth import Peer
-        from bridged.api.line import bind_unix
+        from bridged.api.unix import bind_unix
         from bridged.console.server import Admission, Listeners
-        from bridged.protocol.line import Scope
+        from bridged.protocol.verbs import Scope
 
         def admit(info: Callable[[str], Any], target: str) -> Admission:
             who = self.authority.known(Peer.of(info))
             return Admission(who.name, who.may(Scope.READ, target), who.may(Scope.CONSOLE, target))
 
-        listeners = Listeners(self.consoles[name], admit)
-        self._listeners.append(listeners)
+        console = Listeners(self.consoles[name], admit)
+        self._listeners.append(console)
         for sock in passed:
-            await listeners.listen_socket(sock)
+            await console.listen_socket(sock)
             self.listening.append(f"{_address(sock)} (console of {name}, passed)")
         families = {sock.family for sock in passed}
         if settings.listen and not families & {socket.AF_INET, socket.AF_INET6}:
             host = settings.listen.rpartition(":")[0]
-            self.listening.append(f"{host}:{await listeners.listen_tcp(settings.listen)} (console of {name})")
+            self.listening.append(f"{host}:{await console.listen_tcp(settings.listen)} (console of {name})")
         if settings.socket and socket.AF_UNIX not in families:
-            await listeners.listen_unix(Path(settings.socket), bind_unix)
+            await console.listen_unix(Path(settings.socket), bind_unix)
             self.listening.append(f"{settings.socket} (console of {name})")
 
     async def _close_listeners(self) -> None:
-        for listeners in self._listeners:
-            await listeners.close()
+        for console in self._listeners:
+            await console.close()
 
     async def _close_targets(self) -> None:
         await asyncio.gather(*(target.close() for target in self.targets.values()), return_exceptions=True)
@@ -562,7 +418,7 @@ class Daemon:
             self.listening.append(f"{_address(sock)} (passed)")
         families = {sock.family for sock, _ in line}
         if not families & {socket.AF_INET, socket.AF_INET6}:
-            for listen in config.listeners(api.listen):
+            for listen in listeners(api.listen):
                 self.listening.append(str(replace(listen, port=await self.line.listen_tcp(listen))))
         if self.where.socket is not None and socket.AF_UNIX not in families:
             await self.line.listen_unix(self.where.socket)
@@ -571,7 +427,7 @@ class Daemon:
             for sock, scheme in http:
                 await self.http.listen_socket(sock, scheme)
                 self.listening.append(f"http {_address(sock)} (passed)")
-            for listen in config.listeners(api.http) if not http else ():
+            for listen in listeners(api.http) if not http else ():
                 bound = replace(listen, port=await self.http.listen_tcp(listen))
                 self.listening.append(f"http{'s' if self.http.secure(listen) else ''}://{bound}")
         if api.metrics:
@@ -692,7 +548,7 @@ class Daemon:
                 target.clear()
         words = {"added": changes.added, "removed": changes.removed, "changed": changes.changed}
         waiting = [f"targets.{name} ({word})" for word, names in words.items() for name in names] + list(changes.restart)
-        for line in config.warnings(new):
+        for line in warnings_of(new):
             log.warning("%s: %s", self.where.config, line)
         if self.tls is not None:
             try:
@@ -706,9 +562,9 @@ class Daemon:
 
 
 def _open_journal(state: Path) -> Journal:
-    from bridged.jobs.journal import Journal
+    from bridged.jobs.journal import FILE_NAME, Journal
 
-    return Journal.open(state / JOURNAL)
+    return Journal.open(state / FILE_NAME)
 
 
 def _open_store(state: Path, settings: config.Store) -> Store:
@@ -720,86 +576,6 @@ def _open_store(state: Path, settings: config.Store) -> Store:
 def _address(sock: socket.socket) -> str:
     name = sock.getsockname()
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
-
-
-# --- releasing what was left ----------------------------------------------------------------------------------------
-
-
-async def release_left(loaded: config.Config, state: Path) -> int:
-    """Bring every target that the journal shows in a session back to its application, after its hazard; touch no other (P4).
-
-    For ``ExecStopPost=``: no daemon and no session process lives any more. Returns how many could not be released; for those
-    the entry stays in the journal, and the next start tries again.
-    """
-    if not (state / JOURNAL).exists():
-        return 0
-    try:
-        journal = await asyncio.to_thread(_open_journal, state)
-    except StorageError as error:
-        log_error(error, "releasing what was left, by a copy of the journal")
-        return await _release_by_copy(loaded, state)
-    try:
-        return (await _release_all(loaded, journal, await asyncio.to_thread(journal.sessions))).count(False)
-    finally:
-        await asyncio.to_thread(journal.close)
-
-
-async def _release_by_copy(loaded: config.Config, state: Path) -> int:
-    """The disk takes nothing any more, so no daemon will come up: all the more must no target stay in its loader.
-
-    What was released cannot be written down there, and systemd tries a few starts; it is remembered until the next boot.
-    """
-    from bridged.jobs.journal import Journal
-
-    folder = Path(os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or tempfile.gettempdir())
-    memory = folder / f"{JOURNAL}.released"
-    known = memory.read_text().split() if memory.exists() else []
-    with Journal.copied(state / JOURNAL, folder) as journal:
-        left = {f"{session.job}@{session.at}": session for session in journal.sessions()}
-        left = {key: session for key, session in left.items() if key not in known}
-        done = await _release_all(loaded, journal, list(left.values()))
-        memory.write_text("\n".join([*known, *(key for key, good in zip(left, done, strict=True) if good)]))
-    return done.count(False)
-
-
-async def _release_all(loaded: config.Config, journal: Journal, sessions: Sequence[OpenSession]) -> list[bool]:
-    """Of each, whether its target is back."""
-    if not sessions:
-        return []
-    # Only now: this runs at every stop, and on a small gateway half of its seconds would be spent on what it never uses.
-    from bridged.jobs.service import Clock, hazard_left_s
-
-    return await asyncio.gather(*(_release(loaded, journal, left, hazard_left_s(left, Clock())) for left in sessions))
-
-
-async def _release(loaded: config.Config, journal: Journal, left: OpenSession, hazard_s: float) -> bool:
-    from bridged.jobs.journal import Change
-    from bridged.jobs.service import empty_chip
-    from bridged.target.owner import Target
-
-    settings = loaded.targets.get(left.target)
-    if settings is None:
-        log.warning("target %s was left in a session and is not configured any more: not released", left.target)
-        return False
-    target = Target(left.target, settings)
-    target.hold_off(hazard_s)
-    log.info("target %s was left in a session of job %s; it is released in %.0f s", left.target, left.job, hazard_s)
-    try:
-        await target.open()
-        await target.wait_idle_hardware(hazard_s + RELEASE_WAIT_S)
-        record = next((one for one in await asyncio.to_thread(journal.targets) if one.name == left.target), None)
-        empty = await asyncio.to_thread(empty_chip, journal, left.job, record, settings)
-        erased = (await asyncio.to_thread(journal.job, left.job)).touched
-        await target.release_after(0.0, empty, erased=erased)
-        await asyncio.wrap_future(journal.apply(Change(close=left.target)))
-    except BridgedError as error:
-        log_error(error, f"releasing target {left.target}", target=left.target, job=left.job)
-        return False
-    finally:
-        await target.close()
-    text = "target %s is back in its application"
-    log.info(text, left.target, extra=note(Notice.TARGET_RELEASED, target=left.target, job=left.job))
-    return True
 
 
 # --- the command --------------------------------------------------------------------------------------------------------
@@ -823,8 +599,10 @@ def serve(argv: Sequence[str]) -> int:
         loaded = read_config(options.config)
         where = places(options.config, loaded, options.state_dir)
         if options.release_only:
+            from bridged.release import release_left  # A daemon never needs it.
+
             return 1 if asyncio.run(release_left(loaded, where.state)) else 0
-        for line in config.warnings(loaded):
+        for line in warnings_of(loaded):
             log.warning("%s: %s", options.config, line)
         asyncio.run(_run(loaded, where))
     except BridgedError as error:

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from bridged import __version__
 from bridged.errors import BridgedError
-from bridged.protocol.line import Reply, parse_reply
+from bridged.protocol.reply import Reply, parse_reply
 from bridged.sim.demo_images import DemoImage, demo_images
 
 BAUD = 115200

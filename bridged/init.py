@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from bridged import chips, config, doctor
+from bridged.config.file import load
 from bridged.doctor import boards
-from bridged.doctor.checks import Examination
+from bridged.doctor.examination import Examination
 from bridged.doctor.machine import Machine, Port
 from bridged.errors import BridgedError, ConfigError, UnknownChip
 from bridged.target import gpio
@@ -363,7 +364,7 @@ def main(argv: Sequence[str] | None = None, machine: Machine | None = None, ask:
 
     try:
         old = path.read_text(encoding="utf-8") if os.path.lexists(path) else ""
-        there = config.load(old or BEGINNING, check_chip=chips.wrong_choice)
+        there = load(old or BEGINNING, check_chip=chips.wrong_choice)
     except (OSError, UnicodeDecodeError) as error:
         fail(77 if isinstance(error, PermissionError) else 1, f"reading {path}: {error}")
     except ConfigError as error:
@@ -377,7 +378,7 @@ def main(argv: Sequence[str] | None = None, machine: Machine | None = None, ask:
     made = table(answers)
     text = f"{old.rstrip()}\n\n{made}" if old.strip() else f"{BEGINNING}\n{made}"
     try:
-        config.load(text, check_chip=chips.wrong_choice)
+        load(text, check_chip=chips.wrong_choice)
     except ConfigError as error:
         fail(1, f"the result would be no valid configuration, so {path} is as it was:\n{error.message}")
     if args.show:

@@ -27,7 +27,10 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
+from bridged.config.file import InvalidConfig
 from bridged.errors import BridgedError
+
+log = logging.getLogger("bridged")
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "bridged"
@@ -258,6 +261,16 @@ def set_up(environment: Mapping[str, str] = os.environ, style: str = "auto") -> 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+
+
+def log_error(error: BridgedError, doing: str = "", notice: Notice | None = None, **fields: object) -> None:
+    """One record for one error: what happened, the likely cause, the remedy; for a bad configuration one for each mistake."""
+    if isinstance(error, InvalidConfig):
+        where = f"{doing}: " if doing else ""
+        for mistake in error.errors:
+            log.error("%s%s", where, mistake, extra=note(Notice.CONFIG_REJECTED, code=error.code, **fields))
+        return
+    log.error("%s", error_text(error, doing), extra=note(notice, code=error.code, **fields))
 
 
 def error_text(error: BridgedError, doing: str = "") -> str:

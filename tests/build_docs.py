@@ -25,7 +25,8 @@ from bridged.api.transfers import Transfers
 from bridged.chips.option_rows import LAYOUTS
 from bridged.chips.options import WrpKind
 from bridged.errors import BY_CODE, HINTS, BridgedError, FleetError
-from bridged.protocol import line
+from bridged.protocol.reply import CODE_TEXT, REPLY_CODES, reply_code
+from bridged.protocol.verbs import VERBS
 from tests import build_chips, build_settings, build_shell, limits
 from tests.build_dashboards import dashboards
 
@@ -56,7 +57,7 @@ def errors_page() -> str:
             hint = HINTS[cls.code]
             again = " Again: yes." if cls.retryable else ""
             out.append(f"### {cls.code}\n")
-            numbers = f"Reply code {line.reply_code(cls.code)}, over HTTP {http_problem.status_of(cls.code)}."
+            numbers = f"Reply code {reply_code(cls.code)}, over HTTP {http_problem.status_of(cls.code)}."
             if issubclass(cls, FleetError):
                 numbers = "In the log of the gateway, or told by `bridged fleet`."
             out.append(f"- Cause: {hint.cause}\n- Remedy: {hint.remedy}\n- {numbers}{again}\n")
@@ -79,8 +80,23 @@ def _title(group: type[BridgedError]) -> str:
 def protocol_page() -> str:
     """The hand-written head as it is in the file, then the reference."""
     head, mark, _ = (DOCS / "line-protocol.md").read_text().partition(MARK)
-    reference = re.sub(r"\n{3,}", "\n\n", line.reference())
+    reference = re.sub(r"\n{3,}", "\n\n", verbs_and_codes())
     return f"{head}{mark or MARK}\n{reference}"
+
+
+def verbs_and_codes() -> str:
+    """What each verb takes and answers, and what each reply code means (Markdown)."""
+    out = ["## Verbs", ""]
+    for verb in VERBS.values():
+        out += [f"### {verb.name}", "", f"`{verb.synopsis}`", "", verb.text, ""]
+        out += [f"- `{a.name}`: {a.text}" for a in verb.args]
+        out += [f"- `{o.name}={o.values}`: {o.text}" for o in verb.options]
+        out += ["", f"Reply: {verb.reply}", "", f"Scope: {verb.scope or 'none needed'}", ""]
+    out += ["## Reply codes", "", "| code | meaning | error codes |", "|---|---|---|"]
+    for code, text in CODE_TEXT.items():
+        errors = ", ".join(f"`{name}`" for name, number in REPLY_CODES.items() if number == code)
+        out.append(f"| {code} | {text} | {errors} |")
+    return "\n".join([*out, ""])
 
 
 def doctor_page() -> str:

@@ -1,4 +1,4 @@
-"""Every setting, from the dataclasses of ``bridged/config.py``: ``docs/configuration.md`` and ``shell/bridged.toml.5``.
+"""Every setting, from the dataclasses of ``bridged/config``: ``docs/configuration.md`` and ``shell/bridged.toml.5``.
 
 ``tests.build_docs`` writes the page, ``tests.build_shell`` the manual page; ``config/bridged.toml`` (``make reference``) has
 the same as a file to begin with.
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridged import config
+from bridged.config.reference import NAME_RULE
 
 HEAD = """\
 # Configuration
 
-<!-- Made from bridged/config.py by: python -m tests.build_docs -->
+<!-- Made from bridged/config by: python -m tests.build_docs -->
 
 One TOML file, `/etc/bridged/bridged.toml` (`bridged serve --config FILE` reads another). `sudo bridged init` writes one by
 looking at the machine; [config/examples](../config/examples) has one for each of three NUCLEO boards, and
@@ -68,7 +69,7 @@ def tables() -> Iterator[Table]:
         if dataclasses.is_dataclass(kind):
             yield from _tables(typing.cast(type[Any], kind), spec.name, spec.metadata["help"])
         else:
-            yield from _tables(config.Target, f"{spec.name}.NAME", f"{spec.metadata['help']} {config._NAME_RULE}")
+            yield from _tables(config.Target, f"{spec.name}.NAME", f"{spec.metadata['help']} {NAME_RULE}")
 
 
 def _tables(cls: type[Any], name: str, text: str) -> Iterator[Table]:

@@ -15,6 +15,8 @@ from pathlib import Path
 import shtab
 
 from bridged import cli, config
+from bridged.cli.arguments import EXAMPLES
+from bridged.cli.exits import EXIT_TEXT
 from tests import build_settings
 
 FOLDER = Path(__file__).parent.parent / "shell"
@@ -39,7 +41,7 @@ boot0 = "GPIO27"
 
 def parser() -> argparse.ArgumentParser:
     """As the command line makes it, on any machine."""
-    return cli._parser()
+    return cli.whole_parser()
 
 
 def completion(shell: str) -> str:
@@ -66,14 +68,14 @@ def manual() -> str:
             out += [".RS", ".TP", rf"\fB{_text(_usage(f'{choice.dest} {action.dest}', below))}\fR", _text(action.help or "")]
             out += [*_more(below), ".RE"]
     out += [".SH EXIT STATUS"]
-    for code, text in cli.EXIT_TEXT.items():
+    for code, text in EXIT_TEXT.items():
         out += [".TP", str(code.value), _text(text)]
     out += [".SH ENVIRONMENT"]
     for name, text in ENVIRONMENT:
         out += [".TP", name, _text(text)]
     out += [".SH FILES", ".TP", _text("~/.config/bridged/client.toml"), _text("Gateways by name: see docs/client.md.")]
     out += [".TP", _text("/etc/bridged/bridged.toml"), _text("Configuration of the daemon: see bridged.toml(5).")]
-    out += [".SH EXAMPLES", ".nf", *(_text(line.strip()) for line in cli.EXAMPLES.splitlines()[1:]), ".fi"]
+    out += [".SH EXAMPLES", ".nf", *(_text(line.strip()) for line in EXAMPLES.splitlines()[1:]), ".fi"]
     out += [".SH SEE ALSO", _text("bridged.toml(5), systemctl(1), journalctl(1)")]
     return "\n".join(out) + "\n"
 

@@ -127,7 +127,7 @@ def _bridged(words: list[str]) -> None:
 
 def _only_named(words: list[str]) -> bool:
     """``bridged token add``, ``bridged sim --lines``: a command or its option is spoken of, without what it takes."""
-    parser: argparse.ArgumentParser | None = cli._parser()
+    parser: argparse.ArgumentParser | None = cli.whole_parser()
     for word in words:
         actions = parser._actions if parser is not None else []
         below = next((action.choices for action in actions if isinstance(action, argparse._SubParsersAction)), {})

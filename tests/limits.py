@@ -46,32 +46,37 @@ Who is who: a *principal* is a token, the name in a client certificate, the user
 
 ROWS: dict[str, tuple[Row, ...]] = {
     "Connections": (
-        Row("api.line:Limits.connections", "Connections of one principal (`api.connections`)", "429 `TOO_MANY`, closed"),
+        Row("api.line_link:Limits.connections", "Connections of one principal (`api.connections`)", "429 `TOO_MANY`, closed"),
         Row("api.line:RESERVED_CONNECTIONS", "More connections, for other principals", "429 `TOO_MANY`, closed", "connections"),
         Row("api.line:REFUSED_CONNECTIONS", "Refused clients that are waited for", "closed at once", "connections"),
         Row(
-            "api.line:BACKLOG",
+            "api.unix:BACKLOG",
             "Connections that wait to be accepted, each listener",
             "the kernel lets them wait",
             "connections",
         ),
         Row("api.handshakes:PENDING_EACH", "TLS handshakes of one address at once", "closed", "connections"),
         Row("api.handshakes:PENDING", "TLS handshakes of all addresses elsewhere", "closed", "connections"),
-        Row("api.line:Limits.idle_timeout_s", "Silence of a client (`api.idle_timeout_s`)", "421 `IDLE`, closed"),
-        Row("api.line:Limits.drain_timeout_s", "Time in which a client fetches nothing of an answer", "closed"),
-        Row("api.line:Limits.heartbeat_s", "Time without a line in WATCH and WAIT", "a sign of life is sent"),
-        Row("api.line:Limits.linger_s", "Time for the last line to be fetched", "closed"),
-        Row("api.line:KEEPALIVE_IDLE_S", "Silence on TCP before the kernel asks whether the client lives", "probes"),
-        Row("api.line:Limits.mistakes", "Mistakes in a row", "429 `TOO_MANY`, closed", "lines"),
+        Row("api.line_link:Limits.idle_timeout_s", "Silence of a client (`api.idle_timeout_s`)", "421 `IDLE`, closed"),
+        Row("api.line_link:Limits.drain_timeout_s", "Time in which a client fetches nothing of an answer", "closed"),
+        Row("api.line_link:Limits.heartbeat_s", "Time without a line in WATCH and WAIT", "a sign of life is sent"),
+        Row("api.line_link:Limits.linger_s", "Time for the last line to be fetched", "closed"),
+        Row("api.line_link:KEEPALIVE_IDLE_S", "Silence on TCP before the kernel asks whether the client lives", "probes"),
+        Row("api.line_link:Limits.mistakes", "Mistakes in a row", "429 `TOO_MANY`, closed", "lines"),
         Row("app:OTHER_DESCRIPTORS", "Files open besides connections", "fewer connections than configured; a warning", "files"),
     ),
     "Requests and answers": (
         Row("protocol.line:MAX_LINE_BYTES", "A line of a client", "500 `BAD_REQUEST`, closed"),
-        Row("protocol.line:MAX_VALUE_CHARS", "A value in a text answer", "cut, ends in `...`"),
-        Row("api.line:CHUNK_BYTES", "Raw bytes of one client in memory", "the client waits"),
-        Row("api.line:Limits.write_buffer_bytes", "Answers that a client has not fetched", "its next command waits"),
-        Row("api.line:LOG_PAGE", "Entries of LOG in memory at once", "the next ones follow when these are fetched", "entries"),
-        Row("jobs.service:PLANS_WAITING", "Plans that are asked for and not made", "429 `TOO_MANY`", "plans"),
+        Row("protocol.reply:MAX_VALUE_CHARS", "A value in a text answer", "cut, ends in `...`"),
+        Row("api.line_link:CHUNK_BYTES", "Raw bytes of one client in memory", "the client waits"),
+        Row("api.line_link:Limits.write_buffer_bytes", "Answers that a client has not fetched", "its next command waits"),
+        Row(
+            "api.line_jobs:LOG_PAGE",
+            "Entries of LOG in memory at once",
+            "the next ones follow when these are fetched",
+            "entries",
+        ),
+        Row("jobs.plans:PLANS_WAITING", "Plans that are asked for and not made", "429 `TOO_MANY`", "plans"),
         Row("jobs.service:LIST_LIMIT", "Jobs that JOBS lists", "the newest ones", "jobs"),
         Row(
             "jobs.watch:QUEUE_LIMIT",
@@ -95,7 +100,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("images.minisign:COMMENT_CHARS", "A trusted comment", "553 `SIGNATURE`"),
         Row("images.minisign:FILE_BYTES", "A signature or a public key", "553 `SIGNATURE`"),
         Row("jobs.policy:VERSION_CHARS", "A version in a trusted comment", "550 `POLICY`"),
-        Row("jobs.service:WINDOW_S", "Time after which an open window is noticed", "the job starts"),
+        Row("jobs.turns:WINDOW_S", "Time after which an open window is noticed", "the job starts"),
     ),
     "HTTP": (
         Row("api.http_call:Limits.connections", "Connections (`api.http_connections`)", "503 `TOO_MANY`, closed"),
@@ -137,9 +142,9 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "Rights": (
         Row("api.line:STRANGERS_EACH", "Connections of one address without a token", "429 `TOO_MANY`, closed", "connections"),
-        Row("api.line:Limits.login_timeout_s", "Silence of a client without a token", "421 `IDLE`, closed"),
-        Row("api.line:WRONG_TOKENS", "Wrong tokens on one connection", "535 `BAD_TOKEN`, closed", "tokens"),
-        Row("api.line:AUDIT_PAGE", "Entries of one AUDIT", "the newest ones", "entries"),
+        Row("api.line_link:Limits.login_timeout_s", "Silence of a client without a token", "421 `IDLE`, closed"),
+        Row("api.line_talk:WRONG_TOKENS", "Wrong tokens on one connection", "535 `BAD_TOKEN`, closed", "tokens"),
+        Row("api.line_talk:AUDIT_PAGE", "Entries of one AUDIT", "the newest ones", "entries"),
         Row("api.tls:HANDSHAKE_S", "A TLS handshake", "closed"),
         Row("api.auth:FIRST_DELAY_S", "Delay after a wrong token of one address; doubled with each", "the address waits"),
         Row("api.auth:LONGEST_DELAY_S", "Longest such delay", "no longer"),
@@ -151,32 +156,32 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("jobs.journal:AUDIT_LIMIT", "The audit log; failed logins are counted apart", "the oldest entry goes", "entries"),
     ),
     "Images and uploads": (
-        Row("api.line:Limits.image_bytes", "A file (`store.image_limit_mib`)", "552 `IMAGE_TOO_LARGE`, closed"),
+        Row("api.line_link:Limits.image_bytes", "A file (`store.image_limit_mib`)", "552 `IMAGE_TOO_LARGE`, closed"),
         Row(
-            "api.line:Limits.takeover_s",
+            "api.line_link:Limits.takeover_s",
             "Silence of an upload before its sender may go on elsewhere",
             "429 `TOO_MANY` until then",
         ),
-        Row("images.store:SYNC_BYTES", "Bytes that a lost connection loses", "synced"),
+        Row("images.parts:SYNC_BYTES", "Bytes that a lost connection loses", "synced"),
         Row("images.store:MAX_IMAGES", "Staged images", "452 `STORAGE_FULL`; unused ones are removed", "files"),
-        Row("images.store:MAX_PARTS", "Unfinished uploads", "429 `TOO_MANY`; long paused ones give way", "uploads"),
+        Row("images.parts:MAX_PARTS", "Unfinished uploads", "429 `TOO_MANY`; long paused ones give way", "uploads"),
         Row(
-            "images.store:MAX_PARTS_EACH",
+            "images.parts:MAX_PARTS_EACH",
             "Unfinished uploads of one principal",
             "429 `TOO_MANY`; its long paused ones give way",
             "uploads",
         ),
         Row(
-            "images.store:PARTS_SHARE",
+            "images.parts:PARTS_SHARE",
             "Bytes of unfinished uploads, as announced",
             "452 `STORAGE_FULL`; long paused ones give way",
             "share",
         ),
-        Row("images.store:GIVE_WAY_S", "Pause of an upload that has a right to its room", "given up when another one needs it"),
-        Row("images.store:STALE_S", "Pause of an upload", "given up"),
+        Row("images.parts:GIVE_WAY_S", "Pause of an upload that has a right to its room", "given up when another one needs it"),
+        Row("images.parts:STALE_S", "Pause of an upload", "given up"),
         Row("images.store:GRACE_S", "Age of an image that is never removed", "may be removed when nothing needs it"),
         Row("images.store:MAX_NAMES", "Names of images", "the oldest name goes, its image stays", "names"),
-        Row("images.store:NAME_CHARS", "A name", "501 `BAD_REQUEST`"),
+        Row("images.staged:NAME_CHARS", "A name", "501 `BAD_REQUEST`"),
         Row("images.store:PREFIX_CHARS", "Digits of a shortened SHA-256, at least", "404 `UNKNOWN_IMAGE`", "digits"),
         Row("images.store:MAX_CONTENTS", "Notes of how a file was read", "the oldest note goes", "notes"),
         Row("images.model:MAX_SEGMENTS", "Separate pieces of an image", "552 `IMAGE_TOO_LARGE`", "pieces"),
@@ -216,14 +221,12 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ),
     ),
     "Jobs, results and the journal": (
-        Row("jobs.service:REQUEST_BYTES", "Options of a job", "501 `BAD_REQUEST`"),
+        Row("jobs.admission:REQUEST_BYTES", "Options of a job", "501 `BAD_REQUEST`"),
         Row("jobs.model:ID_CHARS", "An id of a client; there are as many as remembered jobs", "501 `BAD_REQUEST`"),
+        Row("jobs.run:LOG_LIMIT", "Notable events in the log of a job", "not logged; changes of state always are", "events"),
+        Row("jobs.book:REMEMBERED", "Ended jobs in memory", "read from the journal", "jobs"),
         Row(
-            "jobs.service:LOG_LIMIT", "Notable events in the log of a job", "not logged; changes of state always are", "events"
-        ),
-        Row("jobs.service:REMEMBERED", "Ended jobs in memory", "read from the journal", "jobs"),
-        Row(
-            "jobs.service:FREE_BYTES",
+            "jobs.admission:FREE_BYTES",
             "Free space on the disk for a job that erases, at least",
             "452 `STORAGE_FULL`; the job fails",
         ),
@@ -233,7 +236,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("jobs.journal:GROUP_LIMIT", "Changes of one commit", "the next commit", "changes"),
     ),
     "Sessions": (
-        Row("target.owner:ENTER_LIMIT_S", "From the start of a session to its plan", "400 `DEADLINE_EXCEEDED`"),
+        Row("target.process:ENTER_LIMIT_S", "From the start of a session to its plan", "400 `DEADLINE_EXCEEDED`"),
         Row(
             "target.worker:BARRIER_LIMIT_S",
             "Waiting for the journal before the first erase",
@@ -263,17 +266,27 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("protocol.recording:MAX_NOTE_CHARS", "A note in a recording", "cut"),
     ),
     "The configuration file": (
-        Row("config:LIMIT_BYTES", "The file", "not read"),
-        Row("config:MAX_TARGETS", "Targets", "a mistake", "targets"),
-        Row("config:MAX_ITEMS", "Items of a list", "a mistake", "items"),
-        Row("config:MAX_CHARS", "A text without a limit of its own", "a mistake"),
+        Row("config.file:LIMIT_BYTES", "The file", "not read"),
+        Row("config.file:MAX_TARGETS", "Targets", "a mistake", "targets"),
+        Row("config.values:MAX_ITEMS", "Items of a list", "a mistake", "items"),
+        Row("config.values:MAX_CHARS", "A text without a limit of its own", "a mistake"),
     ),
 }
 
 # Names that look like limits and bound nothing that comes in: sizes of pieces of work, and times of the silicon.
 NO_LIMITS = frozenset({"target.gpio:CONSUMER_LIMIT"})
 _SAYS_LIMIT = re.compile(r"(?:^|_)(?:MAX|LIMIT)(?:_|$)")
-_ROOMS = ("api", "jobs", "images", "target", "config.py", "app.py", "protocol/line.py", "protocol/recording.py")
+_ROOMS = (
+    "api",
+    "jobs",
+    "images",
+    "target",
+    "config",
+    "app.py",
+    "protocol/line.py",
+    "protocol/reply.py",
+    "protocol/recording.py",
+)
 
 
 def page() -> str:

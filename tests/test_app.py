@@ -21,10 +21,13 @@ from pathlib import Path
 
 import pytest
 
-from bridged import app, config
+from bridged import app, config, logs, release, systemd
+from bridged.config.difference import Difference, difference
+from bridged.config.file import load
 from bridged.errors import ConfigError, JournalError, StorageFailed, TooMany
-from bridged.jobs.journal import Change, Journal, OpenSession
+from bridged.jobs.journal import FILE_NAME, Journal
 from bridged.jobs.model import Job, JobKind, JobState
+from bridged.jobs.records import Change, OpenSession
 
 SERVE = [sys.executable, "-c", "import sys; from bridged import app; sys.exit(app.serve(sys.argv[1:]))"]
 LIMIT_S = 30.0  # For what takes a fraction of a second on an idle machine.
@@ -267,7 +270,7 @@ def test_a_port_that_is_taken_is_told_and_everything_is_taken_down(tmp_path: Pat
         )
     assert ran.returncode == 78
     assert f"127.0.0.1:{port}" in ran.stderr
-    Journal.open(tmp_path / app.JOURNAL).close()
+    Journal.open(tmp_path / FILE_NAME).close()
 
 
 # --- targets: what is released, and what is left alone (P4, P9)
@@ -322,7 +325,7 @@ def benches(tmp_path: Path) -> Iterator[tuple[Bench, Bench]]:
 def leave_in_session(state: Path, target: str, hazard_s: float) -> None:
     """What a daemon that was killed leaves in the journal."""
     state.mkdir(exist_ok=True)
-    journal = Journal.open(state / app.JOURNAL)
+    journal = Journal.open(state / FILE_NAME)
     job = Job("j-1", JobKind.FLASH, target, JobState.RUNNING, 1, "", "", {}, "test", time.time())
     journal.admit(job, "", "{}").result()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -332,7 +335,7 @@ def leave_in_session(state: Path, target: str, hazard_s: float) -> None:
 
 
 def sessions(state: Path) -> list[str]:
-    journal = Journal.open(state / app.JOURNAL)
+    journal = Journal.open(state / FILE_NAME)
     try:
         return [session.target for session in journal.sessions()]
     finally:
@@ -357,7 +360,7 @@ def test_only_what_was_left_in_a_session_is_released_and_after_its_hazard(tmp_pa
 def test_a_target_that_cannot_be_released_stays_in_the_journal(
     tmp_path: Path, benches: tuple[Bench, Bench], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app, "RELEASE_WAIT_S", 0.1)
+    monkeypatch.setattr(release, "RELEASE_WAIT_S", 0.1)
     state = tmp_path / "state"
     leave_in_session(state, "m1", hazard_s=0.0)
     file = tmp_path / "bridged.toml"
@@ -383,14 +386,14 @@ def test_a_disk_that_takes_nothing_keeps_no_target_in_its_loader(
     (tmp_path / "run").mkdir()
     before = {path: path.read_bytes() for path in state.iterdir()}
     with monkeypatch.context() as broken:
-        broken.setattr(app, "_open_journal", refuse)
+        broken.setattr(release, "_open_journal", refuse)
         for _ in range(2):
             assert app.serve(["--config", str(file), "--state-dir", str(state), "--release-only"]) == 0
     assert [line for line in benches[0].told if line.startswith("nrst")] == ["nrst 1", "nrst 0", "nrst 1"]
     assert {path: path.read_bytes() for path in state.iterdir()} == before
     assert sessions(state) == ["m1"], "the next start sees to it, as after any crash"
-    with Journal.copied(state / app.JOURNAL, tmp_path), pytest.raises(JournalError, match="in use by another process"):
-        Journal.open(state / app.JOURNAL)
+    with Journal.copied(state / FILE_NAME, tmp_path), pytest.raises(JournalError, match="in use by another process"):
+        Journal.open(state / FILE_NAME)
 
 
 def test_without_a_journal_there_is_nothing_to_release(tmp_path: Path, benches: tuple[Bench, Bench]) -> None:
@@ -424,7 +427,7 @@ def test_notifications_reach_both_kinds_of_address(tmp_path: Path, abstract: boo
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind("\0" + name if abstract else name)
         heard.settimeout(LIMIT_S)
-        notifier = app.Notifier({"NOTIFY_SOCKET": "@" + name if abstract else name, "WATCHDOG_USEC": "30000000"})
+        notifier = systemd.Notifier({"NOTIFY_SOCKET": "@" + name if abstract else name, "WATCHDOG_USEC": "30000000"})
         notifier.send("READY=1", "STATUS=two targets")
         assert heard.recv(100) == b"READY=1\nSTATUS=two targets"
         assert notifier.watchdog_s == 30.0
@@ -432,14 +435,14 @@ def test_notifications_reach_both_kinds_of_address(tmp_path: Path, abstract: boo
 
 
 def test_without_systemd_nothing_is_sent_and_a_watchdog_for_others_is_not_ours() -> None:
-    app.Notifier({}).send("READY=1")
-    assert app.Notifier({}).watchdog_s == 0
-    assert app.Notifier({"WATCHDOG_USEC": "5000000", "WATCHDOG_PID": "1"}).watchdog_s == 0
-    assert app.passed_sockets({"LISTEN_PID": "1", "LISTEN_FDS": "3"}) == {}
-    assert app.passed_sockets({}) == {}
+    systemd.Notifier({}).send("READY=1")
+    assert systemd.Notifier({}).watchdog_s == 0
+    assert systemd.Notifier({"WATCHDOG_USEC": "5000000", "WATCHDOG_PID": "1"}).watchdog_s == 0
+    assert systemd.passed_sockets({"LISTEN_PID": "1", "LISTEN_FDS": "3"}) == {}
+    assert systemd.passed_sockets({}) == {}
 
 
-class Heard(app.Notifier):
+class Heard(systemd.Notifier):
     """Counts what would be sent."""
 
     def __init__(self) -> None:
@@ -466,7 +469,7 @@ def test_the_watchdog_is_fed_only_while_every_part_beats(caplog: pytest.LogCaptu
             return
 
         async with asyncio.TaskGroup() as group:
-            watch = group.create_task(app.watch_over(heard, {"journal": journal, "worker threads": threads}))
+            watch = group.create_task(systemd.watch_over(heard, {"journal": journal, "worker threads": threads}))
             await heard.told.wait()
             alive.clear()
             seen, before = turns, len(heard.sent)
@@ -492,11 +495,11 @@ def test_a_part_that_fails_does_not_beat() -> None:
     async def shut_down() -> None:
         raise RuntimeError("cannot schedule new futures after shutdown")
 
-    assert asyncio.run(app._missing({"a": fine, "b": shut_down}, 5)) == "b"
+    assert asyncio.run(systemd._missing({"a": fine, "b": shut_down}, 5)) == "b"
 
 
 def test_an_error_is_logged_with_its_cause_and_remedy(caplog: pytest.LogCaptureFixture) -> None:
-    app.log_error(TooMany("64 connections are open"), "line protocol")
+    logs.log_error(TooMany("64 connections are open"), "line protocol")
     assert "line protocol: 64 connections are open [TOO_MANY]" in caplog.text
     assert TooMany("").hint.remedy in caplog.text
 
@@ -533,7 +536,7 @@ def test_shipped_configurations_name_chips_that_exist(path: Path) -> None:
 
 def test_where_things_are() -> None:
     file, plain = Path("/etc/b.toml"), config.Config()
-    named = config.load('gateway.state_dir = "/srv/b"\napi.socket = "/srv/b.sock"')
+    named = load('gateway.state_dir = "/srv/b"\napi.socket = "/srv/b.sock"')
     systemd = {"STATE_DIRECTORY": "/var/lib/bridged:/x", "RUNTIME_DIRECTORY": "/run/bridged"}
     assert app.places(file, plain, environment={}) == app.Places(file, app.DEFAULT_STATE, None)
     assert app.places(file, plain, environment=systemd).state == Path("/var/lib/bridged")
@@ -543,7 +546,7 @@ def test_where_things_are() -> None:
 
 
 def test_what_a_new_configuration_changes() -> None:
-    old = config.load('[targets.a]\nport = "/dev/a"\n[targets.b]\nport = "/dev/b"\n')
-    new = config.load('jobs.keep = 10\n[targets.b]\nport = "/dev/b"\nbaud = 9600\n[targets.c]\nport = "/dev/c"\n')
-    assert app.difference(old, new) == app.Difference(("c",), ("a",), ("b",), ("jobs.keep",))
-    assert app.difference(old, old) == app.Difference()
+    old = load('[targets.a]\nport = "/dev/a"\n[targets.b]\nport = "/dev/b"\n')
+    new = load('jobs.keep = 10\n[targets.b]\nport = "/dev/b"\nbaud = 9600\n[targets.c]\nport = "/dev/c"\n')
+    assert difference(old, new) == Difference(("c",), ("a",), ("b",), ("jobs.keep",))
+    assert difference(old, old) == Difference()

@@ -23,10 +23,15 @@ from typing import Any
 import pytest
 
 from bridged import cli
-from bridged.api.line import Limits, LineServer
-from bridged.cli import EXIT_TEXT, Exit, Screen, _parser, exit_code, outcome, plan_text, size_text, table
-from bridged.client import Address, LocalFile
-from bridged.config import Listen
+from bridged.api.line import LineServer
+from bridged.api.line_link import Limits
+from bridged.cli import whole_parser
+from bridged.cli.exits import EXIT_TEXT, Exit, exit_code
+from bridged.cli.screen import Screen
+from bridged.cli.texts import outcome, plan_text, size_text, table
+from bridged.client import LocalFile
+from bridged.client.gateway import Address
+from bridged.config.values import Listen
 from bridged.errors import (
     BY_CODE,
     BadRequest,
@@ -41,7 +46,8 @@ from bridged.errors import (
     WrongChip,
 )
 from bridged.jobs.model import JobKind, JobState
-from bridged.protocol.line import VERBS, Reply, error_reply
+from bridged.protocol.reply import Reply, error_reply
+from bridged.protocol.verbs import VERBS
 from tests.api.fakes import PLANNED, FakeJobs, Script, WatchedStore
 
 STEPS = [("sync", 0, 0), ("write", 2048, 4096), ("write", 4096, 4096), ("verify", 4096, 4096)]
@@ -220,7 +226,7 @@ TALK = {"HELP", "PING", "QUIT", "HELLO", "AUTH", "TOKEN"}  # TOKEN has commands 
 
 
 def test_whatever_the_protocol_offers_the_command_line_offers() -> None:
-    top = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    top = next(action for action in whole_parser()._actions if isinstance(action, argparse._SubParsersAction))
     for verb in VERBS.values():
         if verb.name in TALK:
             continue

@@ -22,18 +22,25 @@ from typing import Any
 
 import pytest
 
-from bridged import client, config
+from bridged import config
 from bridged.api.auth import Authority
 from bridged.api.handshakes import PENDING, PENDING_EACH, Handshakes
-from bridged.api.line import Limits, LineServer
+from bridged.api.line import LineServer
+from bridged.api.line_link import Limits
 from bridged.api.tls import Tls
-from bridged.client import Address, Client, Gateway, LinkLost, LocalFile, Refused, Session, upload
-from bridged.config import Auth, Listen
+from bridged.client import Client, Gateway, LinkLost, LocalFile, Refused
+from bridged.client import gateway as gateways
+from bridged.client import link as link_module
+from bridged.client.files import upload
+from bridged.client.gateway import Address
+from bridged.client.link import Session
+from bridged.config import Auth
+from bridged.config.values import Listen
 from bridged.errors import BadRequest, ConfigError, DaemonUnreachable, LoginFirst, NotAllowed, WrongToken
-from bridged.images.store import SYNC_BYTES
+from bridged.images.parts import SYNC_BYTES
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import JobKind, JobState
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 from tests.api.fakes import FakeJobs, Script, WatchedStore
 
 # --- which gateway ------------------------------------------------------------------------------------------------
@@ -68,7 +75,7 @@ def test_on_the_gateway_itself_the_socket_is_meant_where_it_may_be_opened(
 ) -> None:
     """There root is root; by loopback it could not make the first token."""
     path = tmp_path / "bridged.sock"
-    monkeypatch.setattr(client, "DEFAULT_SOCKET", str(path))
+    monkeypatch.setattr(gateways, "DEFAULT_SOCKET", str(path))
     settings = _empty(tmp_path)
     assert str(Gateway.find(environment={}, settings=settings).address) == "127.0.0.1:7100"
     path.touch()
@@ -551,13 +558,13 @@ def test_a_mebibyte_over_a_bad_link(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         begun = time.monotonic()
 
         links: list[Any] = []
-        make = client.Link
+        make = link_module.Link
 
         def noted(gateway: Gateway) -> Any:
             links.append(make(gateway))
             return links[-1]
 
-        monkeypatch.setattr(client, "Link", noted)
+        monkeypatch.setattr(link_module, "Link", noted)
         reply = upload(session, LocalFile.of(image), "", None, lambda done, total, _rate: seen.append((done, total)))
         took = time.monotonic() - begun
         session.close()

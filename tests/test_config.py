@@ -12,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridged import config
-from bridged.config import Config, InvalidConfig
+from bridged.config import Config
+from bridged.config.file import LIMIT_BYTES, MAX_TARGETS, InvalidConfig, load, warnings_of
+from bridged.config.places import places_of
+from bridged.config.reference import reference
+from bridged.config.sharing import neighbours
+from bridged.config.values import MAX_CHARS, MAX_ITEMS, parse_range
 from bridged.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +27,7 @@ EXAMPLES = sorted((ROOT / "config" / "examples").glob("*.toml"))
 def mistakes(text: str) -> list[str]:
     """Every mistake of ``text`` as ``LINE:COLUMN: KEY: WHAT``."""
     with pytest.raises(InvalidConfig) as caught:
-        config.load(text)
+        load(text)
     return [str(mistake).removeprefix("configuration:") for mistake in caught.value.errors]
 
 
@@ -39,12 +44,12 @@ def check(text: str, *expected: str) -> None:
 
 
 def test_an_empty_file_is_all_defaults() -> None:
-    assert config.load("") == Config()
+    assert load("") == Config()
     assert Config().api.listen == "127.0.0.1:7100"
 
 
 def test_values_arrive_typed() -> None:
-    loaded = config.load(
+    loaded = load(
         """
         gateway.name = "bench"
         [api]
@@ -73,13 +78,13 @@ def test_values_arrive_typed() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_load_and_say_what_was_not_tried(path: Path) -> None:
-    loaded = config.load(path)
+    loaded = load(path)
     (target,) = loaded.targets.values()
     assert target.lines.kind == "gpio"
     assert target.lines.nrst
     assert target.lines.boot0
     assert target.lines.nrst_open_drain
-    assert config.warnings(loaded) == []
+    assert warnings_of(loaded) == []
     text = path.read_text()
     for needed in ("Not tried on silicon", "disable-bt", "serial-getty", "Wiring"):
         assert needed in text
@@ -94,13 +99,13 @@ def test_there_are_the_three_examples() -> None:
 
 def test_the_committed_reference_is_what_the_code_says() -> None:
     committed = (ROOT / "config" / "bridged.toml").read_text()
-    assert committed == config.reference(), 'stale: run "make reference"'
-    assert config.load(committed) == Config()
+    assert committed == reference(), 'stale: run "make reference"'
+    assert load(committed) == Config()
 
 
 def test_the_reference_with_every_setting_switched_on_is_the_defaults() -> None:
-    text = re.sub(r"^#(?=[a-z\[])", "", config.reference(), flags=re.MULTILINE)
-    loaded = config.load(text)
+    text = re.sub(r"^#(?=[a-z\[])", "", reference(), flags=re.MULTILINE)
+    loaded = load(text)
     assert loaded.targets == {"motor1": config.Target(port="/dev/ttyAMA0")}
     assert (loaded.gateway, loaded.api, loaded.store, loaded.jobs) == (
         config.Gateway(),
@@ -172,7 +177,7 @@ def test_places_survive_awkward_toml() -> None:
         "\tbad4 = '''it's'''''\r\n"
     )
     tomllib.loads(text)
-    places = config._places(text)
+    places = places_of(text)
     assert places["targets", "m1"] == (2, 13)
     assert places["targets", "m1", "bad2", "1", "1", "a", "b"] == (8, 12)
     check(
@@ -211,7 +216,7 @@ def test_every_key_of_any_document_is_found_where_it_stands(data: dict[str, dict
             lines.extend(f"  {quote(key)} = {show(value)} # {key}".replace("\r", " ").split("\n"))
     text = "\n".join(lines)
     assert tomllib.loads(text) == data
-    places = config._places(text)
+    places = places_of(text)
     assert {path: place for path, place in places.items() if path in expected} == expected
 
 
@@ -253,7 +258,7 @@ def test_beyond_loopback_only_with_tls_or_in_so_many_words(value: str, wrong: st
     if wrong:
         check(text, f"2:1: api.listen: {wrong}")
     else:
-        assert config.load(text).api.listen == value
+        assert load(text).api.listen == value
 
 
 @pytest.mark.parametrize(
@@ -300,7 +305,7 @@ def test_lines(lines: str, wrong: tuple[str, ...]) -> None:
     if wrong:
         check(text, *(f"3:…: targets.m.lines.{line}" for line in wrong))
     else:
-        assert config.load(text).targets["m"].port == "/dev/ttyS0"
+        assert load(text).targets["m"].port == "/dev/ttyS0"
 
 
 def two(a: str, b: str) -> str:
@@ -314,13 +319,13 @@ def test_what_is_shared_must_be_declared_by_both() -> None:
         '4:10: targets.b: uses line GPIO17, as targets.a does: both must declare it, here shares = ["a"] and there …["b"]',
     )
     check(two(line + '\nshares = ["b"]', line), '4:11: targets.a.shares[0]: b must say so too: add shares = ["a"] to targets.b')
-    shared = config.load(two(line + '\nshares = ["b"]', line + '\nshares = ["a"]'))
+    shared = load(two(line + '\nshares = ["b"]', line + '\nshares = ["a"]'))
     assert shared.targets["a"].shares == ["b"]
     check(two('shares = ["a", "c"]', ""), "3:11: …cannot share with itself", "3:16: targets.a.shares[1]: no such target")
     one_port = two("", "").replace("ttyS1", "ttyS0")
     check(one_port, "4:10: targets.b: uses port /dev/ttyS0, as targets.a does")
     by_hand = 'lines = { boot0 = "by-hand" }'
-    assert len(config.load(two(by_hand, by_hand)).targets) == 2, "by hand is no line of the gateway"
+    assert len(load(two(by_hand, by_hand)).targets) == 2, "by hand is no line of the gateway"
 
 
 GPIO = 'lines = { kind = "gpio", nrst = "GPIO17", boot0 = "GPIO27" }'
@@ -347,14 +352,14 @@ GPIO = 'lines = { kind = "gpio", nrst = "GPIO17", boot0 = "GPIO27" }'
 )
 def test_whom_a_reset_resets_as_well(a: str, b: str, ports: str, found: tuple[str, ...]) -> None:
     text = two(f'{a}\nshares = ["b"]', f'{b}\nshares = ["a"]')
-    loaded = config.load(text.replace("ttyS1", "ttyS0") if ports == "1" else text)
-    assert config.neighbours(loaded.targets, "a") == found
-    assert config.neighbours(loaded.targets, "b") == (("a",) if found else ())
+    loaded = load(text.replace("ttyS1", "ttyS0") if ports == "1" else text)
+    assert neighbours(loaded.targets, "a") == found
+    assert neighbours(loaded.targets, "b") == (("a",) if found else ())
 
 
 def test_who_shares_nothing_resets_nobody() -> None:
-    loaded = config.load(two(GPIO, GPIO.replace("17", "18").replace("27", "22")))
-    assert config.neighbours(loaded.targets, "a") == ()
+    loaded = load(two(GPIO, GPIO.replace("17", "18").replace("27", "22")))
+    assert neighbours(loaded.targets, "a") == ()
 
 
 def test_other_rules_over_two_values() -> None:
@@ -369,15 +374,15 @@ def test_other_rules_over_two_values() -> None:
 
 
 def test_numbers_and_sizes_have_bounds() -> None:
-    long = config.MAX_CHARS + 1
-    check(f'[targets.m1]\nport = "/{"d" * long}"', f"2:1: targets.m1.port: is longer than {config.MAX_CHARS} characters")
-    steps = ", ".join(['"wait=1"'] * (config.MAX_ITEMS + 1))
+    long = MAX_CHARS + 1
+    check(f'[targets.m1]\nport = "/{"d" * long}"', f"2:1: targets.m1.port: is longer than {MAX_CHARS} characters")
+    steps = ", ".join(['"wait=1"'] * (MAX_ITEMS + 1))
     check(
         f'[targets.m1]\nport = "/dev/p"\nlines.enter = [{steps}]',
-        f"3:7: targets.m1.lines.enter: has {config.MAX_ITEMS + 1} items, at most {config.MAX_ITEMS} are allowed",
+        f"3:7: targets.m1.lines.enter: has {MAX_ITEMS + 1} items, at most {MAX_ITEMS} are allowed",
     )
-    many = "\n".join(f'[targets.t{n}]\nport = "/dev/p{n}"' for n in range(config.MAX_TARGETS + 1))
-    check(many, f"1:2: targets: has {config.MAX_TARGETS + 1} targets, at most {config.MAX_TARGETS} are allowed")
+    many = "\n".join(f'[targets.t{n}]\nport = "/dev/p{n}"' for n in range(MAX_TARGETS + 1))
+    check(many, f"1:2: targets: has {MAX_TARGETS + 1} targets, at most {MAX_TARGETS} are allowed")
 
 
 @pytest.mark.parametrize(
@@ -402,7 +407,7 @@ def test_the_caller_judges_chips() -> None:
 
     text = '[targets.a]\nport = "/dev/a"\nchip = "F765"\nlayout = "dual"\n[targets.b]\nport = "/dev/b"\nchip = 5\n'
     with pytest.raises(InvalidConfig) as caught:
-        config.load(text, check_chip=judge)
+        load(text, check_chip=judge)
     assert [(m.line, m.column, m.key) for m in caught.value.errors] == [
         (3, 1, "targets.a.chip"),
         (4, 1, "targets.a.layout"),
@@ -412,9 +417,9 @@ def test_the_caller_judges_chips() -> None:
 
 def test_warnings_name_what_is_probably_not_meant() -> None:
     text = '[targets.a]\nport = "/dev/ttyUSB0"\nlines = { kind = "gpio", boot0 = "GPIO27" }'
-    found = config.warnings(config.load(text))
+    found = warnings_of(load(text))
     assert [line.split(":")[0] for line in found] == ["targets.a.lines", "targets.a.port"]
-    assert config.warnings(Config()) == ["no target is configured: add a table [targets.NAME]"]
+    assert warnings_of(Config()) == ["no target is configured: add a table [targets.NAME]"]
 
 
 # --- files
@@ -424,7 +429,7 @@ def test_the_error_carries_data_and_the_file(tmp_path: Path) -> None:
     path = tmp_path / "b.toml"
     path.write_text("[jobs]\nkeep = 1\nqueue_limit = 0\n")
     with pytest.raises(ConfigError) as caught:
-        config.load(path)
+        load(path)
     assert caught.value.code == "CONFIG"
     assert caught.value.facts == {"file": str(path), "mistakes": 2, "line": 2, "column": 1, "key": "jobs.keep"}
     assert f"{path}:3:1: jobs.queue_limit: must be a whole number from 1 to 10000, not 0" in caught.value.message
@@ -432,19 +437,19 @@ def test_the_error_carries_data_and_the_file(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"No such file"):
-        config.load(tmp_path / "absent.toml")
+        load(tmp_path / "absent.toml")
     with pytest.raises(ConfigError, match=r"directory"):
-        config.load(tmp_path)
+        load(tmp_path)
     huge = tmp_path / "huge.toml"
-    huge.write_bytes(b"#" * (config.LIMIT_BYTES + 1))
+    huge.write_bytes(b"#" * (LIMIT_BYTES + 1))
     with pytest.raises(ConfigError, match=r"larger than"):
-        config.load(huge)
+        load(huge)
     latin = tmp_path / "latin.toml"
     latin.write_bytes(b'[gateway]\nname = "caf\xe9"\n')
     with pytest.raises(InvalidConfig, match=r"latin.toml:2:12: byte 0xe9 is not UTF-8"):
-        config.load(latin)
+        load(latin)
     with pytest.raises(InvalidConfig, match=r"not valid TOML|nested too deeply"):
-        config.load("a = " + "[" * 100_000)
+        load("a = " + "[" * 100_000)
 
 
 # --- protected ranges ---------------------------------------------------------------------------------------------------
@@ -460,8 +465,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_protected_range(text: str, found: tuple[int, int]) -> None:
-    target = config.load(f'[targets.a]\nport = "/dev/ttyS0"\nprotect = ["{text}"]').targets["a"]
-    assert [config.parse_range(item) for item in target.protect] == [found]
+    target = load(f'[targets.a]\nport = "/dev/ttyS0"\nprotect = ["{text}"]').targets["a"]
+    assert [parse_range(item) for item in target.protect] == [found]
 
 
 @pytest.mark.parametrize(
@@ -477,8 +482,8 @@ def test_a_protected_range(text: str, found: tuple[int, int]) -> None:
     ],
 )
 def test_what_is_no_protected_range(item: str, says: str) -> None:
-    with pytest.raises(config.InvalidConfig) as caught:
-        config.load(f'[targets.a]\nport = "/dev/ttyS0"\nprotect = ["0x08000000+1", {item}]')
+    with pytest.raises(InvalidConfig) as caught:
+        load(f'[targets.a]\nport = "/dev/ttyS0"\nprotect = ["0x08000000+1", {item}]')
     (mistake,) = caught.value.errors
     assert (mistake.line, mistake.key) == (3, "targets.a.protect[1]")
     assert says in mistake.text

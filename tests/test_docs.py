@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bridged import cli, doctor
+from bridged import doctor
 from bridged.chips import CHIPS, find
+from bridged.cli.exits import EXIT_TEXT
 from bridged.errors import BY_CODE
-from bridged.protocol.line import VERBS
+from bridged.protocol.verbs import VERBS
 from tests import build_docs, build_shell, build_wiring, limits
 
 ROOT = Path(__file__).parent.parent
@@ -160,7 +161,7 @@ def test_the_index_leads_to_every_page() -> None:
 def test_exit_codes_are_those_of_the_command_line() -> None:
     text = (ROOT / "docs" / "getting-started.md").read_text()
     documented = re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)
-    assert documented == [(str(code.value), meaning) for code, meaning in cli.EXIT_TEXT.items()]
+    assert documented == [(str(code.value), meaning) for code, meaning in EXIT_TEXT.items()]
 
 
 def test_commands_used_in_the_pages_exist(page: Path) -> None:

@@ -24,6 +24,7 @@ from bridged.api.requests import KINDS, VERB_OF, values_of
 from bridged.images.formats import parse
 from bridged.jobs.model import JobKind
 from bridged.protocol import line
+from bridged.protocol.verbs import VERBS
 from tests.doc_commands import LANGUAGES, PAGES, ROOT, Block, blocks, check, commands, inline
 from tests.e2e.gateway import TIMING, Gateway, wait_for
 from tests.e2e.test_http import free_port
@@ -81,7 +82,7 @@ def test_each_command_can_be_typed(page: Path) -> None:
 def test_each_request_is_understood(page: Path) -> None:
     """Of the line protocol, where one is spoken of: a verb, an option or a value that does not exist is found."""
     for text in inline(page):
-        verb = line.VERBS.get(text.partition(" ")[0])
+        verb = VERBS.get(text.partition(" ")[0])
         if verb is None or " " not in text or re.search(r"[…<\[]| /", text):
             continue
         request = line.parse(text.encode())

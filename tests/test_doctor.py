@@ -28,9 +28,9 @@ from bridged.doctor import CATALOG, Finding, Level, boards, checks, examine
 from bridged.doctor.machine import Account, Disk, Machine, Node, Port
 from bridged.errors import UnknownTarget
 from bridged.findings import MACHINE_GROUPS, codes
-from bridged.jobs.service import FREE_BYTES
-from bridged.target.owner import WORKER, WORKER_ROOT
-from bridged.target.uart import Holder
+from bridged.jobs.admission import FREE_BYTES
+from bridged.target.holder import Holder
+from bridged.target.process import WORKER, WORKER_ROOT
 from tests.target.test_gpio import Chip as GpioChip
 from tests.target.test_gpio import Machine as GpioMachine
 from tests.target.test_gpio import header
@@ -782,8 +782,9 @@ def test_what_is_right_is_said(make: Make, code: str) -> None:
 def test_each_finding_has_its_test_and_its_row() -> None:
     ours = codes(MACHINE_GROUPS)
     assert set(CASES) | set(RIGHT) | ELSEWHERE == ours
-    source = ast.parse(Path(checks.__file__).read_text())
-    used = {node.value for node in ast.walk(source) if isinstance(node, ast.Constant) and str(node.value).startswith("DOCTOR_")}
+    sources = [ast.parse(path.read_text()) for path in Path(checks.__file__).parent.glob("*.py") if path.name != "__init__.py"]
+    words = {node.value for source in sources for node in ast.walk(source) if isinstance(node, ast.Constant)}
+    used = {word for word in words if str(word).startswith("DOCTOR_")}
     assert used == ours
     assert all(entry.remedy for entry in CATALOG.values() if entry.level is not Level.OK)
     assert [code for code, cases in CASES.items() if CATALOG[code].level is Level.OK or not cases] == []

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bridged import chips, config, init
+from bridged.config.file import load
 from bridged.doctor import boards
 from tests.target.test_gpio import Chip as GpioChip
 from tests.test_doctor import FT232, HEALTHY, STLINK, Fake
@@ -54,7 +55,7 @@ class Gateway:
         return code
 
     def target(self, name: str) -> config.Target:
-        return config.load(self.file, check_chip=chips.wrong_choice).targets[name]
+        return load(self.file, check_chip=chips.wrong_choice).targets[name]
 
 
 Make = Callable[[str], Gateway]
@@ -251,7 +252,7 @@ def test_what_cannot_be_leaves_the_file_as_it_was(gateway: Make, old: str, argv:
 def test_printing_writes_nothing(gateway: Make) -> None:
     pi = gateway("pi4")
     assert pi.run("--chip", "F407", "--print") == 0
-    assert config.load(pi.out).targets["f407"].chip == "F407"
+    assert load(pi.out).targets["f407"].chip == "F407"
     assert not pi.file.exists()
 
 

@@ -35,9 +35,9 @@ from typing import Any, Protocol
 
 from bridged.config import Auth
 from bridged.errors import BadRequest, BridgedError, LoginFirst, NotAllowed, TooMany, UnknownCredential, WrongToken
-from bridged.jobs.journal import AuditEntry, Credential
+from bridged.jobs.records import AuditEntry, Credential
 from bridged.logs import note
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 
 log = logging.getLogger("bridged.audit")
 

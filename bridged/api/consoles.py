@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from bridged.console.room import READ_ONLY, READ_WRITE, Console, Seat
 from bridged.errors import UnknownTarget
-from bridged.protocol.line import Reply
+from bridged.protocol.reply import Reply
 
 CHUNK_BYTES = 4096  # Of what a client types or pipes at once: what the port holds before writers are held.
 DEFAULT_TTL_S = 3600.0  # A person at a bench forgets to unlock; nobody should have to wait for that until tomorrow.

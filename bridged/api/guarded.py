@@ -25,7 +25,7 @@ from bridged.api.ports import JobsApi, Rows, Updates
 from bridged.errors import BridgedError, UnknownJob, WrongToken
 from bridged.images import content
 from bridged.jobs.model import ID_CHARS, Job, JobState, Submission, Update
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 
 _Jobs = list[Job]
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -37,7 +37,7 @@ from bridged.api.http_events import Events
 from bridged.api.http_problem import Refused, answer
 from bridged.api.http_tus import Uploads
 from bridged.api.tls import HANDSHAKE_S, Tls, transport
-from bridged.config import Listen
+from bridged.config.values import Listen
 from bridged.errors import (
     BadRequest,
     BridgedError,
@@ -48,7 +48,7 @@ from bridged.errors import (
     TooMany,
     UnknownPath,
 )
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from bridged.api.ports import JobsApi, StoreApi
 from bridged.api.transfers import Transfers
 from bridged.console.room import Console
 from bridged.errors import BadRequest, TooLarge
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 
 JSON_BYTES = 64 * 1024  # Of a body in JSON: the line protocol says every job within 1 KiB.
 JSON_DEPTH = 16  # No document of ours goes deeper than 3.

@@ -24,7 +24,7 @@ from bridged.api.http_jobs import TARGET
 from bridged.api.http_problem import Refused
 from bridged.console.room import READ_ONLY, READ_WRITE, Console, Seat
 from bridged.errors import BadRequest, TargetBusy
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 
 PROTOCOL = "bridged.console.v1"
 TOKEN_PROTOCOL = "token."

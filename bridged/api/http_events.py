@@ -25,7 +25,7 @@ from bridged.api.http_jobs import JOB, TARGET, resource_of, target_resource
 from bridged.api.replies import update_data
 from bridged.errors import BridgedError, TooMany
 from bridged.jobs.model import TERMINAL, Job, Update
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 
 RECENT_LIMIT = 512  # Updates in memory for who comes back: some 300 bytes each, minutes of a busy gateway.
 PAGE = 200  # Entries of a log that are held at once for one reader.

@@ -16,7 +16,7 @@ from bridged.api.ports import StagedFile, Upload
 from bridged.api.replies import utc
 from bridged.api.transfers import Transfer, in_thread
 from bridged.errors import BadRequest, ImageTooLarge, UnknownImage
-from bridged.protocol.line import TYPES, Scope
+from bridged.protocol.verbs import TYPES, Scope
 
 BYTES = "application/octet-stream"
 IMAGE = Param(

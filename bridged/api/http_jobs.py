@@ -35,7 +35,7 @@ from bridged.api.requests import VERB_OF, submission, values_of
 from bridged.api.transfers import in_thread
 from bridged.errors import BadRequest, BridgedError, Changed, UnknownJob, UnknownTrace
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 
 PAGE_LIMIT = 200  # Jobs or images of one answer; some 1 KiB each.
 LOG_LIMIT = 500  # Entries of a log in one answer.

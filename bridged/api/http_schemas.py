@@ -11,7 +11,8 @@ from typing import Any
 from bridged.api.requests import LISTS, VERB_OF
 from bridged.events import Phase
 from bridged.jobs.model import JobKind, JobState
-from bridged.protocol.line import PATTERNS, TYPES, VERBS, Param
+from bridged.protocol.line import PATTERNS
+from bridged.protocol.verbs import TYPES, VERBS, Param
 
 Schema = dict[str, Any]
 

@@ -25,7 +25,7 @@ from bridged.api.http_problem import Refused
 from bridged.api.ports import StagedFile, Unfinished, Upload
 from bridged.api.transfers import Transfer, in_thread
 from bridged.errors import BadRequest, DigestMismatch, ImageTooLarge, TooMany, UnknownImage
-from bridged.protocol.line import TYPES, Scope
+from bridged.protocol.verbs import TYPES, Scope
 
 VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,checksum,expiration,termination"

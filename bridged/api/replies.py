@@ -1,7 +1,7 @@
 """Jobs, updates and targets as lines of the line protocol: which fields go out, in which order, under which code.
 
-Pure: from the records of ``jobs`` to ``protocol.line.Reply``. How a line looks on the wire is the codec's business, who gets it
-the server's. How a job that has ended is told is in ``final_reply``, and nowhere else.
+Pure: from the records of ``jobs`` to ``protocol.reply.Reply``. How a line looks on the wire is the codec's business, who gets
+it the server's. How a job that has ended is told is in ``final_reply``, and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import datetime
 from typing import Any
 
 from bridged.errors import BridgedError, Canceled, DeadlineExceeded, NotAllowed
-from bridged.jobs.journal import AuditEntry, Credential
 from bridged.jobs.model import Job, JobKind, JobState, Update
-from bridged.protocol import line as codec
-from bridged.protocol.line import Reply
+from bridged.jobs.records import AuditEntry, Credential
+from bridged.protocol.reply import Reply, failure_reply
 
 
 def utc(seconds: float) -> str | None:
@@ -68,7 +67,7 @@ def final_reply(job: Job) -> Reply:
             result |= {f"{level}s": sum(f["level"] == level for f in found) for level in ("problem", "warning")}
         return Reply(251 if unchanged(job) else 250, "", context | result)
     error = job.error or _error_of(job).as_dict()
-    reply = codec.failure_reply(error, context | {"phase": job.phase or None})
+    reply = failure_reply(error, context | {"phase": job.phase or None})
     code = 550 if job.state is JobState.REJECTED else 400 if reply.code in (421, 423, 429) else reply.code
     return Reply(code, reply.text, dict(reply.data) | ({"result": job.result} if job.result else {}))
 

@@ -1,6 +1,6 @@
 """From a request that was checked against the table of verbs to a ``Submission``, for every listener.
 
-``protocol.line.VERBS`` says what each kind of job takes; here is what it means. No I/O, no wire.
+``protocol.verbs.VERBS`` says what each kind of job takes; here is what it means. No I/O, no wire.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from bridged.errors import BadRequest
 from bridged.jobs.model import JobKind, Submission
 from bridged.protocol import line as codec
-from bridged.protocol.line import Param
+from bridged.protocol.verbs import VERBS, Param
 
 KINDS: dict[str, JobKind] = {
     "FLASH": JobKind.FLASH,
@@ -50,7 +50,7 @@ def values_of(verb: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
     Flags are true or false, numbers and addresses numbers or their text, lists of words lists; everything else is text.
     """
-    row = codec.VERBS[verb]
+    row = VERBS[verb]
     params = {param.name: param for param in (*row.args, *row.options)}
     for name in data:
         if name not in params:

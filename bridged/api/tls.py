@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bridged import config
 from bridged.api.auth import is_loopback
+from bridged.config.values import Listen
 from bridged.errors import ConfigError, NotAllowed
 
 HANDSHAKE_S = 10.0  # From the first byte to the end of the handshake; a phone far away needs two seconds.
@@ -70,7 +71,7 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted; nobody is there to type its password, so give it as a systemd credential instead")
 
 
-def transport(listen: config.Listen, tls: Tls | None, what: str) -> ssl.SSLContext | None:
+def transport(listen: Listen, tls: Tls | None, what: str) -> ssl.SSLContext | None:
     """What a listener at this address speaks: a TLS context, or ``None`` for plain text. Raises ``NotAllowed`` (P7)."""
     if listen.scheme == "plaintext" or (not listen.scheme and is_loopback(listen.host)):
         return None

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bridged import __version__, config
+from bridged.config.values import wrong_loopback
 from bridged.console.room import READ_ONLY, READ_WRITE, Console, Seat
 from bridged.errors import BridgedError, ConfigError, NotAllowed
 from bridged.protocol import rfc2217, telnet
@@ -418,7 +419,7 @@ class Listeners:
 
     async def listen_tcp(self, listen: str) -> int:
         """Returns the port. Raises ``NotAllowed`` (P7) or ``ConfigError``."""
-        if why := config.wrong_loopback(listen):
+        if why := wrong_loopback(listen):
             raise NotAllowed(f"The console of {self.console.name} on {listen}: {why}", listen=listen)
         host, _, port = listen.rpartition(":")
         try:
@@ -437,7 +438,7 @@ class Listeners:
             return
         host, port = sock.getsockname()[:2]
         listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if why := config.wrong_loopback(listen):
+        if why := wrong_loopback(listen):
             raise NotAllowed(f"The console of {self.console.name} on {listen}, which was passed in: {why}", listen=listen)
         self._servers.append(await loop.create_server(self._accept, sock=sock, backlog=BACKLOG))
 

@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bridged import errors
-from bridged.target.uart import Holder, find_holder
+from bridged.target.holder import Holder, find_holder
 
 READ_LIMIT_BYTES = 1 << 20  # /proc/net/unix of a desktop has a hundred KiB.
 RUN_TIMEOUT_S = 5.0

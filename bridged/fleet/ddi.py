@@ -50,7 +50,7 @@ from bridged.errors import (
 )
 from bridged.fleet.connector import JobsPort
 from bridged.fleet.download import Store
-from bridged.images.store import plain_name
+from bridged.images.staged import plain_name
 from bridged.jobs.model import Job, JobState, Update
 
 log = logging.getLogger(__name__)

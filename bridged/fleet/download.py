@@ -21,7 +21,7 @@ from bridged.errors import DigestMismatch, FleetError, UnknownArtifact
 from bridged.fleet.ledger import Ledger
 from bridged.fleet.link import Link, Message
 from bridged.fleet.wire import ARTIFACT_STREAM, ARTIFACTS, Artifact
-from bridged.images.store import SYNC_BYTES
+from bridged.images.parts import SYNC_BYTES
 
 PRINCIPAL = "fleet"
 CHUNK_S = 120.0  # One chunk over a link of 10 kbit/s takes 52 s.

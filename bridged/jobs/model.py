@@ -71,6 +71,21 @@ class JobKind(StrEnum):
     XMODEM = "xmodem"
 
 
+WITH_IMAGE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.VERIFY})
+CHANGING = frozenset({JobKind.OPTION_BYTES, JobKind.PROTECT, JobKind.UNPROTECT})
+DESTRUCTIVE = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.ERASE, JobKind.XMODEM}) | CHANGING
+PROVING = WITH_IMAGE | {JobKind.ERASE}
+WRITING = frozenset({JobKind.FLASH, JobKind.ENSURE, JobKind.XMODEM})  # What a policy is asked about.
+SENDING = WITH_IMAGE | {JobKind.XMODEM}
+
+# Why a job waits or was interrupted (``Job.reason``), where that is no code of an error.
+PARKED = "stopped"
+ABSENT = "target_absent"
+LOCKED = "lock"
+WINDOW = "window"
+RESTART = "restart"
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """What a client asks for. ``params``: validated options as JSON scalars (``addr``, ``address``, ``length``, ``force``,
@@ -164,6 +179,12 @@ def note(job: Job, **changes: Any) -> Job:
     if job.terminal:
         raise JobError(f"job {job.id} has ended as {job.state}; nothing can be added to it", job=job.id, state=job.state.value)
     return replace(job, seq=job.seq + 1, **changes)
+
+
+def update_of(job: Job, at: float, *, rate: float = 0.0, event: dict[str, Any] | None = None) -> Update:
+    """The ``Update`` that shows ``job`` as it is."""
+    code = str((job.error or {}).get("code", ""))
+    return Update(job.id, job.target, job.seq, at, job.state, job.phase, job.done, job.total, rate, code, event or {})
 
 
 def diagram() -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from bridged.events import SectorProven
-from bridged.jobs.journal import TargetRecord
+from bridged.jobs.records import TargetRecord
 from bridged.target.request import Past
 
 BAD_FOR_S = 7 * 86400.0  # A rate that failed is tried again after a week: the cable may have been mended since.

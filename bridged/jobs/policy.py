@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridged.config import Policy as Rules
-from bridged.config import Signing, parse_range, parse_window
+from bridged.config import Signing
+from bridged.config.values import parse_range, parse_window
 from bridged.errors import AgainstPolicy, BadSignature, ConfigError
 from bridged.images import minisign
 from bridged.images.content import Wanted

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bridged.errors import disk_error
+from bridged.images.durable import sync_directory
 
 LIMIT_BYTES = 64 << 20  # The largest flash is 4 MiB; the oldest files go first.
 JOB_LIMIT_BYTES = 16 << 20  # Of one job; its bytes are in memory at once. At 115200 baud this takes 25 minutes.
@@ -58,12 +59,3 @@ class Results:
                 return
             path.unlink(missing_ok=True)
             used -= size
-
-
-def sync_directory(path: Path) -> None:
-    """The names in a directory are on the medium when this returns; a sync of the files does not say so."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

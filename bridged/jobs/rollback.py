@@ -23,8 +23,8 @@ from typing import Any
 from bridged.errors import BridgedError, Unhealthy
 from bridged.images import content
 from bridged.images.content import Wanted
-from bridged.jobs.journal import TargetRecord
 from bridged.jobs.model import Job, JobKind
+from bridged.jobs.records import TargetRecord
 from bridged.target.wishes import ERASE_EVERYTHING
 
 UNASKED = "interlock,vectors"

@@ -366,3 +366,8 @@ class Dialogue:
             self.result.baud = connected.baud
             return
         yield from an3155.resynchronise(self.timing, keep_out)
+
+
+def pieces(start: int, end: int, most: int) -> Iterable[tuple[int, int]]:
+    """Address and length of the commands that read a range, when one reads at most ``most`` bytes."""
+    return ((at, min(most, end - at)) for at in range(start, end, most))

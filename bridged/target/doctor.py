@@ -38,8 +38,9 @@ from bridged.target.dialogue import Dialogue
 from bridged.target.entry import STARTUP_LEAST_S, STARTUP_MARGIN, Connected, enter, phase_started
 from bridged.target.expect import printable
 from bridged.target.identify import Known, identify
-from bridged.target.protection import other_bank, read_options
+from bridged.target.protection import read_options
 from bridged.target.request import Request, Result
+from bridged.target.way_back import other_bank
 
 LISTEN_S = 1.0
 HELD_S = 0.3

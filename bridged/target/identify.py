@@ -35,6 +35,12 @@ class Known:
     why_no_flash: str
     protected: bool = False
 
+    def flash_map(self) -> FlashMap:
+        """Raises ``LayoutUnknown``."""
+        if self.flash is None:
+            raise LayoutUnknown(self.why_no_flash or f"{self.chip.title}: layout unknown", pid=self.chip.pid)
+        return self.flash
+
 
 def _register(chip: Chip, address: int, count: int, line: Dialogue) -> Flow[bytes]:
     """``count`` bytes of a register or option word.

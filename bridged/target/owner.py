@@ -19,22 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
-import socket
-import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
-import bridged
-from bridged import chips, config
-from bridged.chips.model import Range
+from bridged import config
 from bridged.errors import (
-    BadRequest,
     BridgedError,
     DeadlineExceeded,
     LinkError,
@@ -46,28 +39,21 @@ from bridged.errors import (
     TargetError,
     from_dict,
 )
-from bridged.events import Event, Phase, PhaseStarted, Planned, SectorProven, decode
-from bridged.images import memfd
+from bridged.events import Event, Phase, PhaseStarted, SectorProven
 from bridged.images.model import Image, Span
 from bridged.protocol.flow import Pause, SetLines
-from bridged.protocol.xmodem import How
 from bridged.target import lines as wires
-from bridged.target.board import Board
-from bridged.target.expect import Conversation
+from bridged.target.configured import request_of, wiring_of
 from bridged.target.lease import Leases
 from bridged.target.lines_open import open_lines
 from bridged.target.port import Port
-from bridged.target.request import NO_PAST, Past, Receiver, Request, Wiring
+from bridged.target.process import Barrier, Session
+from bridged.target.request import NO_PAST, Past, Request
 from bridged.target.uart import Counters, Uart
-from bridged.target.wishes import wishes_of
 
 RETRY_S = 1.0  # How often an absent device is looked for, and a present one is looked after.
-PROGRESS_S = 0.2
-ENTER_LIMIT_S = 120.0  # Until the plan states its own limit: all attempts at all rates need about 20 s.
 
 log = logging.getLogger(__name__)
-
-Barrier = Callable[[str, float, bytes], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +73,6 @@ class Listener(Protocol):
     def heard(self, data: bytes) -> None: ...
     def room(self) -> None: ...
     def changed(self) -> None: ...
-
-
-# The standard library and this package are all that a session needs: without the rest of the environment (-I, -S) it is up
-# sooner and 1 MiB smaller, and nothing that lies about or is set there gets into it.
-WORKER = "import sys; sys.path.append(sys.argv[1]); from bridged.target.worker import main; sys.exit(main(sys.argv[2:]))"
-WORKER_ROOT = str(Path(bridged.__file__).parents[1])
 
 
 class Target:
@@ -116,7 +96,7 @@ class Target:
         self._changed = asyncio.Condition()
         self._look = asyncio.Event()  # The keeper looks at once: the device said that it is gone.
         self._not_before = 0.0
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._asked = ""
         self._shared = bool(settings.shares)
 
@@ -293,7 +273,8 @@ class Target:
 
     async def _start_empty(self, chip: str) -> None:
         """Lines are idle by now, so nothing that goes wrong here makes the release undone."""
-        request = replace(self._request("reset", {}, (), (), NO_PAST), chip=chip)
+        assert self._lines is not None
+        request = replace(request_of(self.config, self._lines, "reset", {}), chip=chip)
         await self._set("busy", "started after an interrupted session")
         try:
             await self._run(request, None, b"", lambda _event: None, lambda _done: None, None)
@@ -322,7 +303,7 @@ class Target:
             await asyncio.to_thread(self._lines.idle)
             return
         trouble: LinkError | None = None
-        for step in self._wiring().leave:
+        for step in wiring_of(self.config.lines, self._lines).leave:
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
                 continue
@@ -474,61 +455,6 @@ class Target:
     def session_pid(self) -> int | None:
         return self._session.pid if self._session is not None else None
 
-    def _wiring(self) -> Wiring:
-        assert self._lines is not None
-        settings = self.config.lines
-        enter = wires.parse_sequence(settings.enter, settings) if settings.enter else wires.default_enter(settings)
-        leave = wires.parse_sequence(settings.leave, settings) if settings.leave else wires.default_leave(settings)
-        return Wiring(
-            has_reset=self._lines.has_reset,
-            has_boot0=self._lines.has_boot0 and not self._lines.boot0_by_hand,
-            has_power=self._lines.has_power,
-            boot0_by_hand=self._lines.boot0_by_hand,
-            enter=enter,
-            leave=leave,
-        )
-
-    def _request(
-        self, kind: str, params: dict[str, Any], proven: tuple[SectorProven, ...], spans: tuple[Span, ...], past: Past
-    ) -> Request:
-        settings = self.config
-        if settings.chip:
-            chips.find(settings.chip)  # A wrong name fails here, before anything moves.
-        return Request(
-            kind=kind,
-            wiring=self._wiring(),
-            chip=settings.chip,
-            baud=settings.baud,
-            bauds=tuple(settings.bauds),
-            supply_v=settings.supply_v,
-            flash_bytes=settings.flash_kib * 1024,
-            layout=settings.layout,
-            startup_s=settings.startup_s,
-            application_baud=settings.application.baud,
-            application_parity=settings.application.parity,
-            listen_s=settings.application.listen_s,
-            enter_by=settings.application.enter.encode("latin-1"),
-            interlock=_conversation(settings.application.interlock, line="safe" if settings.lines.safe else ""),
-            health=_conversation(
-                settings.application.health, settings.application.crash_loop_s, "alive" if settings.lines.alive else ""
-            ),
-            discard_outside=params.get("outside") == "discard",
-            one_shot=params.get("entry") == "one-shot",
-            stay_in_loader=params.get("mode") == "boot",
-            force=frozenset(str(params.get("force") or "").split(",")) - {""},
-            address=int(params.get("address") or 0),
-            length=int(params.get("length") or 0),
-            proven=proven,
-            spans=spans,
-            protect=tuple(Range(*config.parse_range(text)) for text in settings.protect),
-            past=past,
-            wishes=wishes_of(kind, params),
-            evidence=str(params.get("evidence") or "full"),
-            second_stage=settings.stub,
-            second_stage_baud=settings.stub_baud,
-            receiver=_receiver(settings.xmodem),
-        )
-
     async def run(
         self,
         kind: str,
@@ -563,7 +489,8 @@ class Target:
             await self._set("busy", f"job {job_id}")
             on_event(PhaseStarted(Phase.LOCK))
             await self._open_shared()
-            request = self._request(kind, params, proven, spans, past)
+            assert self._lines is not None
+            request = request_of(self.config, self._lines, kind, params, proven, spans, past)
             return await self._run(request, image, kept, on_event, on_progress, on_barrier)
         finally:
             self._session = None
@@ -633,11 +560,11 @@ class Target:
         on_event: Callable[[Event], None],
         on_progress: Callable[[int], None],
         on_barrier: Barrier | None,
-    ) -> _Session:
+    ) -> Session:
         """Where tests put one in virtual time in the place of the process."""
         assert self._uart is not None
         assert self._lines is not None
-        return _Session(self._uart, self._lines, request, on_event, on_progress, on_barrier, self._heard)
+        return Session(self._uart, self._lines, request, on_event, on_progress, on_barrier, self._heard)
 
     def _uart_errors(self, before: Counters | None) -> dict[str, int]:
         """What the kernel counted on the port during the session; empty where the driver does not count (a pty)."""
@@ -649,7 +576,7 @@ class Target:
                 return {"frame": new.frame, "parity": new.parity, "overrun": new.overrun + new.buf_overrun, "brk": new.brk}
         return {}
 
-    async def _after_death(self, session: _Session) -> None:
+    async def _after_death(self, session: Session) -> None:
         """P9, then P4, by the daemon, which has the same descriptors."""
         await asyncio.sleep(session.board.hazard_left_s)
         try:
@@ -661,192 +588,9 @@ class Target:
                 await self._set("broken", f"the lines could not be brought back to idle: {error.message}")
 
 
-class _Session:
-    """One session process: starting it, its messages, its end."""
-
-    def __init__(
-        self,
-        uart: Uart,
-        lines: wires.Lines,
-        request: Request,
-        on_event: Callable[[Event], None],
-        on_progress: Callable[[int], None],
-        on_barrier: Barrier | None,
-        on_heard: Callable[[bytes], None],
-    ) -> None:
-        self.board = Board.create()
-        self.out = os.memfd_create("bridged-out", os.MFD_CLOEXEC)
-        self.pid: int | None = None
-        self.ending = "nothing"
-        self.past_deadline = False
-        self.erased = False  # It has asked whether it may begin to erase.
-        self.limit_s = enter_limit_s(request)
-        self._uart, self._lines, self._request = uart, lines, request
-        self._on_event, self._on_progress, self._on_barrier = on_event, on_progress, on_barrier
-        self._on_heard = on_heard
-        self._mine, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._mine.setblocking(False)
-        self._deadline = time.monotonic() + self.limit_s
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def close(self) -> None:
-        self._mine.close()
-        self._theirs.close()
-        self.board.close()
-        os.close(self.out)
-
-    def ask(self, what: str) -> None:
-        """``cancel`` or ``stop``. Sent once; the socket has room for it, the session reads it at its next checkpoint."""
-        with contextlib.suppress(OSError):
-            self._mine.send(json.dumps({"do": what}).encode())
-
-    async def run(self, image: Image | None, kept: bytes) -> None:
-        """Start the process and stay until it has ended, whatever happens to it."""
-        loop = asyncio.get_running_loop()
-        image_fd = await asyncio.to_thread(memfd.seal, image) if image is not None else -1
-        kept_fd = _filled("bridged-kept", kept) if kept else -1
-        spec = {
-            "control": self._theirs.fileno(),
-            "board": self.board.fd,
-            "out": self.out,
-            "uart": self._uart.fd,
-            "uart_path": self._uart.path,
-            "uart_is_pty": self._uart.is_pty,
-            "lines": self._lines.describe(),
-            "line_fds": self._lines.fds(),
-            "image": image_fd,
-            "kept": kept_fd,
-            "request": self._request.to_dict(),
-        }
-        spec_fd = _filled("bridged-spec", json.dumps(spec).encode())
-        fds = {spec_fd, self._theirs.fileno(), self.board.fd, self.out, self._uart.fd, *self._lines.fds(), image_fd, kept_fd}
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-IS", "-c", WORKER, WORKER_ROOT, str(spec_fd)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                pass_fds=sorted(fds - {-1}),
-                start_new_session=True,
-            )
-        except OSError as error:  # Out of memory or processes: nothing has moved, and the job may be tried again.
-            raise SessionDied(f"the session process could not be started: {error.strerror}", errno=error.errno) from error
-        finally:
-            for fd in (image_fd, kept_fd, spec_fd):
-                if fd >= 0:
-                    os.close(fd)
-        self.pid = process.pid
-        self._theirs.close()
-        loop.add_reader(self._mine.fileno(), self._read)
-        ended = asyncio.ensure_future(process.wait())
-        try:
-            await self._watch(process, ended)
-        finally:
-            self._read()
-            loop.remove_reader(self._mine.fileno())
-            for task in self._tasks:
-                task.cancel()
-        status = process.returncode
-        self.ending = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
-
-    async def _watch(self, process: asyncio.subprocess.Process, ended: asyncio.Future[int]) -> None:
-        """Report progress; past the deadline kill the process, but never during a hazard. Cancelling us stops the session."""
-        done = -1
-        while not ended.done():
-            try:
-                await asyncio.wait({ended}, timeout=PROGRESS_S)
-            except asyncio.CancelledError:
-                # The daemon is going down in a hurry. The session hears it from the closing socket, finishes its command and
-                # releases the target by itself.
-                self._mine.shutdown(socket.SHUT_RDWR)
-                raise
-            if self.board.done != done:
-                done = self.board.done
-                self._on_progress(done)
-            if time.monotonic() > self._deadline and not self.board.hazard_left_s and not self.past_deadline:
-                self.past_deadline = True
-                process.kill()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                data = self._mine.recv(1 << 18)
-            except (BlockingIOError, OSError):
-                return
-            if not data:
-                with contextlib.suppress(ValueError, OSError):
-                    asyncio.get_running_loop().remove_reader(self._mine.fileno())
-                return
-            try:
-                self._take(data)
-            except Exception as error:
-                # A message that makes no sense, or a listener that failed: neither may keep the target from being released.
-                told = f"a message of the session process was not taken: {data[:200]!r}"
-                asyncio.get_running_loop().call_exception_handler({"message": told, "exception": error})
-
-    def _take(self, data: bytes) -> None:
-        """One message of the session process. Raises ``ValueError`` and whatever a listener raises."""
-        message = json.loads(data)
-        if not isinstance(message, dict):
-            raise ValueError("not an object")
-        if "barrier" in message:
-            self.erased |= message["barrier"] == "erasing"
-            task = asyncio.ensure_future(self._barrier(message))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            return
-        if "heard" in message:
-            self._on_heard(str(message["heard"]).encode("latin-1"))
-            return
-        event = decode(message)
-        if isinstance(event, Planned):
-            self.limit_s = event.limit_s
-            self._deadline = time.monotonic() + event.limit_s
-        self._on_event(event)
-
-    async def _barrier(self, message: dict[str, Any]) -> None:
-        kept = os.pread(self.out, int(message["kept_bytes"]), 0)
-        answer: dict[str, Any] = {"ok": True}
-        try:
-            if self._on_barrier is None:
-                raise BadRequest("this session was started without a journal and may change nothing")
-            await self._on_barrier(str(message["barrier"]), float(message["hazard_s"]), kept)
-        except BridgedError as error:
-            answer = {"error": error.as_dict()}
-        with contextlib.suppress(OSError):
-            self._mine.send(json.dumps(answer).encode())
-
-
 def _counted(errors: Mapping[str, int]) -> str:
     """What the kernel's counters say about a session that failed, in words; empty where they say nothing."""
     reasons = {"frame": "the other end has another rate, or the line is noisy", "parity": "it has another parity, or noise"}
     counts = [f"{count} {name} errors ({reasons[name]})" for name, count in errors.items() if name in reasons and count]
     lost = [f"{count} bytes lost to overruns" for name, count in errors.items() if name == "overrun" and count]
     return ", ".join(counts + lost)
-
-
-def enter_limit_s(request: Request) -> float:
-    """How long a session may take that has stated no plan: also one that has none, and talks with the application."""
-    return ENTER_LIMIT_S + request.interlock.within_s + 4 * request.listen_s
-
-
-def _conversation(settings: config.Talk, quiet_s: float = 0.0, line: str = "") -> Conversation:
-    return Conversation(settings.send.encode("latin-1"), settings.expect, settings.within_s, quiet_s, line)
-
-
-def _receiver(settings: config.Xmodem) -> Receiver:
-    return Receiver(
-        settings.reset,
-        settings.reset_after,
-        settings.baud,
-        _conversation(settings.enter),
-        _conversation(settings.begin),
-        _conversation(settings.success),
-        How(settings.block, settings.check, settings.pad, settings.start_s, settings.answer_s, settings.tries),
-    )
-
-
-def _filled(name: str, data: bytes) -> int:
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    memfd.write_all(fd, data)
-    return fd

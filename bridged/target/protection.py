@@ -13,7 +13,7 @@ is so now. Only that counts. A command that got lost on the wire is thereby foun
 - A flash that ends in readout protection proves, boots and asks the application first. That it may be protected now is on disk
   (``PROVEN``), so that a job which is interrupted behind that point is not taken for one that must erase everything again.
 
-Also here: P10, the proof that the loader can be entered again. Documents: AN3155 (commands), AN2606 (activation).
+Document: AN3155 (commands).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from bridged.protocol.flow import Barrier, Checkpoint, Flow, Hazard, Now, Pause,
 from bridged.target.dialogue import Dialogue
 from bridged.target.entry import enter, phase_started
 from bridged.target.expect import Conversation
-from bridged.target.identify import Known, read_option, try_register
+from bridged.target.identify import Known, try_register
 from bridged.target.kept import NOTHING_KEPT
 from bridged.target.request import Request, Result
 from bridged.target.wishes import ERASE_EVERYTHING
@@ -80,70 +80,6 @@ SAMPLE_BYTES = 128
 _BLOCK = struct.Struct("<8sI")
 _BLOCK_MAGIC = b"BROPTB1\n"
 _PROVEN_MAGIC = b"BRPROV1\n"
-
-
-# --- P10: the way back ------------------------------------------------------------------------------------------------
-
-
-def check_entry(request: Request, known: Known) -> Flow[None]:
-    """P10: prove that the loader can be entered again when the application is gone.
-
-    The pin must be wired (or held by a person) and obeyed. Where option bits decide whether it is obeyed they are read, as
-    far as the loader allows; a part whose loader starts by itself because its flash is empty proves nothing by having entered.
-    """
-    chip, wiring = known.chip, request.wiring
-    for unreachable in chip.app_checks:
-        word = yield from read_option(chip, unreachable.option, known.line)
-        if word is not None and not unreachable.holds(word):
-            text = f"{unreachable.option.name} is {unreachable.option.value(word):#06x}: {unreachable.otherwise}"
-            yield Report(Warned("APPLICATION_UNREACHABLE", text))
-    if text := (yield from other_bank(known)):
-        yield Report(Warned("OTHER_BANK", text))
-    if request.one_shot:
-        return
-    if not ((wiring.has_boot0 or wiring.boot0_by_hand) and (wiring.has_reset or wiring.has_power)):
-        missing = [
-            name for name, ok in (("BOOT0", wiring.has_boot0 or wiring.boot0_by_hand), ("NRST", wiring.has_reset)) if not ok
-        ]
-        raise EntryWouldBeLost(
-            f"{' and '.join(missing)} not wired: after the erase nothing here could start the loader again",
-            missing=" ".join(missing),
-        )
-    unread: list[str] = []
-    for entry in chip.entry_checks:
-        word = yield from read_option(chip, entry.option, known.line)
-        if word is None:
-            unread.append(entry.option.name)
-        elif entry.option.value(word) not in entry.values:
-            raise EntryWouldBeLost(
-                f"{chip.title}: {entry.option.name} at {entry.option.address:#010x} is {entry.option.value(word):#x}: "
-                f"{entry.otherwise}",
-                option=entry.option.name,
-                value=entry.option.value(word),
-            )
-    if unread and not chip.boot0_pin_obeyed:
-        raise EntryWouldBeLost(
-            f"{chip.title}: {', '.join(unread)} cannot be read, and the pin is ignored as this part comes from the factory",
-            option=",".join(unread),
-        )
-    if unread:
-        yield Report(Warned("ENTRY_UNPROVEN", f"{', '.join(unread)} cannot be read: the factory setting is assumed"))
-
-
-def other_bank(known: Known) -> Flow[str]:
-    """What a person must know of a part whose loader chooses between two banks at each start; empty where it does not."""
-    chip, second = known.chip, next((s for s in known.flash.sectors if s.bank == 2), None) if known.flash else None
-    if chip.bank_choice is None or second is None:
-        return ""
-    word = yield from read_option(chip, chip.bank_choice, known.line)
-    if word is None or not chip.bank_choice.value(word):
-        return ""
-    data = yield from known.line.read_twice(second.address, 4)
-    holds = any(r.start < int.from_bytes(data, "little") <= r.end for r in chip.ram)
-    text = (
-        f"{chip.bank_choice.name} is 1: bank 2 ({second.address:#010x}) is started where a stack pointer is there, else bank 1"
-    )
-    return f"{text}; {'there is one now: what is in bank 1 does not start' if holds else 'there is none now'}"
 
 
 def _must_come_back(request: Request) -> None:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from bridged.chips.model import Range
-from bridged.events import SectorProven
+from bridged.events import Phase, SectorProven
 from bridged.images.model import Span
 from bridged.protocol.flow import Pause, SetLines
 from bridged.protocol.xmodem import How
@@ -125,6 +125,11 @@ class Request:
     second_stage: str = "off"
     second_stage_baud: int = 921600
     receiver: Receiver = Receiver()
+
+    @property
+    def after_s(self) -> float:
+        """How long the application may be listened to at the end: at its first start and at one more (Go, or the probe)."""
+        return 2 * self.listen_s + bool(self.health) * 2 * (self.health.within_s + self.health.quiet_s)
 
     @property
     def by_application(self) -> bool:
@@ -306,6 +311,10 @@ class Result:
     second_stage: str = ""
     second_stage_baud: int = 0
     data: bytes = b""
+
+    def cost(self, phase: Phase) -> PhaseCost:
+        """What a phase took so far, to be added to."""
+        return self.phases.setdefault(phase.value, PhaseCost())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without ``data``."""

@@ -34,7 +34,7 @@ from bridged.protocol.stub import Command, Link
 from bridged.target.dialogue import Dialogue, different, erase_wait_s
 from bridged.target.identify import Known
 from bridged.target.kept import encode_kept
-from bridged.target.request import PhaseCost, Request, Result
+from bridged.target.request import Request, Result
 from bridged.target.second_stage import make_upload, rate_near, sector_code
 
 STARTS = 2  # Go is answered by one byte, which may be hit.
@@ -296,7 +296,7 @@ def write(stage: Stage, plan: Plan, blank: Iterable[Sector]) -> Flow[None]:
     ended: float = yield Now()
     result.sectors_erased += len(erase)
     result.bytes_written += done
-    cost, proving = (result.phases.setdefault(phase.value, PhaseCost()) for phase in (Phase.WRITE, Phase.VERIFY))
+    cost, proving = result.cost(Phase.WRITE), result.cost(Phase.VERIFY)
     cost.payload_bytes += done
     cost.wire_bytes += sum(len(c.payload) + 2 * wire.FRAME_BYTES for c in commands)
     cost.seconds += ended - begun - proving.seconds
@@ -396,7 +396,7 @@ def _prove(stage: Stage, plan: Plan, pieces: Sequence[Piece]) -> Flow[None]:
             )
     ended: float = yield Now()
     _count(stage.result, pieces)
-    cost = stage.result.phases.setdefault(Phase.VERIFY.value, PhaseCost())
+    cost = stage.result.cost(Phase.VERIFY)
     cost.payload_bytes += sum(n for _, n in pieces)
     cost.wire_bytes += 4 * len(pieces)
     cost.seconds += ended - begun

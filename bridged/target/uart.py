@@ -45,6 +45,7 @@ from bridged.errors import (
     PortForbidden,
     PortGone,
 )
+from bridged.target.holder import Holder, find_holder, lock_file_holder
 
 BAUD_TOLERANCE = 0.025  # A UART frame of 11 bits tolerates about 4.5 % in all; the target's clock needs its share.
 
@@ -85,8 +86,6 @@ _PTY_MAJORS = range(128, 144)  # 128..135 Unix98 masters, 136..143 slaves (Docum
 _LEGACY_PTY_MAJORS = (2, 3)
 _PTMX = (5, 2)
 
-_PROC = "/proc"
-_LOCKS = "/run/lock"
 _SYS_CHAR = "/sys/dev/char"
 # Since Linux 6.5 a UART has two devices of the bus `serial-base` between itself and its tty.
 _NOT_THE_DRIVER = frozenset({"port", "ctrl"})
@@ -197,7 +196,7 @@ class Uart:
                 )
             # 3. Who opened it before us and does not flock? A simulator rightly keeps its pty open, so not there.
             if not self.is_pty:
-                locker = _lock_file_holder(self.path)
+                locker = lock_file_holder(self.path)
                 if locker is not None:
                     raise _busy(self.path, locker, "locked, says its file in /run/lock")
                 holder = find_holder(rdev, at_least=2)
@@ -537,74 +536,6 @@ def driver_name(rdev: int) -> str:
             return name
         node = os.path.dirname(node)
     return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A process that has the port open."""
-
-    pid: int
-    command: str
-
-
-def find_holder(rdev: int, at_least: int = 1) -> Holder | None:
-    """A process that has the device open, as far as /proc may be read (as root: everybody's; otherwise one's own).
-
-    Other processes come first. Our own counts only from ``at_least`` descriptors on: 2 while we hold one for a trial.
-    """
-    own = os.getpid()
-    for pid in _numbers(_PROC):
-        if pid != own and _open_count(pid, rdev):
-            return Holder(pid, _command(pid))
-    return Holder(own, _command(own)) if _open_count(own, rdev) >= at_least else None
-
-
-def _lock_file_holder(path: str) -> Holder | None:
-    """Who says by a lock file that the port is its own (FHS 3.0, 5.9: ``LCK..ttyS0``, the process id in ten ASCII characters).
-
-    A file whose process is gone means nothing. Ours is none: the folder is read-only for the service, and flock is stronger.
-    """
-    for name in {os.path.basename(path), os.path.basename(os.path.realpath(path))}:
-        try:
-            with open(f"{_LOCKS}/LCK..{name}", encoding="ascii", errors="replace") as file:
-                pid = int(file.read(64).split()[0])
-            os.kill(pid, 0)
-        except PermissionError:
-            pass  # Somebody else's, so it lives.
-        except (OSError, ValueError, IndexError, OverflowError):
-            continue
-        if 0 < pid != os.getpid():
-            return Holder(pid, _command(pid))
-    return None
-
-
-def _open_count(pid: int, rdev: int) -> int:
-    count = 0
-    for number in _numbers(f"{_PROC}/{pid}/fd"):
-        link = f"{_PROC}/{pid}/fd/{number}"
-        try:
-            # Only below /dev, so that a file on a dead network mount is never looked at.
-            if os.readlink(link).startswith("/dev/"):
-                status = os.stat(link)
-                count += stat.S_ISCHR(status.st_mode) and status.st_rdev == rdev
-        except OSError:
-            continue  # Closed in the meantime, or not ours to see.
-    return count
-
-
-def _numbers(folder: str) -> list[int]:
-    try:
-        return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
-    except OSError:
-        return []
-
-
-def _command(pid: int) -> str:
-    try:
-        with open(f"{_PROC}/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 def _busy(path: str, holder: Holder | None, how: str) -> PortBusy:

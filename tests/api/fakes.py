@@ -18,7 +18,8 @@ from bridged.errors import (
     UnknownTarget,
 )
 from bridged.images import content
-from bridged.images.store import Store, Upload
+from bridged.images.store import Store
+from bridged.images.upload import Upload
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
 
 NOW = 1_700_000_000.0

@@ -17,7 +17,7 @@ from bridged.api.http import HttpServer
 from bridged.api.http_call import Limits, Services
 from bridged.api.metrics import Metrics
 from bridged.api.transfers import Transfers
-from bridged.config import Listen
+from bridged.config.values import Listen
 from tests.api.fakes import FakeJobs, WatchedStore
 
 LIMITS = Limits(image_bytes=2 << 20)

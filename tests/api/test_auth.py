@@ -25,10 +25,12 @@ from bridged.api.auth import (
     identities,
     is_loopback,
 )
-from bridged.config import SCOPES, Auth
+from bridged.config import Auth
+from bridged.config.values import SCOPES
 from bridged.errors import BadRequest, LoginFirst, NotAllowed, TooMany, UnknownCredential, WrongToken
-from bridged.jobs.journal import AUDIT_LIMIT, AuditEntry, Journal
-from bridged.protocol.line import Scope
+from bridged.jobs.journal import AUDIT_LIMIT, Journal
+from bridged.jobs.records import AuditEntry
+from bridged.protocol.verbs import Scope
 
 REMOTE = Peer("192.0.2.7", 40000)
 OTHER = Peer("192.0.2.8", 40000)

@@ -22,7 +22,7 @@ from bridged.errors import (
     StorageFull,
 )
 from bridged.jobs.model import JobKind, JobState
-from bridged.protocol.line import VERBS
+from bridged.protocol.verbs import VERBS
 from tests.api.fakes import PLANNED, Script
 from tests.api.http_bench import Bench, run
 

@@ -21,7 +21,7 @@ from bridged.config import Auth
 from bridged.errors import ConfigError, NotAllowed, StorageFull, WrongToken
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import JobKind
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 from tests.api.fakes import Script
 from tests.api.http_bench import Bench, run
 
@@ -594,7 +594,7 @@ def test_a_crowd_from_elsewhere_keeps_nobody_at_the_gateway_out(tmp_path: Path) 
 
 
 def test_nothing_beyond_loopback_without_tls(tmp_path: Path) -> None:
-    from bridged.config import Listen
+    from bridged.config.values import Listen
 
     async def body(bench: Bench) -> None:
         for host in ("0.0.0.0", "::", "192.0.2.1"):

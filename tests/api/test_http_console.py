@@ -16,7 +16,7 @@ from bridged.api.auth import Authority
 from bridged.api.http_call import Limits
 from bridged.api.http_console import PROTOCOL, TOLD_LIMIT, Wire
 from bridged.jobs.journal import Journal
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 from tests.api.http_bench import Bench, bench
 from tests.api.test_http_attacks import closed, head, status
 from tests.console import rig

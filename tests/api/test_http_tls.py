@@ -11,9 +11,9 @@ import pytest
 
 from bridged import config
 from bridged.api.tls import Tls
-from bridged.config import Listen
+from bridged.config.values import Listen
 from bridged.jobs.journal import Journal
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 from tests.api.http_bench import Bench, run
 from tests.api.test_http_attacks import closed
 from tests.test_client import Certificates

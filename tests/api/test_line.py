@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from bridged import __version__
-from bridged.api import line as server
+from bridged.api import line_jobs
 from bridged.api.auth import check_loopback, is_loopback
-from bridged.api.line import Limits, LineServer
-from bridged.config import Listen
+from bridged.api.line import LineServer
+from bridged.api.line_link import Limits
+from bridged.config.values import Listen
 from bridged.errors import (
     BridgedError,
     ConfigError,
@@ -31,7 +32,7 @@ from bridged.errors import (
     VerifyError,
 )
 from bridged.jobs.model import JobKind, JobState
-from bridged.protocol.line import Reply, parse_reply
+from bridged.protocol.reply import Reply, parse_reply
 from tests.api.fakes import FakeJobs, Script, WatchedStore
 
 LIMITS = Limits(image_bytes=2 << 20, connections=250, idle_timeout_s=20, linger_s=1.0)
@@ -229,7 +230,7 @@ STEPS = [("sync", 0, 0), ("write", 2048, 4096), ("write", 4096, 4096), ("verify"
 def test_people_are_told_of_progress_now_and_then_and_programs_always(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, lines: int
 ) -> None:
-    monkeypatch.setattr(server, "TEXT_PROGRESS_S", 1e9)
+    monkeypatch.setattr(line_jobs, "TEXT_PROGRESS_S", 1e9)
 
     async def body(w: World) -> None:
         digest = w.store.add(DATA)

@@ -19,11 +19,13 @@ import pytest
 
 from bridged.api.auth import Authority, Principal
 from bridged.api.guarded import Guarded
-from bridged.api.line import STRANGERS_EACH, Limits, LineServer
-from bridged.config import Auth, Listen
+from bridged.api.line import STRANGERS_EACH, LineServer
+from bridged.api.line_link import Limits
+from bridged.config import Auth
+from bridged.config.values import Listen
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import ID_CHARS, JobKind, JobState
-from bridged.protocol.line import VERBS, Scope
+from bridged.protocol.verbs import VERBS, Scope
 from tests.api.fakes import FakeJobs, Script, WatchedStore
 from tests.api.test_line import LIMITS, Client
 
@@ -497,7 +499,7 @@ def test_drain_tells_that_it_waits_and_answers_when_nothing_runs(tmp_path: Path)
             asked.append(1)
             await free.wait()
 
-        g.server.on_drain = drain
+        g.server.shared.on_drain = drain
         leaver = await g.connect(g.tokens["admin"])
         await leaver.say("DRAIN")
         assert (await leaver.reply()).code == 150

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bridged.images.model import Image
-from bridged.jobs.journal import Change, Journal
+from bridged.jobs.journal import Journal
 from bridged.jobs.model import Job, JobKind, JobState, advance, note
+from bridged.jobs.records import Change
 from bridged.sim.loader import Timing
 from bridged.target.request import Past
 from tests.bench.load import intel_hex

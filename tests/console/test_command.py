@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from bridged.api.line import Limits, LineServer
-from bridged.cli import Exit
+from bridged.api.line import LineServer
+from bridged.api.line_link import Limits
+from bridged.cli.exits import Exit
 from bridged.client import Client, Gateway, LinkLost
-from bridged.config import Listen
+from bridged.config.values import Listen
 from tests.api.fakes import FakeJobs, WatchedStore
 from tests.console.rig import Bench, bench
 
@@ -186,7 +187,9 @@ def test_a_gateway_that_comes_back_is_asked_again_and_nothing_is_shown_twice(tmp
         assert await process.stdout.readexactly(6) == b"first "
         await s.server.stop()
         await s.b.until(lambda: not s.b.console.seats)
-        again = LineServer(s.server.jobs, s.server.store, "gw1", Limits(linger_s=0.1), consoles={"bench": s.b.console})
+        again = LineServer(
+            s.server.shared.jobs, s.server.shared.store, "gw1", Limits(linger_s=0.1), consoles={"bench": s.b.console}
+        )
         await again.listen_tcp(Listen("127.0.0.1", s.port))
         try:
             await s.b.until(lambda: s.b.console.seats, 20)

@@ -93,7 +93,7 @@ def test_socat_makes_a_serial_device_of_the_unix_socket(tmp_path: Path) -> None:
     require_tool("socat", "socat")
 
     async def act(b: Bench) -> None:
-        from bridged.api.line import bind_unix
+        from bridged.api.unix import bind_unix
 
         await b.listeners.listen_unix(tmp_path / "console", bind_unix)
         assert (tmp_path / "console").stat().st_mode & 0o777 == 0o660

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from bridged import config, errors
+from bridged import errors
+from bridged.config.file import InvalidConfig, load
 from bridged.console import room, server
 from bridged.console.server import Admission
 from tests.console.rig import Bench, bench
@@ -274,5 +275,5 @@ def test_nothing_beyond_loopback_can_be_bound(tmp_path: Path, listen: str) -> No
 
     play(tmp_path, act)
     text = f'[targets.a]\nport = "/dev/x"\n[targets.a.console]\nlisten = "{listen}"\n'
-    with pytest.raises(config.InvalidConfig, match=r"only loopback|is not an address"):
-        config.load(text)
+    with pytest.raises(InvalidConfig, match=r"only loopback|is not an address"):
+        load(text)

@@ -58,9 +58,10 @@ def caller() -> str:
 
 def main() -> int:
     from bridged import app
-    from bridged.images.store import Upload
+    from bridged.images.upload import Upload
+    from bridged.jobs.book import Book
     from bridged.jobs.journal import Journal
-    from bridged.jobs.service import Jobs
+    from bridged.jobs.run import Runner
 
     moments = Moments(int(sys.argv[1]), Path(sys.argv[2]))
     for name in CALLS:
@@ -74,14 +75,14 @@ def main() -> int:
 
     Journal._commit = commit_and_tell  # type: ignore[method-assign]
     Upload.write = moments.before(Upload.write, "bytes of an upload")  # type: ignore[method-assign]
-    Jobs._progress = moments.before(Jobs._progress, "progress of a session")  # type: ignore[method-assign]
-    observe = Jobs._observe
+    Book.progress = moments.before(Book.progress, "progress of a session")  # type: ignore[method-assign]
+    observe = Runner._observe
 
-    def observe_and_tell(self: Jobs, lane: Any, live: Any, event: Any) -> None:
+    def observe_and_tell(self: Runner, lane: Any, live: Any, event: Any) -> None:
         moments.passed(f"event {type(event).__name__} {getattr(event, 'phase', '')}".rstrip())
         observe(self, lane, live, event)
 
-    Jobs._observe = observe_and_tell  # type: ignore[method-assign]
+    Runner._observe = observe_and_tell  # type: ignore[method-assign]
     return app.serve(sys.argv[3:])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bridged import demo
-from bridged.protocol.line import Reply
+from bridged.protocol.reply import Reply
 from bridged.sim.demo_images import demo_image, demo_images
 
 COMMAND = [sys.executable, "-m", "bridged", "demo"]

@@ -128,7 +128,7 @@ def chosen(moments: list[str], rng: random.Random) -> list[int]:
     kinds: dict[str, list[int]] = {}
     for number, name in enumerate(moments, 1):
         kinds.setdefault(name, []).append(number)
-    often = ["before a commit", "after a commit", "bytes of an upload", "fsync in _sync_directory"]
+    often = ["before a commit", "after a commit", "bytes of an upload", "fsync in sync_directory"]
     rare = rng.sample(sorted(set(kinds) - set(often)), ROUNDS - len(often))
     return sorted(rng.choice(kinds[name]) for name in often + rare)
 

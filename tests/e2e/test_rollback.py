@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from bridged import chips
-from bridged.cli import Exit
 from bridged.cli import main as cli
+from bridged.cli.exits import Exit
 from bridged.images.model import Image
 from tests.e2e.gateway import Client, Gateway, pairs, wait_for
 from tests.target.bench import make_image

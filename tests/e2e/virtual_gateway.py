@@ -28,10 +28,12 @@ from bridged.events import Event, encode
 from bridged.images import memfd
 from bridged.images.memfd import map_sealed
 from bridged.images.model import Image
-from bridged.images.store import StagedImage, Store
+from bridged.images.staged import StagedImage
+from bridged.images.store import Store
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import Job, JobKind, Submission
-from bridged.jobs.service import Clock, Jobs
+from bridged.jobs.ports import Clock
+from bridged.jobs.service import Jobs
 from bridged.protocol.flow import Barrier as BarrierStep
 from bridged.protocol.flow import Step
 from bridged.sim import virtual
@@ -41,6 +43,7 @@ from bridged.sim.virtual import Account, PowerCut, VirtualUart
 from bridged.target import owner, session
 from bridged.target.board import MAX_HAZARD_S, Board
 from bridged.target.lines import Line, Lines, inputs, wired
+from bridged.target.process import Session
 from bridged.target.request import Request
 from bridged.target.uart import Uart
 from bridged.target.worker import BARRIER_LIMIT_S, Control
@@ -130,7 +133,7 @@ class _VirtualBoard(Board):
         return 0.0
 
 
-class _VirtualSession(owner._Session):
+class _VirtualSession(Session):
     """A session that runs in a thread, in virtual time."""
 
     def __init__(self, target: VirtualTarget, *rest: Any) -> None:
@@ -247,7 +250,7 @@ class VirtualTarget(owner.Target):
     async def _attach(self) -> None:
         """No console: there is no port that it could have."""
 
-    def _new_session(self, *rest: Any) -> owner._Session:
+    def _new_session(self, *rest: Any) -> Session:
         return _VirtualSession(self, self._uart, self._lines, *rest, self._heard)
 
 
@@ -314,7 +317,7 @@ class VirtualGateway:
         """Clear away what is left of a gateway whose ``life`` is over; only its disk and the parts are used afterwards."""
         assert self.life.over
         vars(self.journal)["_enqueue"] = lambda _operation: Future()  # Nothing is written, and nobody hears of it.
-        tasks = [*self.jobs._tasks.values(), *self.jobs._errands]
+        tasks = [*self.jobs._tasks.values(), *self.jobs._book.errands]
         for target in self.targets.values():
             if target._session is not None:
                 target._session._mine.shutdown(socket.SHUT_RDWR)

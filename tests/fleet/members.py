@@ -18,7 +18,7 @@ from bridged.fleet.download import PRINCIPAL
 from bridged.fleet.ledger import Ledger
 from bridged.fleet.link import Access, Link, connect
 from bridged.fleet.wire import Artifact, Command
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 from tests.e2e.virtual_gateway import NOWHERE, VirtualGateway
 from tests.fleet.broker import Broker
 

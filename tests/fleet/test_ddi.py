@@ -24,11 +24,12 @@ import pytest
 from bridged import chips, config
 from bridged.api.auth import Authority, Principal
 from bridged.api.guarded import Guarded
+from bridged.config.file import load
 from bridged.errors import BadRequest, ConfigError, CorruptImage, FleetError
 from bridged.fleet import ddi
 from bridged.fleet.ddi import Ddi, Notes, Server
 from bridged.jobs.model import JobState
-from bridged.protocol.line import Scope
+from bridged.protocol.verbs import Scope
 from tests.e2e.virtual_gateway import VirtualGateway
 from tests.fleet.members import TARGET, until
 from tests.target.bench import make_image
@@ -330,7 +331,7 @@ def test_a_swu_is_unpacked() -> None:
 @pytest.mark.parametrize("url", ["http://updates.example.org/x", "ftp://x/", "https://", "https://a b/", "https://u:p@host/"])
 def test_what_cannot_be_configured(url: str) -> None:
     with pytest.raises(ConfigError):
-        config.load(f'[gateway]\nname = "gw1"\n[hawkbit]\nurl = "{url}"')
+        load(f'[gateway]\nname = "gw1"\n[hawkbit]\nurl = "{url}"')
 
 
 def test_goosebit(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bridged import config
+from bridged.config.file import load
 from bridged.errors import BridgedError, ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -19,16 +19,17 @@ DAEMON = """
 import asyncio, contextlib, sys
 from pathlib import Path
 {block}
-from bridged import app, config
+from bridged import app, systemd
+from bridged.config.file import load
 async def main():
-    loaded = config.load('''[gateway]
+    loaded = load('''[gateway]
 name = "gw1"
 [api]
 listen = ""
 metrics = ""
 http = "127.0.0.1:0"
 {fleet}''')
-    daemon = app.Daemon(loaded, app.Places(Path("x"), Path(sys.argv[1]), None), app.Notifier({{}}))
+    daemon = app.Daemon(loaded, app.Places(Path("x"), Path(sys.argv[1]), None), systemd.Notifier({{}}))
     async with contextlib.AsyncExitStack() as parts:
         await daemon._build(parts)
         if daemon.fleet is not None:
@@ -94,13 +95,13 @@ def test_the_package_is_an_extra() -> None:
 )
 def test_what_cannot_be_configured(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        config.load(f'[gateway]\nname = "gw1"\n[fleet]\n{text}\n')
+        load(f'[gateway]\nname = "gw1"\n[fleet]\n{text}\n')
 
 
 def test_a_member_needs_a_name() -> None:
     with pytest.raises(BridgedError, match="needs a name of its own"):
-        config.load('[fleet]\nservers = ["tls://broker:4222"]')
+        load('[fleet]\nservers = ["tls://broker:4222"]')
     with pytest.raises(BridgedError, match="needs a name of its own"):
-        config.load('[gateway]\nname = "gw.1"\n[fleet]\nservers = ["tls://broker:4222"]')
+        load('[gateway]\nname = "gw.1"\n[fleet]\nservers = ["tls://broker:4222"]')
     servers = ["tls://broker:4222", "nats://[::1]:4222", "plaintext:nats://10.0.0.1:4222"]
-    assert config.load(f'[gateway]\nname = "gw1"\n[fleet]\nservers = {servers}').fleet.servers == servers
+    assert load(f'[gateway]\nname = "gw1"\n[fleet]\nservers = {servers}').fleet.servers == servers

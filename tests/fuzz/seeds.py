@@ -11,12 +11,13 @@ import json
 import struct
 from pathlib import Path
 
-from bridged import config, events
+from bridged import events
+from bridged.config.reference import reference
 from bridged.errors import NoSync
 from bridged.images import parser
 from bridged.images.model import Image
-from bridged.protocol import line
 from bridged.protocol.an3155 import with_checksum
+from bridged.protocol.reply import Reply, error_reply, format_reply
 from tests.fuzz.targets import FLOWS, KINDS, PARTS
 from tests.images.builders import dfuse, elf, hex_text, srec_text
 
@@ -52,17 +53,17 @@ def lines() -> dict[str, bytes]:
 
 def replies() -> dict[str, bytes]:
     error = NoSync("no byte came \x00 ü\n", attempts=3, address=0x08000000, ratio=0.5, flag=True, nothing=None)
-    found = [line.error_reply(error), line.Reply(150, "RUNNING", {"job": "a", "done": 5, "nested": {"x": [1, "b"]}}, True)]
-    found += [line.Reply(214, "HELP key=value <x>", {}, True), line.Reply(354, "SEND", {"bytes": 7}), line.Reply(250)]
+    found = [error_reply(error), Reply(150, "RUNNING", {"job": "a", "done": 5, "nested": {"x": [1, "b"]}}, True)]
+    found += [Reply(214, "HELP key=value <x>", {}, True), Reply(354, "SEND", {"bytes": 7}), Reply(250)]
     both = [(number, as_json, reply) for number, reply in enumerate(found) for as_json in (False, True)]
-    return {f"{number}{'-json' if as_json else ''}": line.format_reply(reply, as_json) for number, as_json, reply in both} | {
+    return {f"{number}{'-json' if as_json else ''}": format_reply(reply, as_json) for number, as_json, reply in both} | {
         "deep": b'{"code":200,"text":"","more":false,"data":{"x":' + DEEP
     }
 
 
 def configs() -> dict[str, bytes]:
     found = {path.stem: path.read_bytes() for path in sorted((ROOT / "config" / "examples").glob("*.toml"))}
-    switched_on = "\n".join(text.removeprefix("#") if "=" in text else text for text in config.reference().splitlines())
+    switched_on = "\n".join(text.removeprefix("#") if "=" in text else text for text in reference().splitlines())
     found["reference"] = "\n".join(text for text in switched_on.splitlines() if not text.startswith("# ")).encode()
     found["deep"] = b"a = " + DEEP
     found["odd"] = (

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from bridged import app, chips, config, events
+from bridged.config.difference import Difference, difference
+from bridged.config.file import InvalidConfig, load, warnings_of
 from bridged.console import server as console_server
 from bridged.console.room import Console
 from bridged.console.server import Admission
@@ -36,11 +38,13 @@ from bridged.events import SectorProven
 from bridged.images import formats, parser
 from bridged.images.model import Image
 from bridged.images.store import Store
-from bridged.jobs.journal import Backup, Change, Journal, OpenSession, TargetRecord, update_of
-from bridged.jobs.model import Job, JobKind, JobState, advance
+from bridged.jobs.journal import Journal
+from bridged.jobs.model import Job, JobKind, JobState, advance, update_of
+from bridged.jobs.records import Backup, Change, OpenSession, TargetRecord
 from bridged.protocol import an3155, line
 from bridged.protocol.an3155 import MassErase, Timing
 from bridged.protocol.flow import Drain, Flow, Hazard, Now, Pause, Receive, Send, SetLines, Step
+from bridged.protocol.reply import error_reply, format_reply, parse_reply
 from bridged.sim import virtual
 from bridged.sim.device import Device
 from bridged.sim.virtual import VirtualUart
@@ -140,7 +144,7 @@ def checked_error(error: BridgedError) -> None:
     assert error.code != "INTERNAL"
     assert len(error.message) < 64_000
     for as_json in (False, True):
-        told = line.parse_reply(line.format_reply(line.error_reply(error), as_json))
+        told = parse_reply(format_reply(error_reply(error), as_json))
         assert told.text == error.code
 
 
@@ -170,37 +174,37 @@ def fuzz_line(data: bytes) -> None:
 def fuzz_reply(data: bytes) -> None:
     """A line of a daemon, as the command line reads it."""
     try:
-        reply = line.parse_reply(data)
+        reply = parse_reply(data)
     except RequestError as error:
         checked_error(error)
         return
     for as_json in (False, True):
-        said = line.format_reply(reply, as_json)
+        said = format_reply(reply, as_json)
         assert said.endswith(b"\n")
         assert said.count(b"\n") == 1
         assert said.isascii()
-        once = line.parse_reply(said)
-        assert line.parse_reply(line.format_reply(once, as_json)) == once
+        once = parse_reply(said)
+        assert parse_reply(format_reply(once, as_json)) == once
 
 
 # --- configuration ------------------------------------------------------------------------------------------------
 
 
 def _check_places(error: ConfigError, lines: int) -> None:
-    assert isinstance(error, config.InvalidConfig)
+    assert isinstance(error, InvalidConfig)
     assert all(1 <= mistake.line <= lines and mistake.column >= 1 for mistake in error.errors), error.message
 
 
 def fuzz_config(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     try:
-        loaded = config.load(text, check_chip=app._check_chip)
+        loaded = load(text, check_chip=app._check_chip)
     except ConfigError as error:
         checked_error(error)
         _check_places(error, text.count("\n") + 1)
         return
-    config.warnings(loaded)
-    assert app.difference(loaded, loaded) == app.Difference()
+    warnings_of(loaded)
+    assert difference(loaded, loaded) == Difference()
     for target in loaded.targets.values():  # What is accepted can be used.
         wires.default_enter(target.lines)
         wires.default_leave(target.lines)

@@ -22,7 +22,7 @@ from bridged.errors import (
 )
 from bridged.images import formats, parser
 from bridged.images.model import Image
-from bridged.protocol import line
+from bridged.protocol.verbs import TYPES
 from tests.images.builders import END, PT_NOTE, elf, hex_text, record
 
 BASE = 0x08000000
@@ -50,7 +50,7 @@ def lines(*records: str) -> bytes:
 
 
 def test_the_names_that_the_daemon_accepts_are_the_formats_that_exist() -> None:
-    assert {"auto", "bin", *(f.name for f in formats.FORMATS)} == set(parser.TYPE_HINTS) == set(line.TYPES)
+    assert {"auto", "bin", *(f.name for f in formats.FORMATS)} == set(parser.TYPE_HINTS) == set(TYPES)
     assert formats.GZIP_MAGIC == parser.GZIP_MAGIC
 
 

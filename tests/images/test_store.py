@@ -28,9 +28,11 @@ from bridged.errors import (
     TooMany,
     UnknownImage,
 )
-from bridged.images import formats, store
+from bridged.images import formats, parts, store
 from bridged.images.model import Image
-from bridged.images.store import SYNC_BYTES, StagedImage, Store, plain_name
+from bridged.images.parts import SYNC_BYTES
+from bridged.images.staged import StagedImage, plain_name
+from bridged.images.store import Store
 from tests.images.builders import elf, hex_text
 
 MIB = 1 << 20
@@ -340,7 +342,7 @@ def test_a_failed_upload_gives_its_room_back(tmp_path: Path) -> None:
 
 def test_numbers_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MAX_IMAGES", 3)
-    monkeypatch.setattr(store, "MAX_PARTS", 2)
+    monkeypatch.setattr(parts, "MAX_PARTS", 2)
     monkeypatch.setattr(store, "MAX_NAMES", 2)
     here = opened(tmp_path)
     first, second = (here.open_upload("anna", 1, str(i) * 64) for i in range(2))
@@ -365,7 +367,7 @@ def pause(here: Store, number: int, size: int, principal: str = "anna") -> None:
 
 
 def test_one_principal_leaves_room_for_the_uploads_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MAX_PARTS_EACH", 2)
+    monkeypatch.setattr(parts, "MAX_PARTS_EACH", 2)
     here = opened(tmp_path)
     pause(here, 1, 10)
     pause(here, 2, 10)
@@ -385,7 +387,7 @@ def test_first_bytes_alone_cannot_take_the_whole_store(tmp_path: Path) -> None:
     pause(here, 2, 200)
     with pytest.raises(StorageFull, match="unfinished uploads have 400 of 500 bytes"):
         pause(here, 3, 200, "bert")
-    clock.at += store.GIVE_WAY_S - 30  # the first is old enough by now, the second is not
+    clock.at += parts.GIVE_WAY_S - 30  # the first is old enough by now, the second is not
     pause(here, 3, 200, "bert")
     assert [here.have(f"{n:064x}")[0] for n in (1, 2, 3)] == [0, 1, 1]
     assert put(here, b"b" * 100).size_bytes == 100
@@ -601,10 +603,10 @@ def test_stale_uploads_are_given_up(tmp_path: Path) -> None:
     old.abandon()
     active.write(b"abc")
     age = (tmp_path / "uploads" / "anna" / f"{'0' * 64}.part").stat().st_mtime
-    clock.at = age + store.STALE_S - 10
+    clock.at = age + parts.STALE_S - 10
     here.collect(set())
     assert here.have("0" * 64) == (3, 100, False)
-    clock.at = age + store.STALE_S + 3600
+    clock.at = age + parts.STALE_S + 3600
     here.collect(set())
     assert here.have("0" * 64) == (0, None, False)
     active.abandon()

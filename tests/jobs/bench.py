@@ -30,7 +30,8 @@ from bridged.events import (
 from bridged.images.model import Image, Span
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import Job, JobKind, Submission
-from bridged.jobs.service import Clock, Jobs
+from bridged.jobs.ports import Clock
+from bridged.jobs.service import Jobs
 from bridged.target.request import NO_PAST, Past
 
 FIRMWARE = Image.of([(0x08000000, b"firmware" * 64)])

@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridged.errors import BridgedError, DeadlineExceeded, Nack, SessionDied, WrongChip
-from bridged.jobs.journal import Journal, OpenSession
+from bridged.jobs.journal import Journal
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState
+from bridged.jobs.records import OpenSession
 from tests.jobs.bench import FIRMWARE, KEPT, Bench, Run, Script, Time, run
 
 NAMES = ("m1", "m2", "m3")

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from bridged.errors import IdempotencyConflict, JournalError, StorageFull, UnknownJob
 from bridged.events import SectorProven
-from bridged.jobs.journal import VERSION, Backup, Change, Journal, OpenSession, TargetRecord, update_of
-from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, advance, note
+from bridged.jobs.database import VERSION
+from bridged.jobs.journal import Journal
+from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, advance, note, update_of
+from bridged.jobs.records import Backup, Change, OpenSession, TargetRecord
 
 SECTOR = SectorProven(0x08000000, 16384, "ab" * 32)
 
@@ -292,8 +294,9 @@ CHILD = """
     import sys
     from dataclasses import replace
     from pathlib import Path
-    from bridged.jobs.journal import Change, Journal, update_of
-    from bridged.jobs.model import Job, JobKind, JobState, advance
+    from bridged.jobs.journal import Journal
+    from bridged.jobs.records import Change
+    from bridged.jobs.model import Job, JobKind, JobState, advance, update_of
 
     journal = Journal.open(Path(sys.argv[1]))
     number = 0

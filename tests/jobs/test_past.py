@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bridged.events import SectorProven
-from bridged.jobs.journal import TargetRecord
 from bridged.jobs.past import BAD_FOR_S, RATES, learned, past_of
+from bridged.jobs.records import TargetRecord
 
 NOW = 1_800_000_000.0
 

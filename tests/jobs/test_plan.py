@@ -14,7 +14,7 @@ from bridged.config import Target
 from bridged.errors import BridgedError, ImageDoesNotFit, ImageNotBootable, NotAllowed, TooMany, UnknownChip, UnknownTarget
 from bridged.images.dry_run import Seen, dry_run
 from bridged.images.model import Image
-from bridged.jobs.service import PLANS_WAITING
+from bridged.jobs.plans import PLANS_WAITING
 from tests.api.fakes import PLANNED
 from tests.jobs.bench import FIRMWARE, Bench, run
 
@@ -100,7 +100,7 @@ def test_the_service_plans_from_configuration_or_identification(tmp_path: Path) 
             found = await bench.jobs.plan("m1", "firmware.elf", {"addr": 0x08000000, "force": "vectors"})
             assert found["proven"] is True
             assert (found["pid"], found["flash_bytes"], found["assumed"]) == (0x449, 1 << 20, [])
-            bench.config.targets["m1"] = Target(chip="L476", flash_kib=512)
+            bench.jobs._lanes["m1"].settings = Target(chip="L476", flash_kib=512)
             options = {"patch": "0x08000200:aabb", "force": "vectors", "outside": "discard"}
             found = await bench.jobs.plan("m1", "firmware.elf", options)
             assert found["proven"] is False
@@ -112,7 +112,7 @@ def test_the_service_plans_from_configuration_or_identification(tmp_path: Path) 
             assert set(found) == set(PLANNED), "what the tests of the clients are given"
             assert set(found["range"][0]) == set(PLANNED["range"][0])
             assert (found["pid"], found["flash_bytes"]) == (0x415, 512 * 1024)
-            bench.config.targets["m1"] = Target(chip="L476", flash_kib=512, protect=["0x08000600+1"])
+            bench.jobs._lanes["m1"].settings = Target(chip="L476", flash_kib=512, protect=["0x08000600+1"])
             with pytest.raises(NotAllowed, match=r"0x08000000\.\.0x080007ff.*0x08000600\.\.0x08000600"):
                 await bench.jobs.plan("m1", "firmware.elf", options)
             assert len(bench["m1"].runs) == runs, "nobody touched the target"
@@ -125,7 +125,7 @@ def test_plans_are_made_one_at_a_time_whoever_goes_away(tmp_path: Path) -> None:
 
     async def work() -> None:
         async with Bench(tmp_path) as bench:
-            bench.config.targets["m1"] = Target(chip="L476", flash_kib=512)
+            bench.jobs._lanes["m1"].settings = Target(chip="L476", flash_kib=512)
             running, most, go_on = 0, 0, threading.Event()
             load = bench.store.load
 

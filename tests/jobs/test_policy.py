@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from bridged.config import Config, Policy, Signing, Talk, Xmodem, load, parse_window
+from bridged.config import Config, Policy, Signing, Talk, Xmodem
+from bridged.config.file import load
+from bridged.config.values import parse_window
 from bridged.errors import AgainstPolicy, BadRequest, BadSignature, BridgedError, ConfigError
 from bridged.images import minisign
 from bridged.jobs import policy

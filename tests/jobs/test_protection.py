@@ -258,10 +258,10 @@ def test_a_daemon_that_is_killed_before_the_protection_does_not_erase_again_for_
             job = await bench.submit(**WHOLE)
             while not bench.jobs.get(job.id).touched or target.device.memory.rdp or not target.holds(GOOD):
                 await asyncio.sleep(0.01)
-            bench.jobs._stopping.set()
+            bench.jobs._book.stopping.set()
             while bench.jobs.get(job.id).state is JobState.RUNNING:
                 await asyncio.sleep(0.01)
-            bench.jobs._stopping.clear()
+            bench.jobs._book.stopping.clear()
             found.append((job.id, target))
 
     async def second() -> None:
@@ -339,12 +339,12 @@ def test_raw_bytes_that_would_lock_the_part_are_refused_and_the_job_says_so(tmp_
 def test_a_plan_says_that_everything_may_be_erased(tmp_path: Path) -> None:
     async def work() -> None:
         async with Bench(tmp_path, SimulatedTarget()) as bench:
-            bench.config.targets["m1"] = TargetConfig(chip="F407", flash_kib=512)
+            bench.jobs._lanes["m1"].settings = TargetConfig(chip="F407", flash_kib=512)
             assert "if_protected" not in await bench.jobs.plan("m1", "firmware.elf", {})
             assert "whole flash" in (await bench.jobs.plan("m1", "firmware.elf", WHOLE))["if_protected"]
             with pytest.raises(errors.ConsentMissing):
                 await bench.jobs.plan("m1", "firmware.elf", {"unprotect": True})
-            bench.config.targets["m1"] = TargetConfig(chip="F407", flash_kib=512, protect=["0x08060000+1"])
+            bench.jobs._lanes["m1"].settings = TargetConfig(chip="F407", flash_kib=512, protect=["0x08060000+1"])
             await bench.jobs.plan("m1", "firmware.elf", {})
             with pytest.raises(errors.NotAllowed):
                 await bench.jobs.plan("m1", "firmware.elf", WHOLE)

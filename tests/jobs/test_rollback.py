@@ -23,10 +23,11 @@ from bridged.errors import (
 )
 from bridged.events import Event, RolledBack
 from bridged.images.model import Image
-from bridged.jobs.journal import MIGRATIONS, VERSION, Journal
+from bridged.jobs.admission import FREE_BYTES
+from bridged.jobs.database import MIGRATIONS, VERSION
+from bridged.jobs.journal import Journal
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState
 from bridged.jobs.rollback import Restore
-from bridged.jobs.service import FREE_BYTES
 from tests.jobs.bench import (
     FIRMWARE,
     FIRMWARE_FILE,
@@ -335,7 +336,7 @@ def test_who_forced_the_end_does_not_get_a_restore(tmp_path: Path) -> None:
             bench["m1"].scripts = [Script(hold_at="boot")]
             job = await bench.submit()
             await bench["m1"].at("boot").wait()
-            bench.jobs._live[job.id].cancel = True  # Heard too late for the last checkpoint.
+            bench.jobs._book.live[job.id].cancel = True  # Heard too late for the last checkpoint.
             bench["m1"].go.set()
             failed(await bench.end(job), "nothing to go back to", "canceled")
             assert flashed(bench) == [OTHER, FIRMWARE]

@@ -40,9 +40,13 @@ from bridged.errors import (
 )
 from bridged.events import Event, SectorErased
 from bridged.images.store import Store
-from bridged.jobs.journal import Backup, Change, Journal, OpenSession, TargetRecord
+from bridged.jobs.admission import FREE_BYTES
+from bridged.jobs.journal import Journal
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
-from bridged.jobs.service import FREE_BYTES, Clock, Jobs, StorePort, TargetPort, hazard_left_s
+from bridged.jobs.ports import Clock, StorePort, TargetPort
+from bridged.jobs.records import Backup, Change, OpenSession, TargetRecord
+from bridged.jobs.recovery import hazard_left_s
+from bridged.jobs.service import Jobs
 from bridged.target.owner import Target
 from tests.jobs.bench import (
     FIRMWARE,
@@ -499,7 +503,7 @@ def test_a_cancel_that_comes_just_before_the_barrier_prevents_the_erase(tmp_path
             target.scripts = [Script(hold_at="before-erase")]
             job = await bench.submit()
             await target.at("before-erase").wait()
-            live = bench.jobs._live[job.id]
+            live = bench.jobs._book.live[job.id]
             live.cancel = True  # As if the request had been made while the session's message was on its way.
             target.go.set()
             done = await bench.end(job)
@@ -599,7 +603,7 @@ def test_who_resets_a_neighbour_names_it(tmp_path: Path) -> None:
         bench = Bench(tmp_path, "a", "b", "c", shares={"a": ["b"], "b": ["a"]})
         one_nrst = Lines(kind="gpio", nrst="GPIO17")
         wired = {name: replace(one, lines=one_nrst) if name != "c" else one for name, one in bench.config.targets.items()}
-        bench.jobs._config = replace(bench.config, targets=wired)
+        bench.jobs._admission.config = replace(bench.config, targets=wired)
         async with bench:
             for kind in (JobKind.FLASH, JobKind.IDENTIFY, JobKind.RESET, JobKind.DOCTOR):
                 with pytest.raises(ConsentMissing, match="say resets=b") as refused:
@@ -611,7 +615,7 @@ def test_who_resets_a_neighbour_names_it(tmp_path: Path) -> None:
                     await bench.submit(target, JobKind.IDENTIFY, resets=named)
             assert (await bench.end(await bench.submit("c", JobKind.IDENTIFY))).state is JobState.SUCCEEDED
             job = await bench.submit("a", JobKind.IDENTIFY, "mine", resets="b")
-            bench.jobs._config = bench.config
+            bench.jobs._admission.config = bench.config
             assert (await bench.submit("a", JobKind.IDENTIFY, "mine", resets="b")).id == job.id, "accepted is accepted"
 
     run(work)

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from bridged.events import SectorProven
-from bridged.jobs import journal as module
-from bridged.jobs.journal import APPLICATION_ID, MIGRATIONS, VERSION, Journal
+from bridged.jobs import database
+from bridged.jobs.database import APPLICATION_ID, MIGRATIONS, VERSION
+from bridged.jobs.journal import Journal
 from bridged.jobs.model import JobState
 
 FROZEN = (
@@ -101,7 +102,7 @@ def test_an_upgrade_that_is_cut_off_goes_on_where_it_was(tmp_path: Path, monkeyp
     of_version(path, 1)
     steps = [*MIGRATIONS[:broken], MIGRATIONS[broken] + "; INSERT INTO no_such_table VALUES (1)", *MIGRATIONS[broken + 1 :]]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "MIGRATIONS", tuple(steps))
+        patch.setattr(database, "MIGRATIONS", tuple(steps))
         with pytest.raises(Exception, match="no_such_table"):
             Journal.open(path)
     with sqlite3.connect(path) as connection:

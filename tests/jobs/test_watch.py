@@ -75,13 +75,13 @@ def test_progress_is_shown_at_most_five_times_a_second(tmp_path: Path) -> None:
             bench["m1"].scripts = [Script(hold_at="erased")]
             job = await bench.submit()
             await bench["m1"].at("erased").wait()
-            live = bench.jobs._live[job.id]
-            bench.jobs._note(live, phase="write", done=0, total=100_000)
+            live = bench.jobs._book.live[job.id]
+            bench.jobs._book.note(live, phase="write", done=0, total=100_000)
             live.phase_since = bench.time.mono_s
             shown.clear()
             for step in range(1, 1001):  # 10 s of a session that reports 100 times a second
                 bench.time.pass_(0.01)
-                bench.jobs._progress(live, step * 100)
+                bench.jobs._book.progress(live, step * 100)
             assert 45 <= len(shown) <= 51
             assert shown[-1][1] == 100_000, "the last one is shown"
             assert all(abs(rate - 10_000) < 1 for _, _, rate in shown)
@@ -117,7 +117,7 @@ def test_a_watch_that_is_dropped_is_forgotten(tmp_path: Path) -> None:
             assert [u async for u in watches[0]] == []
             del watches
             gc.collect()
-            assert len(bench.jobs._watches) == 0
+            assert len(bench.jobs._book.watches) == 0
             done = await bench.end(await bench.submit(kind=JobKind.RESET))
             assert done.state is JobState.SUCCEEDED
 

@@ -13,23 +13,10 @@ from hypothesis import strategies as st
 
 from bridged.errors import BY_CODE, BadRequest, FleetError, ForeignProtocol, NoSync, RequestError, UnknownVerb
 from bridged.protocol import line
-from bridged.protocol.line import (
-    CODE_TEXT,
-    MAX_LINE_BYTES,
-    REPLY_CODES,
-    VERBS,
-    Reply,
-    Request,
-    bind,
-    error_reply,
-    format_reply,
-    format_request,
-    help_lines,
-    parse,
-    parse_reply,
-    put_extent,
-    reference,
-)
+from bridged.protocol.line import MAX_LINE_BYTES, Request, bind, format_request, parse, put_extent
+from bridged.protocol.reply import CODE_TEXT, REPLY_CODES, Reply, error_reply, flatten, format_reply, parse_reply, reply_code
+from bridged.protocol.verbs import VERBS, help_lines
+from tests.build_docs import verbs_and_codes
 
 # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -247,7 +234,7 @@ def test_golden_replies(reply: Reply, raw: bytes) -> None:
     back = parse_reply(made)
     assert (back.code, back.more) == (reply.code, reply.more)
     if reply.code != 214:
-        assert [(k, v) for k, v in back.data.items()] == line.flatten(reply.data)
+        assert [(k, v) for k, v in back.data.items()] == flatten(reply.data)
     assert parse_reply(format_reply(reply, as_json=True)) == reply
 
 
@@ -315,7 +302,7 @@ def test_every_error_has_a_reply_code_that_is_explained() -> None:
     # What is between a gateway, an operator and the broker is told there and in no reply.
     assert set(REPLY_CODES) == {code for code, cls in BY_CODE.items() if not issubclass(cls, FleetError)}
     assert set(REPLY_CODES.values()) <= set(CODE_TEXT)
-    assert line.reply_code("FROM_A_NEWER_VERSION") == 400
+    assert reply_code("FROM_A_NEWER_VERSION") == 400
 
 
 def test_every_error_reply_says_what_why_and_what_to_do() -> None:
@@ -329,7 +316,7 @@ def test_every_error_reply_says_what_why_and_what_to_do() -> None:
 
 
 def test_help_and_reference_name_every_verb_and_option() -> None:
-    whole, listing = reference(), "\n".join(help_lines())
+    whole, listing = verbs_and_codes(), "\n".join(help_lines())
     for verb in VERBS.values():
         assert verb.synopsis in whole
         assert (verb.name in listing) == verb.available

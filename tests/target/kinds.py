@@ -18,7 +18,7 @@ from bridged.sim.device import Mode
 from bridged.sim.faults import Faults
 from bridged.sim.virtual import Account
 from bridged.target import lines
-from bridged.target.owner import ENTER_LIMIT_S
+from bridged.target.process import ENTER_LIMIT_S
 from bridged.target.request import Result, Wiring
 from tests.target.bench import WIRED, Bench, make_image
 

@@ -21,7 +21,7 @@ from bridged.events import Phase, PhaseStarted, Retried
 from bridged.protocol.flow import Barrier, Checkpoint, Drain, Flow, Hazard, Pause, Progress, Receive, Report, Send
 from bridged.target import lines
 from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
-from bridged.target.owner import WORKER_ROOT
+from bridged.target.process import WORKER_ROOT
 from bridged.target.uart import Uart
 from bridged.target.worker import RECORD_AT_MOST, RT_PRIORITY, Control, Driver
 from tests.support import missing

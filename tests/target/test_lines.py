@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridged import config
+from bridged.config.values import BY_HAND
 from bridged.errors import ConfigError, LineUnavailable, PortGone
 from bridged.protocol.flow import Pause, SetLines
 from bridged.target import lines as module
@@ -646,7 +647,7 @@ def test_a_description_survives_the_way_to_the_session() -> None:
 
 def test_what_the_configuration_and_the_session_say_alike() -> None:
     """The session process does not load ``config``, so this word is written twice."""
-    assert module.BY_HAND == config.BY_HAND
+    assert module.BY_HAND == BY_HAND
 
 
 def test_an_unknown_kind_is_a_mistake_of_the_program() -> None:

@@ -22,7 +22,7 @@ from bridged.protocol.flow import SetLines
 from bridged.sim.device import Device, Mode
 from bridged.sim.loader import Timing
 from bridged.sim.pty import PtyDevice
-from bridged.target import owner
+from bridged.target import owner, process
 from bridged.target.lines_open import open_lines
 from bridged.target.owner import Target
 from tests.target.bench import make_image
@@ -219,7 +219,7 @@ def test_sigkill_of_the_session_at_every_phase(tmp_path: Path, phase: Phase) -> 
 
 
 def test_a_session_past_its_deadline_is_ended_and_the_target_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner, "enter_limit_s", lambda _request: 0.5)
+    monkeypatch.setattr(process, "enter_limit_s", lambda _request: 0.5)
 
     async def act(rig: Rig) -> None:
         with pytest.raises(errors.DeadlineExceeded):

@@ -35,6 +35,7 @@ from bridged.errors import (
     PortForbidden,
     PortGone,
 )
+from bridged.target import holder
 from bridged.target import uart as module
 from bridged.target.uart import Counters, Uart, driver_name, is_pty_device
 
@@ -533,7 +534,7 @@ def test_a_lock_file_counts_as_long_as_its_process_lives(
     dead.wait()
     monkeypatch.setattr(module, "is_pty_device", lambda _: False)
     monkeypatch.setattr(module, "find_holder", lambda *_args, **_more: None)
-    monkeypatch.setattr(module, "_LOCKS", str(tmp_path))
+    monkeypatch.setattr(holder, "_LOCKS", str(tmp_path))
     link = tmp_path / "motor1"
     link.symlink_to(line.path)
     (tmp_path / f"LCK..{Path(line.path).name}").write_text(text.format(other=os.getppid(), dead=dead.pid))

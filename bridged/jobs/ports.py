@@ -1,0 +1,89 @@
+"""What jobs need of others: a target, the image store, and the time.
+
+``app`` puts the real ones in, tests their own. What a target does about its wires, and the store about its disk, is theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from bridged.events import Event, SectorProven
+from bridged.images.model import Image, Span
+from bridged.target.request import NO_PAST, Past
+
+
+class TargetPort(Protocol):
+    """What a lane needs of a target. All of it is called in the event loop's thread, and calls back there.
+
+    ``state``: idle, busy, absent or broken. ``hold_off`` keeps everybody from port and lines, and comes before the target is
+    opened. ``run`` has released the target when it returns or raises, or the target is ``broken``, or ``unreleased``: its
+    port vanished with its lines, and ``release_after`` is to be called when it is back. ``keeps_from``: a person has locked
+    it, so that new jobs of another principal wait, until ``wait_free`` returns.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def last_trace(self) -> str: ...
+    @property
+    def unreleased(self) -> bool: ...
+
+    async def run(
+        self,
+        kind: str,
+        params: dict[str, Any],
+        image: Image | None,
+        *,
+        job_id: str,
+        kept: bytes = b"",
+        proven: tuple[SectorProven, ...] = (),
+        spans: tuple[Span, ...] = (),
+        past: Past = NO_PAST,
+        on_event: Callable[[Event], None],
+        on_progress: Callable[[int], None],
+        on_barrier: Callable[[str, float, bytes], Awaitable[None]],
+    ) -> dict[str, Any]: ...
+
+    def cancel(self) -> None: ...
+    def stop(self) -> None: ...
+    def hold_off(self, hazard_s: float) -> None: ...
+    async def release_after(self, hazard_s: float, empty: str = "", *, erased: bool = False) -> None: ...
+    async def wait_idle_hardware(self, timeout_s: float) -> bool: ...
+    async def wait_present(self) -> None: ...
+    def keeps_from(self, principal: str) -> bool: ...
+    async def wait_free(self, principal: str) -> None: ...
+
+
+class StorePort(Protocol):
+    """What is needed of the image store; all of it blocks and is called in threads."""
+
+    def get(self, ref: str) -> Any: ...
+    def load(self, staged: Any, base_address: int | None = None, type_hint: str = "auto") -> Image: ...
+    def save_trace(self, job_id: str, text: str) -> Path | None: ...
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """All that jobs know of time, so that tests can say what it is."""
+
+    utc: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+    boot_id: str = field(default_factory=_boot_id)
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
