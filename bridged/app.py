@@ -26,20 +26,22 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bridged import __version__, config, logs
 from bridged.config.difference import difference
 from bridged.config.file import load, warnings_of
 from bridged.config.values import listeners
-from bridged.errors import BridgedError, ConfigError, from_dict
+from bridged.errors import BridgedError, ConfigError, NotAllowed, from_dict
 from bridged.logs import Notice, log_error, note
 from bridged.systemd import Beat, Notifier, passed_sockets, watch_over
 
 if TYPE_CHECKING:
+    from bridged.api.entrance import Entrance
     from bridged.api.guarded import Guarded
     from bridged.api.http import HttpServer
     from bridged.console.room import Console
@@ -204,6 +206,7 @@ class Daemon:
     async def _build(self, parts: contextlib.AsyncExitStack) -> None:
         """Everything in the order in which it depends on each other; ``parts`` takes it down backwards."""
         from bridged.api.auth import Authority
+        from bridged.api.consoles import record
         from bridged.api.line import LineServer
         from bridged.api.line_link import Limits
         from bridged.api.metrics import Metrics
@@ -229,6 +232,8 @@ class Daemon:
         )
         self.authority = await asyncio.to_thread(Authority, settings.auth, self.journal)
         self.authority.on_failure = self.metrics.auth_failures.inc
+        for console in self.consoles.values():
+            console.record = partial(record, self.authority)
         self.tls = await asyncio.to_thread(Tls, settings.tls) if settings.tls.certificate else None
         self.line = LineServer(
             self.jobs,
@@ -260,7 +265,10 @@ class Daemon:
         """Connections of the line protocol and over HTTP; fewer of both where there are not enough open files."""
         api = self.config.api
         line, http = api.connections, api.http_connections if api.http else 0
-        clients = sum(t.console.clients for t in self.config.targets.values() if t.console.listen or t.console.socket)
+        from bridged.console.room import RESERVED_SEATS
+
+        consoles = [t.console for t in self.config.targets.values() if t.console.listen or t.console.socket]
+        clients = sum(console.clients + RESERVED_SEATS for console in consoles)
         possible = allow_descriptors(line + http, len(self.config.targets), clients)
         if possible >= line + http:
             return line, http
@@ -268,6 +276,7 @@ class Daemon:
 
     def _http(self) -> HttpServer:
         """Loaded here and nowhere else: what is not configured costs no memory."""
+        from bridged.api.auth import Proxies
         from bridged.api.http import HttpServer
         from bridged.api.http_call import Limits, Services
 
@@ -289,7 +298,7 @@ class Daemon:
             self.metrics.uploaded,
             self._scrape,
         )
-        server = HttpServer(services, settings.api.hosts, self.tls)
+        server = HttpServer(services, settings.api.hosts, self.tls, Proxies(settings.api.trusted_proxies))
         self.jobs.on_update.append(server.events.recent.note)
         return server
 
@@ -368,25 +377,23 @@ class Daemon:
     async def _close_consoles(self) -> None:
         await asyncio.gather(*(console.close() for console in self.consoles.values()), return_exceptions=True)
 
-    async def _listen_console(self, name: str, settings: config.Console, passed: Sequence[socket.socket]) -> None:
-        from bridged.api.auth import Peer
+    async def _listen_console(self, name: str, passed: Sequence[tuple[socket.socket, str]], entrance: Entrance) -> None:
+        from bridged.api.consoles import admission
         from bridged.api.unix import bind_unix
-        from bridged.console.server import Admission, Listeners
-        from bridged.protocol.verbs import Scope
+        from bridged.console.server import Listeners
 
-        def admit(info: Callable[[str], Any], target: str) -> Admission:
-            who = self.authority.known(Peer.of(info))
-            return Admission(who.name, who.may(Scope.READ, target), who.may(Scope.CONSOLE, target))
-
-        console = Listeners(self.consoles[name], admit)
+        settings = self.config.targets[name].console
+        console = Listeners(self.consoles[name], partial(admission, self.authority), entrance)
         self._listeners.append(console)
-        for sock in passed:
-            await console.listen_socket(sock)
-            self.listening.append(f"{_address(sock)} (console of {name}, passed)")
-        families = {sock.family for sock in passed}
-        if settings.listen and not families & {socket.AF_INET, socket.AF_INET6}:
-            host = settings.listen.rpartition(":")[0]
-            self.listening.append(f"{host}:{await console.listen_tcp(settings.listen)} (console of {name})")
+        for sock, scheme in passed:
+            where = _address(sock)  # Now: in TLS the listener takes the socket over.
+            await console.listen_socket(sock, scheme)
+            self.listening.append(f"{where} (console of {name}, passed)")
+        families = {sock.family for sock, _ in passed}
+        if not families & {socket.AF_INET, socket.AF_INET6}:
+            for listen in listeners(settings.listen):
+                bound = replace(listen, port=await console.listen_tcp(listen))
+                self.listening.append(f"{'tls:' if entrance.secure(listen) else ''}{bound} (console of {name})")
         if settings.socket and socket.AF_UNIX not in families:
             await console.listen_unix(Path(settings.socket), bind_unix)
             self.listening.append(f"{settings.socket} (console of {name})")
@@ -400,22 +407,29 @@ class Daemon:
 
     async def _listen(self, parts: contextlib.AsyncExitStack) -> None:
         """A socket that was passed in takes the place of the address in the configuration."""
+        from bridged.api.entrance import Entrance
         from bridged.api.metrics import MetricsServer
+        from bridged.api.tls import by_certificate
 
         parts.push_async_callback(self._close_listeners)
         api, passed = self.config.api, passed_sockets()
-        for name, target in self.config.targets.items():
-            await self._listen_console(name, target.console, passed.pop(f"console-{name}", ()))
+        # One for all of them, so that the handshakes of all are bounded together.
+        entrance = Entrance("A console", self.tls, by_certificate)
+        for name in self.config.targets:
+            found = [(sock, "") for sock in passed.pop(f"console-{name}", ())]
+            found += [(sock, "tls") for sock in passed.pop(f"console-{name}.tls", ())]
+            await self._listen_console(name, found, entrance)
         schemes = {"line": "", "line-unix": "", "line-tls": "tls", "line-plaintext": "plaintext"}
         line = [(sock, scheme) for name, scheme in schemes.items() for sock in passed.pop(name, [])]
         over_http = {"http": "", "http-tls": "tls", "http-plaintext": "plaintext"} if self.http is not None else {}
         http = [(sock, scheme) for name, scheme in over_http.items() for sock in passed.pop(name, [])]
         for name in passed:
-            known = ", ".join([*schemes, *over_http, "console-TARGET"])
+            known = ", ".join([*schemes, *over_http, "console-TARGET", "console-TARGET.tls"])
             log.warning("a socket called %r was passed in; known are %s, so it is not used", name, known)
         for sock, scheme in line:
+            where = _address(sock)
             await self.line.listen_socket(sock, scheme)
-            self.listening.append(f"{_address(sock)} (passed)")
+            self.listening.append(f"{where} (passed)")
         families = {sock.family for sock, _ in line}
         if not families & {socket.AF_INET, socket.AF_INET6}:
             for listen in listeners(api.listen):
@@ -425,11 +439,12 @@ class Daemon:
             self.listening.append(str(self.where.socket))
         if self.http is not None:
             for sock, scheme in http:
+                where = _address(sock)
                 await self.http.listen_socket(sock, scheme)
-                self.listening.append(f"http {_address(sock)} (passed)")
+                self.listening.append(f"http {where} (passed)")
             for listen in listeners(api.http) if not http else ():
                 bound = replace(listen, port=await self.http.listen_tcp(listen))
-                self.listening.append(f"http{'s' if self.http.secure(listen) else ''}://{bound}")
+                self.listening.append(f"http{'s' if self.http.entrance.secure(listen) else ''}://{bound}")
         if api.metrics:
             host, port = host_and_port(api.metrics)
             server = MetricsServer(self.metrics, self._refresh)
@@ -607,7 +622,8 @@ def serve(argv: Sequence[str]) -> int:
         asyncio.run(_run(loaded, where))
     except BridgedError as error:
         log_error(error)
-        return EXIT_CONFIG if isinstance(error, ConfigError) else 1
+        # What may not be opened (P7) is a matter of the configuration, too: a second try would change nothing.
+        return EXIT_CONFIG if isinstance(error, ConfigError | NotAllowed) else 1
     except Exception:  # A defect of ours; parts were taken down in order.
         log.critical("ended by a defect", exc_info=True, extra=note(Notice.DEFECT))
         return 1

@@ -426,7 +426,7 @@ class UnknownVerb(RequestError):
 
 
 class ForeignProtocol(RequestError):
-    """The peer speaks HTTP, TLS or SSH to the line protocol."""
+    """The peer speaks HTTP, TLS or SSH to the line protocol, or HTTP to a console."""
 
     code = "FOREIGN_PROTOCOL"
 

@@ -33,7 +33,7 @@ _BLOCK = re.compile(r"^(?:<!-- not run: ([^>]+) -->\n)?( *)```(\w*)\n(.*?)^\2```
 OTHERS = {
     *("apt", "cat", "curl", "cut", "echo", "grep", "jq", "minisign", "nc", "pip", "pipx", "printf", "python3", "reboot", "sed"),
     *("sha256sum", "socat", "stat", "systemd-sysusers", "tail", "telnet", "usermod", "chown", "groupadd", "ssh", "readelf"),
-    *("raspi-config", "timedatectl", "git", "cd", "man"),
+    *("raspi-config", "timedatectl", "git", "cd", "man", "openssl"),
 }
 PUNCTUATION = re.compile(r"[();<>|&{}!]+")
 

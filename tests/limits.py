@@ -153,7 +153,12 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("api.auth:ADDRESSES_LIMIT", "Addresses with wrong tokens behind them", "the oldest is forgotten", "addresses"),
         Row("api.auth:CREDENTIALS_LIMIT", "Tokens and certificates", "429 `TOO_MANY`", "credentials"),
         Row("api.auth:LIFETIME_LIMIT_S", "Lifetime of a credential; without one it does not expire", "501 `BAD_REQUEST`"),
-        Row("jobs.journal:AUDIT_LIMIT", "The audit log; failed logins are counted apart", "the oldest entry goes", "entries"),
+        Row(
+            "jobs.journal:AUDIT_LIMIT",
+            "The audit log; failed logins, and who comes and goes, are apart",
+            "the oldest entry goes",
+            "entries",
+        ),
     ),
     "Images and uploads": (
         Row("api.line_link:Limits.image_bytes", "A file (`store.image_limit_mib`)", "552 `IMAGE_TOO_LARGE`, closed"),

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import tty
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,7 @@ from bridged.errors import ConfigError, JournalError, StorageFailed, TooMany
 from bridged.jobs.journal import FILE_NAME, Journal
 from bridged.jobs.model import Job, JobKind, JobState
 from bridged.jobs.records import Change, OpenSession
+from tests.test_client import Certificates
 
 SERVE = [sys.executable, "-c", "import sys; from bridged import app; sys.exit(app.serve(sys.argv[1:]))"]
 LIMIT_S = 30.0  # For what takes a fraction of a second on an idle machine.
@@ -186,29 +189,86 @@ def test_a_bad_file_leaves_the_old_configuration_in_force(run: Start, tmp_path: 
     daemon.stop()
 
 
+def passing(*found: tuple[str, socket.socket]) -> dict[str, Any]:
+    """As systemd passes sockets by their names. Descriptors are passed from 3 on, and only the process itself knows its id."""
+    count = len(found)
+    script = (
+        "import fcntl, os, sys; os.environ['LISTEN_PID'] = str(os.getpid()); "
+        f"copies = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:{1 + count}]]; "
+        f"[os.dup2(copy, 3 + n) for n, copy in enumerate(copies)]; os.execv(sys.argv[{1 + count}], sys.argv[{1 + count}:])"
+    )
+    fds = tuple(sock.fileno() for _, sock in found)
+    return {
+        "prefix": (sys.executable, "-c", script, *map(str, fds)),
+        "pass_fds": fds,
+        "LISTEN_FDS": str(count),
+        "LISTEN_FDNAMES": ":".join(name for name, _ in found),
+    }
+
+
 def test_sockets_that_systemd_holds_are_used(run: Start, tmp_path: Path) -> None:
     tcp = socket.create_server(("127.0.0.1", 0))
     unix = socket.socket(socket.AF_UNIX)
     unix.bind(str(tmp_path / "s"))
     unix.listen()
-    # Descriptors are passed from 3 on, and only the process itself can know its id.
-    script = (
-        "import fcntl, os, sys; os.environ['LISTEN_PID'] = str(os.getpid()); "
-        "copies = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]]; "
-        "[os.dup2(copy, 3 + n) for n, copy in enumerate(copies)]; os.execv(sys.argv[3], sys.argv[3:])"
-    )
-    daemon = run(
-        START,
-        prefix=(sys.executable, "-c", script, str(tcp.fileno()), str(unix.fileno())),
-        pass_fds=(tcp.fileno(), unix.fileno()),
-        LISTEN_FDS="2",
-        LISTEN_FDNAMES="line:line",
-    )
+    daemon = run(START, **passing(("line", tcp), ("line", unix)))
     port = tcp.getsockname()[1]
     assert f"listening on 127.0.0.1:{port} (passed), {tmp_path}/s (passed), http://" in daemon.log.read_text()
     assert "250 PONG" in talk(port, "PING\nQUIT\n")
     daemon.stop()
     assert (tmp_path / "s").is_socket(), "it belongs to systemd, and clients wait on it for the next daemon"
+
+
+def test_consoles_take_passed_sockets_in_tls_too_and_a_certificate_is_renewed_by_a_signal(run: Start, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    certificate, key = certificates.make("gw.example")
+    settings = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\nclient_ca = "{tmp_path}/ca.pem"\n'
+    tcp, unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
+    unix.bind(str(tmp_path / "s"))
+    unix.listen()
+    line, http = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+    passed = (("console-m1", unix), ("console-m1.tls", tcp), ("line-tls", line), ("http-tls", http))
+    daemon = run(f"{START}{settings}{ABSENT}", **passing(*passed))
+    port = tcp.getsockname()[1]
+    where = f"{tmp_path}/s (console of m1, passed), 127.0.0.1:{port} (console of m1, passed), 127.0.0.1:{line.getsockname()[1]}"
+    assert where in daemon.log.read_text()
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+
+    def shown(at: socket.socket = tcp, asked: bytes = b"", said: bytes = b"[bridged: the target is absent") -> str:
+        with (
+            socket.create_connection(at.getsockname(), LIMIT_S) as plain,
+            context.wrap_socket(plain, server_hostname="gw.example") as secure,
+        ):
+            secure.sendall(asked)
+            assert said in secure.recv(4096)
+            return ssl.DER_cert_to_PEM_cert(secure.getpeercert(True) or b"")
+
+    before = shown()
+    assert before == certificate.read_text()
+    certificates.make("gw.example")
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.expect("READY=1")
+    assert before != shown() == certificate.read_text()
+    assert shown(line, said=b"220 bridged") == certificate.read_text()
+    assert shown(http, b"GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n", b"200 OK") == certificate.read_text()
+    with socket.socket(socket.AF_UNIX) as here:
+        here.connect(str(tmp_path / "s"))
+        assert b"[bridged: the target is absent" in here.recv(4096)
+    daemon.stop()
+
+
+def test_a_passed_console_socket_beyond_loopback_needs_certificates(tmp_path: Path) -> None:
+    (tmp_path / "bridged.toml").write_text(START + ABSENT)
+    with socket.create_server(("0.0.0.0", 0)) as everywhere:
+        more = passing(("console-m1", everywhere))
+        prefix, pass_fds = more.pop("prefix"), more.pop("pass_fds")
+        command = [*prefix, *SERVE, "--config", str(tmp_path / "bridged.toml"), "--state-dir", str(tmp_path / "state")]
+        ran = subprocess.run(
+            command, capture_output=True, text=True, timeout=LIMIT_S, check=False, pass_fds=pass_fds, env={**os.environ, **more}
+        )
+    assert ran.returncode == app.EXIT_CONFIG, "systemd does not try again what only a person can change"
+    assert "A console may not listen on 0.0.0.0: " in ran.stderr
+    assert "set tls.certificate, tls.key and tls.client_ca" in ran.stderr
 
 
 def test_the_command_drain_ends_the_daemon(run: Start, tmp_path: Path) -> None:
@@ -233,6 +293,11 @@ def test_draining_ends_the_daemon(run: Start) -> None:
     [
         ("[api\n", 78, ":1:5: not valid TOML"),
         ('[api]\nlisten = "0.0.0.0:7100"\n', 78, "api.listen: 0.0.0.0:7100 needs TLS"),
+        (
+            '[targets.m]\nport = "/dev/x"\n[targets.m.console]\nlisten = "0.0.0.0:7201"\n',
+            78,
+            "targets.m.console.listen: 0.0.0.0:7201: a console knows who connects by a client certificate only",
+        ),
         (None, 78, "No such file"),
     ],
 )

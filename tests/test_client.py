@@ -427,6 +427,45 @@ def test_a_renewed_certificate_needs_no_restart(served: Served, tmp_path: Path) 
         assert client.targets(), "what was read before stays in force"
 
 
+def test_an_authority_that_was_taken_out_is_believed_no_longer(served: Served, tmp_path: Path) -> None:
+    """Neither for a new connection nor for one that resumes a session of before."""
+    import ssl
+
+    shown = served.certificates.make("robot.example")
+    served.run(served.authority.grant("robot", [Scope.FLASH], certificate="robot.example"))
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    context.load_cert_chain(*shown)
+
+    def greeting(session: ssl.SSLSession | None = None) -> tuple[str, ssl.SSLSession | None, bool]:
+        with (
+            socket.create_connection(("127.0.0.1", served.port), 10) as plain,
+            context.wrap_socket(plain, server_hostname="gw.example", session=session) as sock,
+        ):
+            said = sock.recv(4096).decode()
+            return said, sock.session, bool(sock.session_reused)
+
+    versions = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+    sessions = []
+    for version in versions:
+        context.minimum_version = context.maximum_version = version
+        said, session, _ = greeting()
+        assert "auth=none" in said
+        sessions.append(session)
+    assert not greeting(sessions[1])[2], "in TLS 1.3 a session would be good for two hours"
+    (tmp_path / "other").mkdir()
+    Certificates(tmp_path / "other")
+    ca = tmp_path / "ca.pem"
+    ours = ca.read_bytes()
+    ca.write_bytes((tmp_path / "other" / "ca.pem").read_bytes())
+    served.tls.reload()
+    ca.write_bytes(ours)
+    for version, session in zip(versions, sessions, strict=True):
+        context.minimum_version = context.maximum_version = version
+        for resumed in (session, None):
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
+                assert greeting(resumed)[0] == "", "closed without a word"
+
+
 def test_a_key_that_everybody_may_read_is_refused(tmp_path: Path) -> None:
     certificate, key = Certificates(tmp_path).make("gw.example")
     key.chmod(0o644)

@@ -261,6 +261,25 @@ def test_beyond_loopback_only_with_tls_or_in_so_many_words(value: str, wrong: st
         assert load(text).api.listen == value
 
 
+def test_a_trusted_proxy_is_an_address_and_not_everybody() -> None:
+    assert load('[api]\ntrusted_proxies = ["127.0.0.1", "10.0.0.0/8", "fd00::/8"]\n').api.trusted_proxies
+    check('[api]\ntrusted_proxies = ["proxy"]\n', '2:20: api.trusted_proxies[0]: "proxy" is neither an address nor a network')
+    check('[api]\ntrusted_proxies = ["10.1.0.0/8"]\n', "2:20: …is neither an address nor a network")
+    check('[api]\ntrusted_proxies = ["0.0.0.0/0"]\n', "2:20: …are all addresses")
+
+
+def test_no_two_listeners_are_at_one_place() -> None:
+    text = '[api]\nlisten = "127.0.0.1:7100 127.0.0.1:7200"\n[targets.a]\nport = "/dev/a"\n[targets.a.console]\nlisten = '
+    more = '\n[targets.b]\nport = "/dev/b"\n[targets.b.console]\nlisten = "127.0.0.1:7203 127.0.0.1:7202"\n'
+    load(f'{text}"127.0.0.1:7201 127.0.0.1:7204"{more}')
+    check(
+        f'{text}"127.0.0.1:7201 127.0.0.1:7200"{more}', "6:1: targets.a.console.listen: 127.0.0.1:7200 is taken by api.listen"
+    )
+    check(f'{text}"127.0.0.1:7101"{more}', "6:1: targets.a.console.listen: 127.0.0.1:7101 is taken by api.http")
+    where = "10:1: targets.b.console.listen: 127.0.0.1:7202 is taken by targets.a.console.listen"
+    check(f'{text}"127.0.0.1:7202"{more}', where)
+
+
 @pytest.mark.parametrize(
     ("lines", "wrong"),
     [

@@ -44,6 +44,7 @@ REASONS = {
     "asks for a password",
     "takes long",
     "needs systemd",
+    "needs certificates of yours",
 }
 
 

@@ -48,6 +48,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 FIRST_DELAY_S = 0.25  # After the first wrong token of an address, and twice as long after each further one ...
 LONGEST_DELAY_S = 10.0  # ... up to this: whoever mistypes a token is not punished for long.
 FORGET_S = 600.0  # An address that has sent no wrong token for so long starts anew.
+SEEN_S = 600.0  # The logins of one credential at one address are noted at most so often.
 WAITING_LIMIT = 8  # Logins of one address that are being delayed at once; the next ones are told to come back later.
 ADDRESSES_LIMIT = 4096  # Remembered addresses with wrong tokens, some 200 bytes each; the longest unheard of is forgotten.
 CREDENTIALS_LIMIT = 1000  # Tokens and certificates; all of them are held in memory.
@@ -100,13 +101,15 @@ class Principal:
 class Peer:
     """The other end of a connection, as the kernel and TLS know it. ``address`` is empty on a Unix socket.
 
-    ``identities``: names in a client certificate that TLS has checked against ``tls.client_ca``.
+    ``identities``: names in a client certificate that TLS has checked against ``tls.client_ca``. ``forwarded``: this is whom a
+    proxy asks for, in its words; such a one has neither the rights of this machine nor those of the proxy's certificate.
     """
 
     address: str = ""
     port: int = 0
     uid: int | None = None
     identities: tuple[str, ...] = ()
+    forwarded: bool = False
 
     @classmethod
     def of(cls, info: Callable[[str], Any]) -> Peer:
@@ -120,13 +123,15 @@ class Peer:
 
     @property
     def local(self) -> bool:
-        return self.uid is not None or is_loopback(self.address)
+        return self.uid is not None or (is_loopback(self.address) and not self.forwarded)
 
     @property
     def source(self) -> str:
         """For people and records."""
         if self.uid is not None:
             return f"unix:uid={self.uid}"
+        if self.forwarded:
+            return f"{self.address} by a proxy"
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
     @property
@@ -156,6 +161,37 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+class Proxies:
+    """Reverse proxies that are believed when they say for whom they ask (``api.trusted_proxies``), and nobody else is.
+
+    Of ``X-Forwarded-For`` only what trusted proxies have added counts: from its end, past those, the first address. What stands
+    before it, anybody may have written. ``Forwarded`` (RFC 7239) is not read: a proxy that adds to one of the two passes the
+    other on as a client wrote it.
+    """
+
+    def __init__(self, trusted: Iterable[str] = ()) -> None:
+        self._trusted = [ipaddress.ip_network(text) for text in trusted]
+
+    def _trusts(self, text: str) -> bool:
+        address = ipaddress.ip_address(text.partition("%")[0])
+        plain = getattr(address, "ipv4_mapped", None) or address
+        return any(plain in network for network in self._trusted)
+
+    def asking(self, peer: Peer, forwarded_for: Iterable[str]) -> Peer:
+        """Who asks by the connection of ``peer``. Raises ``BadRequest`` where a trusted proxy says what is no address."""
+        said = [word.strip() for line in forwarded_for for word in line.split(",")]
+        if not self._trusted or not said or peer.uid is not None or not self._trusts(peer.address):
+            return peer
+        for word in reversed(said):
+            try:
+                found = Peer(str(ipaddress.ip_address(word)), forwarded=True)
+            except ValueError:
+                raise BadRequest(f"X-Forwarded-For of a trusted proxy has {word[:60]!r}, which is no address") from None
+            if not self._trusts(found.address):
+                break
+        return found
 
 
 def check_loopback(host: str, what: str) -> None:
@@ -207,6 +243,7 @@ class Authority:
         self._settings, self._book, self._clock = settings or Auth(), book, clock or Clock()
         self._by_key: dict[str, Credential] = {c.key: c for c in (book.credentials() if book else ())}
         self._trouble: OrderedDict[str, _Trouble] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._admins = {0, *_uids(self._settings.admins)}
         self._noted: Future[None] | None = None
         self._changing = asyncio.Lock()  # Credentials are made and revoked one after the other: names are taken once.
@@ -223,7 +260,7 @@ class Authority:
         if peer.uid is not None:
             scopes = list(Scope) if peer.uid in self._admins else _scopes(self._settings.socket)
             return Principal(f"uid-{peer.uid}", peer.source, _implied(scopes))
-        if is_loopback(peer.address):
+        if peer.local:
             return Principal("local", peer.source, _implied(_scopes(self._settings.loopback)))
         return Principal(f"at-{peer.host}", peer.source)
 
@@ -237,7 +274,8 @@ class Authority:
         if found is not None and self._alive(found):
             self._trouble.pop(peer.host, None)
             principal = _principal(found, peer)
-            self.note(principal, "login", result="ok")
+            if self._is_news(found.key, peer.host):
+                self.note(principal, "login", result="ok")
             return principal
         await self._failed(peer, f"expired: {found.name}" if found is not None else "")
         raise WrongToken("this token is not known here" if found is None else f"token {found.name} has expired")
@@ -251,6 +289,15 @@ class Authority:
 
     def _alive(self, credential: Credential) -> bool:
         return not credential.expires or self._clock.utc() < credential.expires
+
+    def _is_news(self, key: str, host: str) -> bool:
+        """A script, or a proxy that opens a connection for each request, logs in each second; what it does is noted anyway."""
+        now, before = self._clock.monotonic(), self._seen.pop((key, host), None)
+        news = before is None or now - before >= SEEN_S
+        self._seen[key, host] = now if before is None or news else before
+        if len(self._seen) > ADDRESSES_LIMIT:
+            self._seen.popitem(last=False)
+        return news
 
     async def _wait_turn(self, peer: Peer) -> None:
         trouble = self._trouble.get(peer.host)

@@ -1,4 +1,4 @@
-"""CONSOLE, LOCK and UNLOCK of the line protocol: the consoles of ``console.room``, as one of its clients sees them.
+"""The consoles of ``console.room`` to the network: CONSOLE, LOCK and UNLOCK, and who may what at a port of their own.
 
 ``Dialog`` is the wire of a client that said CONSOLE: from 101 on its connection is raw bytes in both directions, to its end.
 The rules (one writer, bounded readers, jobs first) are the room's; here are only the replies.
@@ -7,12 +7,17 @@ The rules (one writer, bounded readers, jobs first) are the room's; here are onl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+from bridged.api.auth import Authority, Peer, Principal
+from bridged.api.guarded import Guarded
 from bridged.console.room import READ_ONLY, READ_WRITE, Console, Seat
-from bridged.errors import UnknownTarget
+from bridged.console.server import Admission
+from bridged.errors import BridgedError, NotAllowed, UnknownTarget
 from bridged.protocol.reply import Reply
+from bridged.protocol.verbs import Scope
 
 CHUNK_BYTES = 4096  # Of what a client types or pipes at once: what the port holds before writers are held.
 DEFAULT_TTL_S = 3600.0  # A person at a bench forgets to unlock; nobody should have to wait for that until tomorrow.
@@ -28,16 +33,29 @@ def find(consoles: Consoles, target: str) -> Console:
     return consoles[target]
 
 
-async def lock(console: Console, principal: str, values: Mapping[str, Any], *, right: bool) -> Reply:
-    """Raises ``TargetBusy``."""
-    lease = await console.lock(principal, values.get("ttl", DEFAULT_TTL_S), values.get("note", ""), right=right)
+async def lock(console: Console, who: Guarded, values: Mapping[str, Any], *, right: bool) -> Reply:
+    """Raises ``TargetBusy``; the audit log has it either way."""
+    note = values.get("note", "")
+    with _noted(console, who, "lock", note):
+        lease = await console.lock(who.who.name, values.get("ttl", DEFAULT_TTL_S), note, right=right)
     return Reply(250, "", {"target": console.name, "owner": lease.principal, "ttl": round(lease.until - console.monotonic())})
 
 
-async def unlock(console: Console, principal: str, *, right: bool) -> Reply:
+async def unlock(console: Console, who: Guarded, *, right: bool) -> Reply:
     """Raises ``TargetBusy``. Unlocking what is not locked changes nothing, and says so."""
-    dropped = await console.unlock(principal, right=right)
+    with _noted(console, who, "unlock"):
+        dropped = await console.unlock(who.who.name, right=right)
     return Reply(250 if dropped else 251, "", {"target": console.name})
+
+
+@contextlib.contextmanager
+def _noted(console: Console, who: Guarded, what: str, detail: str = "") -> Iterator[None]:
+    try:
+        yield
+    except BridgedError as error:
+        who.note(what, target=console.name, result=error.code, detail=detail)
+        raise
+    who.note(what, target=console.name, detail=detail)
 
 
 def holder(console: Console) -> dict[str, Any]:
@@ -46,6 +64,20 @@ def holder(console: Console) -> dict[str, Any]:
     if lease is None:
         return {}
     return {"owner": lease.holder, "owner_kind": lease.kind, "owner_since": round(lease.since, 3), "owner_note": lease.note}
+
+
+def admission(authority: Authority, info: Callable[[str], Any], target: str) -> Admission:
+    """What somebody may at the port of a console: by where it comes from, or by the certificate that it has shown."""
+    who = authority.known(Peer.of(info))
+    read, write = who.may(Scope.READ, target), who.may(Scope.CONSOLE, target)
+    if who.known and not read:
+        authority.note(who, "console", target=target, result=NotAllowed.code)
+    return Admission(who.name, who.source, read, write, who.known, lambda: authority.valid(who))
+
+
+def record(authority: Authority, principal: str, source: str, what: str, target: str, result: str, detail: str) -> None:
+    """What a console tells of its clients (``room.Record``) goes into the audit log, whatever their wire is."""
+    authority.note(Principal(principal, source), what, target=target, result=result, detail=detail)
 
 
 class Writer(Protocol):

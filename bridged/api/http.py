@@ -28,20 +28,19 @@ from urllib.parse import unquote
 
 from bridged import __version__
 from bridged.api import http_console, http_images, http_jobs, http_page, web
-from bridged.api.auth import Peer, Principal, is_loopback
+from bridged.api.auth import Peer, Principal, Proxies, is_loopback
+from bridged.api.entrance import Entrance, port_of
 from bridged.api.guarded import Guarded
-from bridged.api.handshakes import Handshakes
 from bridged.api.hosts import Hosts
 from bridged.api.http_call import SAFE, Answer, Call, Operation, Param, Services, encoded, etag, reply, tags_match
 from bridged.api.http_events import Events
 from bridged.api.http_problem import Refused, answer
 from bridged.api.http_tus import Uploads
-from bridged.api.tls import HANDSHAKE_S, Tls, transport
+from bridged.api.tls import Tls
 from bridged.config.values import Listen
 from bridged.errors import (
     BadRequest,
     BridgedError,
-    ConfigError,
     ForeignOrigin,
     LoginFirst,
     NotAllowed,
@@ -64,9 +63,12 @@ LINGER_S = 2.0  # For the rest of a body that nobody wants, so that its sender c
 class HttpServer:
     """All listeners of HTTP. ``hosts``: names under which this gateway is reached, besides addresses and localhost."""
 
-    def __init__(self, services: Services, hosts: Iterable[str] = (), tls: Tls | None = None) -> None:
-        self.services, self.tls = services, tls
-        self.events, self.handshakes = Events(), Handshakes()
+    def __init__(
+        self, services: Services, hosts: Iterable[str] = (), tls: Tls | None = None, proxies: Proxies | None = None
+    ) -> None:
+        self.services, self.events = services, Events()
+        self._proxies = proxies or Proxies()
+        self.entrance = Entrance("HTTP", tls)
         self._hosts = Hosts((services.gateway, *hosts))
         self.operations: tuple[Operation, ...] = (
             *self._own_operations(),
@@ -87,35 +89,16 @@ class HttpServer:
 
     async def listen_tcp(self, listen: Listen) -> int:
         """Returns the port. Raises ``NotAllowed`` (P7) or ``ConfigError``."""
-        secure, loop = self._secure(listen), asyncio.get_running_loop()
-        try:
-            if secure:
-                bound = self.handshakes.listen(listen.host, listen.port)
-                found = [await loop.create_server(self._connected, sock=sock, backlog=BACKLOG, **secure) for sock in bound]
-            else:
-                found = [await loop.create_server(self._connected, listen.host, listen.port, backlog=BACKLOG)]
-        except OSError as error:
-            text = f"listening on {listen} failed: {error.strerror or error}"
-            raise ConfigError(text, host=listen.host, port=listen.port) from error
+        found = await self.entrance.open(listen, self._serve)
         self._listeners += found
-        port: int = found[0].sockets[0].getsockname()[1]
-        return port
+        return port_of(found)
+
+    async def _serve(self, **where: Any) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(self._connected, backlog=BACKLOG, **where)
 
     async def listen_socket(self, sock: socket.socket, scheme: str = "") -> None:
         """A listening socket that was passed in (socket activation); the same rule holds for it."""
-        secure = self._secure(Listen(str(sock.getsockname()[0]), int(sock.getsockname()[1]), scheme))
-        if secure:
-            sock = self.handshakes.over(sock)
-        loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_server(self._connected, sock=sock, backlog=BACKLOG, **secure))
-
-    def _secure(self, listen: Listen) -> dict[str, Any]:
-        context = transport(listen, self.tls, "HTTP")
-        return {} if context is None else {"ssl": context, "ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": 1.0}
-
-    def secure(self, listen: Listen) -> bool:
-        """Whether a listener at this address speaks TLS."""
-        return transport(listen, self.tls, "HTTP") is not None
+        self._listeners.append(await self.entrance.take(sock, scheme, self._serve))
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """No new connection; what is being answered has ``grace_s`` to its end."""
@@ -202,7 +185,8 @@ class HttpServer:
 
     async def _who(self, request: web.BaseRequest, connection: _Connection) -> Principal:
         """By its token where it has one, else by where it comes from. A connection remembers the token that it showed last."""
-        authority, peer = self.services.authority, connection.peer
+        authority = self.services.authority
+        peer = self._proxies.asking(connection.peer, request.headers.getall("X-Forwarded-For", []))
         said = request.headers.get("Authorization", "")
         if not said and (offered := http_console.token_of(request)):
             said = f"Bearer {offered}"
@@ -211,7 +195,7 @@ class HttpServer:
         scheme, _, token = said.partition(" ")
         if scheme.lower() != "bearer":
             raise LoginFirst("Authorization must be: Bearer TOKEN")
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = hashlib.sha256(f"{peer.host} {token}".encode()).digest()
         if connection.shown is not None and connection.shown[0] == digest and authority.valid(connection.shown[1]):
             return connection.shown[1]
         connection.shown = (digest, await authority.login(peer, token.strip()))
@@ -389,7 +373,7 @@ class _Connection(web.RequestHandler):
         self._head = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._owner.handshakes.taken(transport.get_extra_info("socket").fileno())
+        self._owner.entrance.taken(transport.get_extra_info)
         self.peer = Peer.of(transport.get_extra_info)
         self._admitted = self._owner.admit(self.peer.host)
         super().connection_made(transport)

@@ -23,7 +23,7 @@ from bridged.api.http_call import SAFE, Answer, Body, Call, Operation, Param, re
 from bridged.api.http_jobs import TARGET
 from bridged.api.http_problem import Refused
 from bridged.console.room import READ_ONLY, READ_WRITE, Console, Seat
-from bridged.errors import BadRequest, TargetBusy
+from bridged.errors import BadRequest, NotAllowed, TargetBusy
 from bridged.protocol.verbs import Scope
 
 PROTOCOL = "bridged.console.v1"
@@ -144,7 +144,11 @@ def console_of(call: Call) -> Console:
 async def console(call: Call) -> web.StreamResponse:
     mode, console = call.query["mode"], console_of(call)
     if mode == READ_WRITE:
-        call.jobs.require(Scope.CONSOLE, console.name, "writing to the console")
+        try:
+            call.jobs.require(Scope.CONSOLE, console.name, "writing to the console")
+        except NotAllowed as error:
+            call.jobs.note("console", target=console.name, result=error.code)
+            raise
     _check_upgrade(call)
     wire = Wire(call)
     right = call.principal.may(Scope.ADMIN)
@@ -155,7 +159,6 @@ async def console(call: Call) -> web.StreamResponse:
     wire.seat = seat
     try:
         await wire.socket.prepare(call.request)
-        call.jobs.note("console", target=console.name, detail=mode)
         wire.look(None, None)
         await _pump(wire, seat, right)
     finally:
@@ -248,15 +251,13 @@ async def lock(call: Call) -> web.StreamResponse:
     if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 1 <= ttl <= 86400:
         raise BadRequest("ttl is from 1 to 86400 seconds")
     right = call.query["force"] and call.principal.may(Scope.ADMIN)
-    done = await consoles.lock(console_of(call), call.principal.name, {"note": note, "ttl": ttl}, right=right)
-    call.jobs.note("lock", target=call.path["target"], detail=note)
+    done = await consoles.lock(console_of(call), call.jobs, {"note": note, "ttl": ttl}, right=right)
     return reply(dict(done.data))
 
 
 async def unlock(call: Call) -> web.StreamResponse:
     right = call.query["force"] and call.principal.may(Scope.ADMIN)
-    await consoles.unlock(console_of(call), call.principal.name, right=right)
-    call.jobs.note("unlock", target=call.path["target"])
+    await consoles.unlock(console_of(call), call.jobs, right=right)
     return web.Response(status=204)
 
 

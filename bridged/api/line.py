@@ -29,11 +29,11 @@ from typing import Any
 from bridged import __version__
 from bridged.api import line_consoles, line_images, line_jobs, line_talk
 from bridged.api.auth import Authority, Principal
-from bridged.api.handshakes import Handshakes
+from bridged.api.entrance import Entrance, port_of
 from bridged.api.line_images import put
 from bridged.api.line_link import CHUNK_BYTES, Bye, Command, Gone, Limits, Link, Shared
 from bridged.api.ports import JobsApi, StoreApi
-from bridged.api.tls import HANDSHAKE_S, Tls, transport
+from bridged.api.tls import Tls
 from bridged.api.transfers import Transfers
 from bridged.api.unix import BACKLOG, bind_unix
 from bridged.config.values import Listen
@@ -41,7 +41,6 @@ from bridged.console.room import Console
 from bridged.errors import (
     BadRequest,
     BridgedError,
-    ConfigError,
     ForeignProtocol,
     LoginFirst,
     NotAllowed,
@@ -85,7 +84,6 @@ class LineServer:
         on_drain: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         limits = limits or Limits()
-        self.tls = tls
         self.shared = Shared(
             jobs,
             store,
@@ -101,7 +99,7 @@ class LineServer:
         self._servers: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], Link] = {}
         self._refusing = 0
-        self._handshakes = Handshakes()
+        self._entrance = Entrance("The line protocol", tls)
         self._socket_path: Path | None = None
 
     @property
@@ -110,24 +108,12 @@ class LineServer:
 
     async def listen_tcp(self, listen: Listen) -> int:
         """Returns the port (useful where 0 was asked for). Raises ``NotAllowed`` (P7) or ``ConfigError``."""
-        secure = self._secure(listen)
-        common: dict[str, Any] = {"limit": CHUNK_BYTES, "backlog": BACKLOG}
-        try:
-            if secure:
-                bound = self._handshakes.listen(listen.host, listen.port)
-                found = [await asyncio.start_server(self._accept, sock=sock, **common, **secure) for sock in bound]
-            else:
-                found = [await asyncio.start_server(self._accept, listen.host, listen.port, **common)]
-        except OSError as error:
-            text = f"listening on {listen} failed: {error.strerror or error}"
-            raise ConfigError(text, host=listen.host, port=listen.port) from error
+        found = await self._entrance.open(listen, self._serve)
         self._servers += found
-        port: int = found[0].sockets[0].getsockname()[1]
-        return port
+        return port_of(found)
 
-    def _secure(self, listen: Listen) -> dict[str, Any]:
-        context = transport(listen, self.tls, "The line protocol")
-        return {} if context is None else {"ssl": context, "ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": 1.0}
+    async def _serve(self, **where: Any) -> asyncio.Server:
+        return await asyncio.start_server(self._accept, limit=CHUNK_BYTES, backlog=BACKLOG, **where)
 
     async def listen_unix(self, path: Path, mode: int = 0o660) -> None:
         """Takes the place of a socket that a dead daemon left, never of one that answers. Raises ``ConfigError``."""
@@ -140,10 +126,7 @@ class LineServer:
         if sock.family == socket.AF_UNIX:
             server = await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG)
         else:
-            secure = self._secure(Listen(str(sock.getsockname()[0]), int(sock.getsockname()[1]), scheme))
-            if secure:
-                sock = self._handshakes.over(sock)
-            server = await asyncio.start_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG, **secure)
+            server = await self._entrance.take(sock, scheme, self._serve)
         self._servers.append(server)
 
     async def stop(self, grace_s: float = 5.0) -> None:
@@ -167,7 +150,7 @@ class LineServer:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._handshakes.taken(writer.get_extra_info("socket").fileno())
+        self._entrance.taken(writer.get_extra_info)
         link = Link(self.shared, reader, writer)
         if error := self.one_too_many(link.who):
             # Beyond a bound not even a farewell may cost us anything: a flood would otherwise take all descriptors.

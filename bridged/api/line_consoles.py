@@ -7,6 +7,7 @@ from typing import Any
 from bridged.api import consoles
 from bridged.api.line_link import Bye, Command, Link
 from bridged.console.room import Console
+from bridged.errors import NotAllowed
 from bridged.protocol.reply import Reply
 from bridged.protocol.verbs import Scope
 
@@ -14,31 +15,25 @@ from bridged.protocol.verbs import Scope
 async def _lock(link: Link, values: dict[str, Any]) -> None:
     console = _console_of(link, values["target"], Scope.CONSOLE, "LOCK")
     right = bool(values.get("force")) and _administers(link)
-    reply = await consoles.lock(console, link.who.name, values, right=right)
-    link.shared.authority.note(link.who, "lock", target=console.name, detail=values.get("note", ""))
-    await link.send(reply)
+    await link.send(await consoles.lock(console, link.jobs, values, right=right))
 
 
 async def _unlock(link: Link, values: dict[str, Any]) -> None:
     console = _console_of(link, values["target"], Scope.CONSOLE, "UNLOCK")
     right = bool(values.get("force")) and _administers(link)
-    reply = await consoles.unlock(console, link.who.name, right=right)
-    link.shared.authority.note(link.who, "unlock", target=console.name)
-    await link.send(reply)
+    await link.send(await consoles.unlock(console, link.jobs, right=right))
 
 
 async def _console(link: Link, values: dict[str, Any]) -> None:
     """101, then raw bytes to the end of the connection: nothing after that is a command."""
     writing = values.get("mode", "rw") == "rw"
-    doing = "CONSOLE rw" if writing else "CONSOLE ro"
-    console = _console_of(link, values["target"], Scope.CONSOLE if writing else Scope.READ, doing)
+    console = _console_of(link, values["target"], Scope.CONSOLE if writing else Scope.READ, "CONSOLE")
 
     async def begin(reply: Reply) -> None:
         await link.send(reply)
         link.raw = True
 
     dialog = consoles.Dialog(console, link.writer, lambda: link.shared.authority.valid(link.who))
-    link.shared.authority.note(link.who, "console", target=console.name, detail="rw" if writing else "ro")
     link.interruptible = True
     try:
         await dialog.run(
@@ -51,7 +46,11 @@ async def _console(link: Link, values: dict[str, Any]) -> None:
 
 def _console_of(link: Link, target: str, scope: Scope, doing: str) -> Console:
     """Raises ``NotAllowed``, ``LoginFirst`` or ``UnknownTarget``."""
-    link.who.require(scope, target, doing)
+    try:
+        link.jobs.require(scope, target, doing)
+    except NotAllowed as error:
+        link.jobs.note(doing.lower(), target=target, result=error.code)
+        raise
     return consoles.find(link.shared.consoles, target)
 
 

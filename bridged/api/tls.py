@@ -1,8 +1,10 @@
 """TLS for every listener: one context, made from ``[tls]``, and the one rule of which listener must have it.
 
-``Tls`` holds the context; ``reload`` reads certificate and key again for the connections to come (a renewed certificate needs
-no restart). ``transport`` answers, for an address of the configuration, what a listener there must speak (P7): plain text on
-loopback, TLS beyond it, unless the configuration says ``plaintext:`` or ``tls:`` in front of it. Document: docs/security.md.
+``Tls`` holds the context; ``reload`` reads certificate, key and authorities again for the connections to come (a renewed
+certificate needs no restart, and an authority that was taken out is believed no longer). ``transport`` answers, for an address
+of the configuration, what a listener there must speak (P7): plain text on loopback, TLS beyond it, unless the configuration
+says ``plaintext:`` or ``tls:`` in front of it; ``by_certificate`` is the stricter rule for consoles.
+Document: docs/security.md.
 
 TLS 1.2 at least; with ``tls.client_ca`` certificates of clients are checked against it, and ``api.auth`` gives their names
 rights. Secrets are named, never written, in the configuration: a file, or ``credential:NAME`` of systemd.
@@ -15,10 +17,11 @@ import ssl
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bridged import config
 from bridged.api.auth import is_loopback
-from bridged.config.values import Listen
+from bridged.config.values import CERTIFICATES_ONLY, Listen
 from bridged.errors import ConfigError, NotAllowed
 
 HANDSHAKE_S = 10.0  # From the first byte to the end of the handshake; a phone far away needs two seconds.
@@ -35,17 +38,35 @@ def secret_file(reference: str, environment: Mapping[str, str] = os.environ) -> 
     return Path(folder, name)
 
 
+class _Newest(ssl.SSLContext):
+    """What servers get once and for all: each handshake is done with the context that was read last.
+
+    Loading into a context that is in use would only ever add authorities, and leave half a change where the second file is
+    wrong.
+    """
+
+    current: ssl.SSLContext
+
+    def wrap_bio(self, *args: Any, **more: Any) -> ssl.SSLObject:
+        return self.current.wrap_bio(*args, **more)
+
+
 class Tls:
     """Raises ``ConfigError`` where certificate or key cannot be used."""
 
     def __init__(self, settings: config.Tls, environment: Mapping[str, str] = os.environ) -> None:
         self._settings, self._environment = settings, environment
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
-        if settings.client_ca:
-            self.context.verify_mode = ssl.CERT_REQUIRED if settings.client_required else ssl.CERT_OPTIONAL
+        self._newest = _Newest(ssl.PROTOCOL_TLS_SERVER)
         self.reload()
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        return self._newest
+
+    @property
+    def identifies(self) -> bool:
+        """Whether clients can show who they are by a certificate."""
+        return bool(self._settings.client_ca)
 
     def reload(self) -> None:
         """Read the files again; where one is wrong, what was read before stays in force."""
@@ -55,16 +76,23 @@ class Tls:
         try:
             if stat.S_IMODE(key.stat().st_mode) & stat.S_IRWXO:
                 raise ConfigError(f"{what}: everybody may read the key; say chmod o= {key}")
-            # A first try on a context of its own: half a change must not stay.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
-            self.context.load_cert_chain(certificate, key, password=_no_password)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
+            context.load_cert_chain(certificate, key, password=_no_password)
             if settings.client_ca:
                 what = f"reading tls.client_ca {settings.client_ca}"
-                self.context.load_verify_locations(secret_file(settings.client_ca, self._environment))
+                context.load_verify_locations(secret_file(settings.client_ca, self._environment))
+                context.verify_mode = ssl.CERT_REQUIRED if settings.client_required else ssl.CERT_OPTIONAL
+                # In a resumed session nobody looks whether the certificate has expired: without tickets OpenSSL keeps those of
+                # TLS 1.2 itself, for 300 s, and those of TLS 1.3 not at all.
+                context.options |= ssl.OP_NO_TICKET
+                context.num_tickets = 0
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise ConfigError(
                 f"{what}: {getattr(error, 'reason', None) or getattr(error, 'strerror', None) or error}"
             ) from error
+        self._newest.current = context
 
 
 def _no_password() -> str:
@@ -83,3 +111,10 @@ def transport(listen: Listen, tls: Tls | None, what: str) -> ssl.SSLContext | No
             host=listen.host,
         )
     return tls.context
+
+
+def by_certificate(listen: Listen, tls: Tls | None, what: str) -> ssl.SSLContext | None:
+    """As ``transport``, for a wire on which nobody can show a token: beyond loopback it takes TLS and clients' certificates."""
+    if not is_loopback(listen.host) and (listen.scheme == "plaintext" or tls is None or not tls.identifies):
+        raise NotAllowed(f"{what} may not listen on {listen.host or 'every address'}: {CERTIFICATES_ONLY}", host=listen.host)
+    return transport(listen, tls, what)

@@ -77,6 +77,12 @@ class Api:
         "Names of this gateway in a browser, besides addresses, localhost, its host name and `gateway.name`.",
         kind="host",
     )
+    trusted_proxies: list[str] = _f(
+        list,
+        "Addresses or networks of reverse proxies before HTTP: who asks is whom their X-Forwarded-For names last, and has no"
+        " right without a token. Only what adds to that header itself may stand here.",
+        kind="network",
+    )
     connections: int = _f(1000, "Most connections of the line protocol at once.", low=1, high=65536)
     http_connections: int = _f(200, "Most connections over HTTP at once.", low=1, high=65536)
     idle_timeout_s: float = _f(300.0, "A client that says nothing for so long is closed.", low=1, high=86400)
@@ -290,7 +296,12 @@ class Policy:
 class Console:
     """The target's serial port for people and programs, while no job has it. Speed and parity are those of `application`."""
 
-    listen: str = _f("", "TCP port of the console, HOST:PORT; loopback only; empty: none.", kind="loopback")
+    listen: str = _f(
+        "",
+        "TCP port of the console: HOST:PORT, several by space; empty: none. On loopback plain text; elsewhere TLS, and who has"
+        " no client certificate with rights gets nothing (see [tls] client_ca). tls:HOST:PORT: TLS on loopback, too.",
+        kind="listen",
+    )
     socket: str = _f("", "Unix socket of the console; empty: none.", kind="socket")
     protocol: str = _f(
         "raw", "raw: bytes and nothing else; rfc2217: telnet with control of the port.", choices=("raw", "rfc2217")

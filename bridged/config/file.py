@@ -21,6 +21,7 @@ from bridged.config.places import BARE_KEY, KeyPath, places_of
 from bridged.config.sharing import things
 from bridged.config.values import (
     BY_HAND,
+    CERTIFICATES_ONLY,
     FLEET_NAME,
     INPUT_NAMES,
     LINE_NAMES,
@@ -274,14 +275,17 @@ class _Loader:
         if tls.client_required and not tls.client_ca:
             self.note(("tls", "client_required"), "needs tls.client_ca: whose certificates are asked for?")
         tables: list[tuple[KeyPath, Any]] = [(("api",), config.api)]
-        tables += [(("targets", name), target) for name, target in config.targets.items()]
+        tables += [(("targets", name, "console"), target.console) for name, target in config.targets.items()]
         for path, table in tables:
             for spec in dataclasses.fields(table):
                 here = (*path, spec.name)
-                if spec.metadata["kind"] != "listen" or here in self.wrong or tls.certificate:
+                if spec.metadata["kind"] != "listen" or here in self.wrong:
                     continue
                 for listen in listeners(getattr(table, spec.name)):
-                    if listen.scheme == "tls" or (not listen.scheme and not listen.loopback):
+                    if path[0] == "targets" and not listen.loopback:
+                        if listen.scheme == "plaintext" or not (tls.certificate and tls.client_ca):
+                            self.note(here, f"{listen}: {CERTIFICATES_ONLY}")
+                    elif not tls.certificate and (listen.scheme == "tls" or (not listen.scheme and not listen.loopback)):
                         self.note(
                             here,
                             f"{listen} needs TLS: set tls.certificate and tls.key, or say plaintext:{listen} where everybody on"
@@ -328,20 +332,27 @@ class _Loader:
     def _console(self, name: str, target: Target, config: Config) -> None:
         """No two listeners at one place; port 0 is another one each time."""
         path, console = ("targets", name, "console"), target.console
-        taken = {word: "api.listen" for word in config.api.listen.split()}
-        taken |= {config.api.metrics: "api.metrics", config.api.socket: "api.socket"}
+        taken = {config.api.socket: "api.socket"}
+        for key in ("listen", "http", "metrics"):
+            taken |= dict.fromkeys(self._bound(("api", key), getattr(config.api, key)), f"api.{key}")
         for other, found in config.targets.items():
             if other == name:
                 break
-            taken |= {found.console.listen: f"targets.{other}.console.listen"}
+            there = ("targets", other, "console")
+            taken |= dict.fromkeys(self._bound((*there, "listen"), found.console.listen), f"targets.{other}.console.listen")
             taken |= {found.console.socket: f"targets.{other}.console.socket"}
             taken |= {found.console.log: f"targets.{other}.console.log"}
         for key in ("listen", "socket", "log"):
             value = getattr(console, key)
-            if value and value in taken and not value.endswith(":0"):
-                self.note((*path, key), f"{value} is taken by {taken[value]} already")
+            for place in self._bound((*path, key), value) if key == "listen" else [value]:
+                if place and place in taken:
+                    self.note((*path, key), f"{place} is taken by {taken[place]} already")
         if console.replay_kib > console.history_kib and (*path, "replay_kib") not in self.wrong:
             self.note((*path, "replay_kib"), f"exceeds history_kib, which is {console.history_kib}")
+
+    def _bound(self, path: KeyPath, value: str) -> list[str]:
+        """The places of its listeners, those aside of which each is another one (port 0)."""
+        return [] if path in self.wrong else [str(listen) for listen in listeners(value) if listen.port]
 
     def _sharing(self, targets: Mapping[str, Target]) -> None:
         for name, target in targets.items():

@@ -33,6 +33,11 @@ _LOOPBACK_ONLY = (
     "only loopback can be bound (127.0.0.1, [::1], localhost): this page asks nobody for a token; for a remote client forward"
     " the port with ssh -L"
 )
+CERTIFICATES_ONLY = (
+    "a console knows who connects by a client certificate only, so beyond loopback it needs TLS and that: set tls.certificate,"
+    " tls.key and tls.client_ca, and give names rights (bridged token add NAME --certificate WHO --scope console). Or stay on"
+    " 127.0.0.1: CONSOLE of the line protocol takes a token, and ssh -L needs neither"
+)
 
 
 def wrong_value(kind: Any, meta: Mapping[str, Any], value: Any) -> str:
@@ -91,6 +96,8 @@ def wrong_item(item: Any, meta: Mapping[str, Any]) -> str:
         )
     if meta["kind"] == "label":
         return "" if LABEL.fullmatch(item) else f"{shown(item)} is not KEY=VALUE, as site=berlin (A-Z a-z 0-9 . _ - in both)"
+    if meta["kind"] == "network":
+        return _wrong_network(item)
     if meta["kind"] == "host":
         return (
             ""
@@ -229,6 +236,14 @@ def _loopback_host(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _wrong_network(value: str) -> str:
+    try:
+        everybody = not ipaddress.ip_network(value).prefixlen
+    except ValueError:
+        return f"{shown(value)} is neither an address nor a network, as 192.168.1.2 or 10.0.0.0/8"
+    return f"{shown(value)} are all addresses: then everybody says himself where he comes from" if everybody else ""
 
 
 def _wrong_bytes(value: str) -> str:

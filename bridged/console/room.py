@@ -13,6 +13,7 @@ Invariants:
   starts afterwards: a key that was meant for the old one must not stop a boot loader.
 - A writer that is faster than the UART is held, not dropped: its sink is not read until there is room.
 - What one client sets (speed, format) lasts until it leaves; then the configured settings are back.
+- ``record`` is told who comes, writes, takes over, is refused and goes; never what anybody or the target said.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ STALL_S = 60.0  # A client that fetches nothing for so long, with its buffer ful
 LOOK_S = 0.25  # How often modem lines, error counters and stalled clients are looked at while anybody is there.
 TELL_EVERY_S = 5.0  # Who writes without being allowed to is told so at most so often.
 
+RESERVED_SEATS = 4  # Beyond ``console.clients``, for principals who have none: whoever has all the others locks nobody out.
+
 READ_WRITE, READ_ONLY = "rw", "ro"
+
+Record = Callable[[str, str, str, str, str, str], None]
+"""For the audit log: principal, source, what, target, result, detail."""
 
 
 class Sink(Protocol):
@@ -99,9 +105,13 @@ NOTHING_COUNTED = Figures(0, 0, 0, 0, 0, _NO_ERRORS)
 class Seat:
     """One client at the console. Made by ``Console.sit``; ``leave`` when its wire is gone."""
 
-    def __init__(self, console: Console, sink: Sink, name: str, principal: str, mode: str, *, escape: bool) -> None:
+    def __init__(
+        self, console: Console, sink: Sink, name: str, principal: str, mode: str, *, source: str, escape: bool
+    ) -> None:
         self.console, self.sink, self.name, self.principal, self.mode = console, sink, name, principal, mode
-        self.escape = escape
+        self.source, self.escape = source, escape
+        self.since, self.said = console.monotonic(), 0
+        self._refused_by = ""
         self.muted = False  # RFC 2217: the client asked for a pause. Its wire keeps the bytes, within the same bound.
         self.lost = 0
         self._full_since = 0.0
@@ -136,10 +146,18 @@ class Seat:
 
     def claim(self, *, take: bool = False, right: bool = False) -> None:
         """Become the writer. Raises ``TargetBusy``."""
-        if self.mode == READ_ONLY:
-            raise TargetBusy(f"{self.name} came to read only", owner=self.name)
         before = self.console.target.leases.writer
-        self.console.target.leases.write(self.name, self.principal, take=take, right=right)
+        try:
+            if self.mode == READ_ONLY:
+                raise TargetBusy(f"{self.name} came to read only", owner=self.name)
+            self.console.target.leases.write(self.name, self.principal, take=take, right=right)
+        except TargetBusy as error:
+            owner = str(error.facts["owner"])
+            if owner != self._refused_by:  # Each key that is pressed comes here: the first for each owner is news.
+                self._refused_by = owner
+                self.note("console write", error.code, f"{owner} has it" if owner != self.name else "came to read only")
+            raise
+        self._refused_by = ""
         if before is None or before.holder != self.name:
             self.console.writer_changed(self, before.holder if before else "")
 
@@ -156,6 +174,7 @@ class Seat:
                 why = error.message
         if not why and console.target.write(data):
             console.bytes_out += len(data)
+            self.said += len(data)
             if console.target.congested:
                 console.hold(self)
             return True
@@ -202,6 +221,9 @@ class Seat:
     def leave(self) -> None:
         self.console.unsit(self)
 
+    def note(self, what: str, result: str = "ok", detail: str = "") -> None:
+        self.console.record(self.principal, self.source, what, self.console.name, result, detail)
+
 
 def shown(frame: Frame) -> str:
     flow = {"": "", "rts": " RTS/CTS", "xon": " XON/XOFF"}[frame.flow]
@@ -224,6 +246,8 @@ class Console:
         self._log: Log | None = None
         if settings.log:
             self._log = Log(Path(settings.log), settings.log_limit_mib << 20, settings.log_files, name=target.name)
+        self.record: Record = lambda *_: None
+        self._last_writer: Seat | None = None
         self._seats: list[Seat] = []
         self._held: list[Seat] = []
         self._numbers = itertools.count(1)
@@ -250,16 +274,23 @@ class Console:
     ) -> Seat:
         """A new client. It gets the end of the history first (``replay`` bytes, or as configured). Raises ``TooMany``.
 
-        ``who``: for people; ``principal``: whose rights. ``escape``: it takes its bytes in telnet's form, 0xFF doubled.
+        ``who``: where from, for people; ``principal``: whose rights. ``escape``: it takes its bytes in telnet's form, 0xFF
+        doubled.
         """
-        if len(self._seats) >= self.settings.clients:
-            raise TooMany(f"{len(self._seats)} clients are at the console of {self.name}, which is the limit")
-        seat = Seat(self, sink, f"{who}#{next(self._numbers)}", principal, mode, escape=escape)
+        name = f"{who}#{next(self._numbers)}"
+        seat = Seat(self, sink, name, principal, mode, source=who, escape=escape)
+        taken = len(self._seats)
+        reserved = 0 if any(other.principal == principal for other in self._seats) else RESERVED_SEATS
+        if taken >= self.settings.clients + reserved:
+            error = TooMany(f"{taken} clients are at the console of {self.name}, which is the limit")
+            seat.note("console", error.code)
+            raise error
         tail = self.history.tail(self.settings.replay_kib * 1024 if replay is None else replay)
         if tail:
             sink.write(telnet.escape(tail) if escape else tail)
         self._seats.append(seat)
         log.info("console of %s: %s came", self.name, seat.name)
+        seat.note("console", detail=f"{mode} as {seat.name}")
         if not self.target.talkable:
             sink.notice(self.why_silent())
             sink.suspend(True)
@@ -274,7 +305,10 @@ class Console:
         if seat in self._held:
             self._held.remove(seat)
         log.info("console of %s: %s left", self.name, seat.name)
+        seat.note("console end", detail=f"{seat.name} after {self.monotonic() - seat.since:.0f} s, {seat.said} bytes sent")
         self.give_up(seat)
+        if self._last_writer is seat:
+            self._last_writer = None
 
     def give_up(self, seat: Seat) -> None:
         """What it held is free, and what it had set is as it was."""
@@ -364,6 +398,9 @@ class Console:
 
     def writer_changed(self, writer: Seat, before: str) -> None:
         log.info("console of %s: %s writes", self.name, writer.name)
+        if self._last_writer is not writer or before:  # Who was silent for a while and goes on is no news.
+            self._last_writer = writer
+            writer.note("console write", detail=f"taken over from {before}" if before else f"as {writer.name}")
         for seat in self._seats:
             if seat.name == before:
                 seat.sink.notice(f"{writer.name} has taken over and writes now")

@@ -1,8 +1,8 @@
 """The console's own listeners: a TCP port and a Unix socket for each target, raw or telnet with RFC 2217.
 
-``Listeners`` opens them and makes a connection of each client; ``Raw`` and ``Telnet`` are the two wires (``room.Sink``). What a
-client may is asked of ``admit``, which the caller gives; who may write at a time is decided in ``room``. Where a listener may
-be bound is decided in ``config`` (P7), and asked again here.
+``Listeners`` opens them and makes a connection of each client; ``Raw`` and ``Telnet`` are the two wires (``room.Sink``), in
+plain text and in TLS alike. What a client may is asked of ``admit``, and where a listener may be bound and what it speaks there
+of ``Entrance`` (P7); the caller gives both. Who may write at a time is decided in ``room``.
 
 RFC 2217, as we keep it:
 
@@ -20,16 +20,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bridged import __version__, config
-from bridged.config.values import wrong_loopback
+from bridged.config.values import Listen
 from bridged.console.room import READ_ONLY, READ_WRITE, Console, Seat
-from bridged.errors import BridgedError, ConfigError, NotAllowed
+from bridged.errors import BridgedError, ForeignProtocol, NotAllowed
 from bridged.protocol import rfc2217, telnet
 from bridged.protocol.rfc2217 import Command, Control, LineState, Purge
 from bridged.target.uart import Counters
@@ -41,20 +42,40 @@ BACKLOG = 128  # A burst of reconnecting clients is taken within this; one conso
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
 SEND_BUFFER_BYTES = 128 * 1024  # Of the kernel, for one client; by itself it takes 4 MiB for one that does not read.
 REPLIES_BYTES = 64 * 1024  # Of telnet's answers that a client has not fetched, beside the bytes of the target.
+# The first line of a request, and the beginning of one that is longer than what was read: a page chooses method and path.
+HTTP_LINE = re.compile(rb"\S+ \S+ HTTP/\d")
+HTTP_PART = re.compile(rb"[\w!#$%&'*+.^`|~-]+(?: \S*(?: H?T?T?P?/?[\d.]*\r?)?)?")
+HTTP_PART_BYTES = 512  # Shorter ones come whole: a browser sends its header at once.
 EOF_LINGER_S = 2.0  # After a client closed its sending side (nc -N): time for the target's answer.
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What a new client may: ``principal`` is what locks and writers go by."""
+    """What a new client may: ``principal`` is what locks and writers go by, ``source`` where it comes from, for people.
+
+    ``valid``: whether what it showed still counts. ``known``: it is somebody, if one without a right to this console.
+    """
 
     principal: str
+    source: str
     read: bool = True
     write: bool = True
+    known: bool = True
+    valid: Callable[[], bool] = lambda: True
 
 
 Admit = Callable[[Callable[[str], Any], str], Admission]
 """Given ``get_extra_info`` of the connection and the name of the target."""
+
+Serve = Callable[..., Awaitable[asyncio.Server]]
+
+
+class Entrance(Protocol):
+    """What is needed of ``api.entrance.Entrance``."""
+
+    async def open(self, listen: Listen, serve: Serve) -> list[asyncio.Server]: ...
+    async def take(self, sock: socket.socket, scheme: str, serve: Serve) -> asyncio.Server: ...
+    def taken(self, info: Callable[[str], Any]) -> None: ...
 
 
 def keep_alive(sock: socket.socket) -> None:
@@ -73,12 +94,15 @@ class Raw(asyncio.Protocol):
 
     escape = False
 
-    def __init__(self, console: Console, admit: Admit) -> None:
+    def __init__(self, console: Console, admit: Admit, taken: Callable[[Callable[[str], Any]], None]) -> None:
+        """``taken``: told of who has a seat. Whom nobody gave one is counted among the handshakes until it is gone."""
         self.console = console
-        self._admit = admit
+        self._admit, self._taken = admit, taken
         self._transport: asyncio.Transport
+        self._valid: Callable[[], bool]
         self._seat: Seat | None = None
         self._linger: asyncio.TimerHandle | None = None
+        self._heard = False
 
     # --- asyncio ----------------------------------------------------------------------------------------------------
 
@@ -90,31 +114,58 @@ class Raw(asyncio.Protocol):
             keep_alive(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        peer = transport.get_extra_info("peername")
-        who = f"{peer[0]}:{peer[1]}" if sock.family != socket.AF_UNIX else "unix"
-        rights = self._admit(transport.get_extra_info, self.console.name)
+        who = self._admit(transport.get_extra_info, self.console.name)
+        self._valid = who.valid
         try:
-            if not rights.read:
-                raise NotAllowed(f"{who} may not read the console of {self.console.name}")
+            if not who.read:
+                raise NotAllowed(self._refusal(who))
             self._begin()
-            mode = READ_WRITE if rights.write else READ_ONLY
-            self._seat = self.console.sit(self, who, rights.principal, mode, escape=self.escape)
+            mode = READ_WRITE if who.write else READ_ONLY
+            self._seat = self.console.sit(self, who.source, who.principal, mode, escape=self.escape)
+            self._taken(transport.get_extra_info)
         except BridgedError as error:
-            log.info("console of %s: %s was turned away: %s", self.console.name, who, error.message)
+            # Whoever only knocks must not be able to fill the log.
+            level = logging.INFO if who.known else logging.DEBUG
+            log.log(level, "console of %s: %s was turned away: %s", self.console.name, who.source, error.message)
             self._inline(error.message)
             transport.close()
+
+    def _refusal(self, who: Admission) -> str:
+        text = f"{who.source} may not read the console of {self.console.name}"
+        if who.known:
+            return f"{text}: {who.principal} has no right to this target"
+        if self._transport.get_extra_info("sslcontext") is None:
+            return f"{text}: nothing is allowed without a login here; use CONSOLE of the line protocol"
+        shown = "was not given any rights" if self._transport.get_extra_info("peercert") else "is missing"
+        return f"{text}: a client certificate {shown} (bridged token add NAME --certificate WHO --scope console)"
 
     def _begin(self) -> None:
         """Before the history is sent."""
 
     def data_received(self, data: bytes) -> None:
-        if self._seat is not None:
+        if self._hears(data) and self._seat is not None:
             self._seat.say(data)
+
+    def _hears(self, data: bytes) -> bool:
+        """Whether it is for us. A web page that makes a browser ask this port must not type at the target: a browser begins
+        with the line of a request, and what follows it is as the page likes."""
+        if self._seat is None or self._transport.is_closing():
+            return False
+        if not self._heard and _is_http(data):
+            error = ForeignProtocol("this is a serial port and no web server; nothing was sent to it")
+            log.warning("console of %s: %s speaks HTTP and was closed", self.console.name, self._seat.name)
+            self._seat.note("console write", error.code, "HTTP")
+            self.drop(error.message)
+            return False
+        self._heard = True
+        return True
 
     def eof_received(self) -> bool:
         """The client will say nothing more, and may listen still; who comes next may write at once."""
         if self._seat is not None:
             self._seat.done_writing()
+        if self._transport.get_extra_info("sslcontext") is not None:
+            return False  # asyncio knows no TLS that is closed in one direction only.
         self._linger = asyncio.get_running_loop().call_later(EOF_LINGER_S, self._transport.close)
         return True
 
@@ -151,8 +202,10 @@ class Raw(asyncio.Protocol):
     def suspend(self, suspended: bool) -> None:
         """A raw client has no way to be told."""
 
-    def look(self, modem: frozenset[str], errors: Counters | None) -> None:
-        """Nor to hear of lines."""
+    def look(self, modem: frozenset[str], errors: Counters | None) -> None:  # noqa: ARG002
+        """Nor to hear of lines. Called several times a second: rights are looked at."""
+        if not self._valid() and not self._transport.is_closing():
+            self.drop("the credential of this connection does not count any more")
 
     def drop(self, reason: str) -> None:
         self.notice(reason)
@@ -160,6 +213,13 @@ class Raw(asyncio.Protocol):
             self._transport.abort()  # It does not read: an orderly close would wait for that.
         else:
             self._transport.close()
+
+
+def _is_http(first: bytes) -> bool:
+    line, end, _ = first.partition(b"\n")
+    if end:
+        return HTTP_LINE.match(line) is not None
+    return len(line) >= HTTP_PART_BYTES and HTTP_PART.fullmatch(line) is not None
 
 
 _FLOW_OF = {Control.FLOW_NONE: "", Control.FLOW_XON: "xon", Control.FLOW_RTS: "rts"}
@@ -172,8 +232,8 @@ class Telnet(Raw):
 
     escape = True
 
-    def __init__(self, console: Console, admit: Admit) -> None:
-        super().__init__(console, admit)
+    def __init__(self, console: Console, admit: Admit, taken: Callable[[Callable[[str], Any]], None]) -> None:
+        super().__init__(console, admit, taken)
         self._parser = telnet.Parser()
         both = (telnet.BINARY, telnet.SUPPRESS_GO_AHEAD, telnet.COM_PORT)
         self._options = telnet.Options(ours=(*both, telnet.ECHO), theirs=both)
@@ -194,8 +254,10 @@ class Telnet(Raw):
         self._transport.write(self._options.ask(ours=ours, theirs=(telnet.BINARY, telnet.COM_PORT)))
 
     def data_received(self, data: bytes) -> None:
+        if not self._hears(data):
+            return
         for item in self._parser.feed(data):
-            if self._seat is None:
+            if self._seat is None or self._transport.is_closing():
                 return
             if self.unread() > self.console.buffer_bytes + REPLIES_BYTES:
                 # It asks and asks, and fetches no answer: each is a few times as long as its question.
@@ -265,7 +327,8 @@ class Telnet(Raw):
             self._transport.write(rfc2217.answer(Command.FLOWCONTROL_SUSPEND if suspended else Command.FLOWCONTROL_RESUME))
 
     def look(self, modem: frozenset[str], errors: Counters | None) -> None:
-        if not self._com_port:
+        super().look(modem, errors)
+        if not self._com_port or self._transport.is_closing():
             return
         if modem != self._modem:
             self._tell_modem(modem)
@@ -407,40 +470,32 @@ class Telnet(Raw):
 class Listeners:
     """The listeners of one console."""
 
-    def __init__(self, console: Console, admit: Admit) -> None:
+    def __init__(self, console: Console, admit: Admit, entrance: Entrance) -> None:
         self.console = console
         self._factory = Telnet if console.settings.protocol == "rfc2217" else Raw
-        self._admit = admit
+        self._admit, self._entrance = admit, entrance
         self._servers: list[asyncio.Server] = []
         self._path: Path | None = None
 
     def _accept(self) -> Raw:
-        return self._factory(self.console, self._admit)
+        return self._factory(self.console, self._admit, self._entrance.taken)
 
-    async def listen_tcp(self, listen: str) -> int:
+    async def _serve(self, **where: Any) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(self._accept, backlog=BACKLOG, **where)
+
+    async def listen_tcp(self, listen: Listen) -> int:
         """Returns the port. Raises ``NotAllowed`` (P7) or ``ConfigError``."""
-        if why := wrong_loopback(listen):
-            raise NotAllowed(f"The console of {self.console.name} on {listen}: {why}", listen=listen)
-        host, _, port = listen.rpartition(":")
-        try:
-            server = await asyncio.get_running_loop().create_server(self._accept, host.strip("[]"), int(port), backlog=BACKLOG)
-        except OSError as error:
-            raise ConfigError(f"listening on {listen} failed: {error.strerror or error}", listen=listen) from error
-        self._servers.append(server)
-        bound: int = server.sockets[0].getsockname()[1]
+        found = await self._entrance.open(listen, self._serve)
+        self._servers += found
+        bound: int = found[0].sockets[0].getsockname()[1]
         return bound
 
-    async def listen_socket(self, sock: socket.socket) -> None:
+    async def listen_socket(self, sock: socket.socket, scheme: str = "") -> None:
         """A listening socket that was passed in (socket activation); the same rule holds for it."""
-        loop = asyncio.get_running_loop()
         if sock.family == socket.AF_UNIX:
-            self._servers.append(await loop.create_unix_server(self._accept, sock=sock))
-            return
-        host, port = sock.getsockname()[:2]
-        listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if why := wrong_loopback(listen):
-            raise NotAllowed(f"The console of {self.console.name} on {listen}, which was passed in: {why}", listen=listen)
-        self._servers.append(await loop.create_server(self._accept, sock=sock, backlog=BACKLOG))
+            self._servers.append(await asyncio.get_running_loop().create_unix_server(self._accept, sock=sock))
+        else:
+            self._servers.append(await self._entrance.take(sock, scheme, self._serve))
 
     async def listen_unix(self, path: Path, bind: Callable[[Path, int], socket.socket]) -> None:
         """``bind``: makes a listening socket that never answers to the wrong people. Raises ``ConfigError``."""

@@ -40,7 +40,7 @@ FILE_NAME = "state.db"  # In the state directory.
 LIMIT_BYTES = 256 << 20  # 1000 jobs take some 4 MiB; the limit keeps a defect from filling the card.
 GROUP_LIMIT = 64  # Most changes of one commit, so that the first of them does not wait for ever.
 
-AUDIT_LIMIT = 10_000  # Entries of the audit log, and as many of failed logins beside it; some 150 bytes each.
+AUDIT_LIMIT = 10_000  # Entries of the audit log, and as many of failed logins, and of who comes and goes; 150 bytes each.
 
 
 _CREDENTIAL_FIELDS = tuple(Credential.__dataclass_fields__)
@@ -166,12 +166,14 @@ class Journal:
         return self._enqueue(lambda connection: _done(connection.execute("DELETE FROM credentials WHERE name = ?", (name,))))
 
     def note_audit(self, entry: AuditEntry) -> Future[None]:
-        """Failed logins have a room of their own: whoever causes many of them cannot push out what others did."""
+        """Failed logins have a room of their own, and so have those who come and go (logins, consoles): whoever causes many of
+        them cannot push out what others did."""
 
         def operation(connection: sqlite3.Connection) -> None:
             added = connection.execute(_INSERT_AUDIT, {f: getattr(entry, f) for f in _AUDIT_FIELDS})
             if (added.lastrowid or 0) % 100 == 0:
-                for kind in ("who = ''", "who <> ''"):
+                passing = "(what = 'login' OR what GLOB 'console*')"
+                for kind in ("who = ''", f"who <> '' AND {passing}", f"who <> '' AND NOT {passing}"):
                     older = f"SELECT n FROM audit WHERE {kind} ORDER BY n DESC LIMIT -1 OFFSET {AUDIT_LIMIT}"
                     connection.execute(f"DELETE FROM audit WHERE n IN ({older})")
 

@@ -22,6 +22,7 @@ from bridged.api.auth import (
     Clock,
     Peer,
     Principal,
+    Proxies,
     identities,
     is_loopback,
 )
@@ -330,6 +331,55 @@ def test_the_audit_log_says_who_from_where_what_and_result(tmp_path: Path, caplo
     assert b"bridged_" not in on_disk
 
 
+def test_who_logs_in_each_second_is_noted_now_and_then(tmp_path: Path) -> None:
+    async def body(authority: Authority, time: Time) -> None:
+        tokens = [(await authority.grant(name, [Scope.READ]))[1] for name in ("one", "two")]
+        for _ in range(2000):
+            time.now += 1.0
+            for token in tokens:
+                await authority.login(REMOTE, token)
+        assert len(await authority.audit(100)) == 2 * 4
+        await authority.login(OTHER, tokens[0])
+        assert (await authority.audit(1))[0].source == OTHER.source, "from elsewhere it is news"
+
+    check(tmp_path, body)
+
+
+TRUSTED = ("127.0.0.1", "10.1.0.0/16", "fd00::/64")
+
+
+@pytest.mark.parametrize(
+    ("address", "said", "asks"),
+    [
+        ("127.0.0.1", [], "127.0.0.1"),  # Somebody at the gateway itself.
+        ("192.0.2.7", ["198.51.100.1"], "192.0.2.7"),  # No proxy of ours: what it says is nothing.
+        ("127.0.0.1", ["198.51.100.1"], "198.51.100.1"),
+        ("127.0.0.1", ["127.0.0.1, 203.0.113.9, 198.51.100.1"], "198.51.100.1"),  # What stands before may be invented.
+        ("127.0.0.1", ["203.0.113.9", "198.51.100.1"], "198.51.100.1"),
+        ("10.1.2.3", ["203.0.113.9,198.51.100.1,10.1.9.9"], "198.51.100.1"),
+        ("::ffff:10.1.2.3", ["198.51.100.1"], "198.51.100.1"),
+        ("fd00::5", ["2001:db8::1"], "2001:db8::1"),
+        ("127.0.0.1", ["127.0.0.1"], "127.0.0.1"),
+    ],
+)
+def test_who_asks_by_a_proxy_is_whom_it_has_added(address: str, said: list[str], asks: str) -> None:
+    proxied = Peer(address, 5, identities=("proxy.example",))
+    found = Proxies(TRUSTED).asking(proxied, said)
+    assert found.address == asks
+    if found is not proxied:
+        assert found.forwarded
+        who = Authority(Auth(loopback=["admin"])).known(found)
+        assert not who.known, "not even where it says that it is this machine"
+        assert found.identities == ()
+    assert Proxies().asking(proxied, said) is proxied, "nobody is trusted unless configured"
+
+
+def test_a_trusted_proxy_that_says_nonsense_gets_nobody_in() -> None:
+    for said in ("unknown", "", "198.51.100.1, ", "_hidden", "198.51.100.1:80"):
+        with pytest.raises(BadRequest, match="X-Forwarded-For of a trusted proxy"):
+            Proxies(TRUSTED).asking(Peer("127.0.0.1", 5), [said])
+
+
 def test_a_flood_of_wrong_tokens_fills_no_log(tmp_path: Path) -> None:
     async def body(authority: Authority, _time: Time) -> None:
         for _ in range(40):
@@ -340,14 +390,18 @@ def test_a_flood_of_wrong_tokens_fills_no_log(tmp_path: Path) -> None:
     check(tmp_path, body)
 
 
-def test_failed_logins_cannot_push_out_what_others_did(tmp_path: Path) -> None:
+def test_failed_logins_and_those_who_come_and_go_cannot_push_out_what_others_did(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "state.db")
     try:
         journal.note_audit(AuditEntry(1.0, "token-ci", "x", "flash"))
-        written: list[Future[None]] = [journal.note_audit(AuditEntry(2.0, "", "y", "login")) for _ in range(AUDIT_LIMIT + 199)]
+        crowds = [("", "login"), ("token-b", "login"), ("local", "console end")]
+        written: list[Future[None]] = [
+            journal.note_audit(AuditEntry(2.0, who, "y", what)) for n in range(AUDIT_LIMIT + 199) for who, what in crowds
+        ]
         written[-1].result(60)
         found = journal.audit(10 * AUDIT_LIMIT)
-        assert [entry.who for entry in found if entry.who] == ["token-ci"]
-        assert len(found) <= AUDIT_LIMIT + 100
+        assert [entry.who for entry in found if entry.what == "flash"] == ["token-ci"]
+        assert sum(not entry.who for entry in found) <= AUDIT_LIMIT + 100
+        assert sum(bool(entry.who) for entry in found) <= AUDIT_LIMIT + 101, "those who come and go have one room"
     finally:
         journal.close()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bridged.api.auth import Authority, Clock
+from bridged.api.auth import Authority, Clock, Proxies
 from bridged.api.http import HEAD_BYTES, RESERVED_CONNECTIONS, HttpServer
 from bridged.api.http_call import JSON_BYTES, JSON_DEPTH, Limits
 from bridged.config import Auth
@@ -199,6 +199,35 @@ def test_one_connection_logs_in_once(tmp_path: Path, journal: Journal) -> None:
         assert len(logins) == 1
 
     run(tmp_path, body, authority=authority)
+
+
+def test_behind_a_trusted_proxy_wrong_tokens_delay_whoever_sent_them(tmp_path: Path, journal: Journal) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    authority = Authority(Auth(loopback=["admin"]), journal, Clock(monotonic=lambda: sum(slept), sleep=sleep))
+
+    async def body(bench: Bench) -> None:
+        _, token = await authority.grant("one", [Scope.READ])
+
+        async def ask(who: str, shown: str = "") -> int:
+            headers = {"X-Forwarded-For": f"127.0.0.1, {who}"} | ({"Authorization": f"Bearer {shown}"} if shown else {})
+            return (await bench.ask("GET", "/v1/targets", headers=headers))[0]
+
+        assert await ask("198.51.100.1") == 401, "this machine's rights are not lent"
+        for _ in range(3):
+            assert await ask("198.51.100.1", "bridged_" + "A" * 43) == 401
+        assert slept == [0.25, 0.5, 1.0]
+        assert await ask("198.51.100.2", token) == 200
+        assert len(slept) == 3, "somebody else by the same proxy waits for nobody"
+        entry = next(entry for entry in await authority.audit(10) if entry.who)
+        assert (entry.who, entry.source) == ("token-one", "198.51.100.2 by a proxy")
+        assert (await bench.ask("GET", "/v1/targets"))[0] == 200, "at the gateway itself nothing has changed"
+        assert await ask("nonsense") == 400
+
+    run(tmp_path, body, authority=authority, proxies=Proxies(["127.0.0.1"]))
 
 
 def test_no_token_is_ever_told_again(tmp_path: Path, journal: Journal, caplog: pytest.LogCaptureFixture) -> None:

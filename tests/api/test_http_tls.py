@@ -55,7 +55,7 @@ def test_a_client_certificate_is_a_principal_over_http_too(tmp_path: Path) -> No
         assert (await ask("/v1/targets", robot))[0] == 401
         with pytest.raises(aiohttp.ClientError):
             await bench.client.get(f"http://127.0.0.1:{port}/livez")
-        assert len(bench.server.handshakes) == 0
+        assert len(bench.server.entrance.handshakes) == 0
 
     try:
         run(tmp_path, body, authority=authority, tls=tls)

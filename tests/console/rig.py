@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from bridged import config
+from bridged.api.entrance import Entrance
+from bridged.api.tls import Tls, by_certificate
+from bridged.config import values
 from bridged.console import server
 from bridged.console.room import Console
 from bridged.console.server import Admission, Listeners
@@ -95,7 +98,7 @@ class Client:
 
 
 def admit_everybody(_info: object, _target: str) -> Admission:
-    return Admission("local")
+    return Admission("local", "here")
 
 
 @contextlib.asynccontextmanager
@@ -106,6 +109,8 @@ async def bench(
     lines: config.Lines | None = None,
     admit: Callable[..., Admission] = admit_everybody,
     present: bool = True,
+    tls: Tls | None = None,
+    listen: str = "127.0.0.1:0",
     **console: Any,
 ) -> AsyncIterator[Bench]:
     master, slave = os.openpty()
@@ -124,12 +129,12 @@ async def bench(
     room = Console(target, settings.console)
     lingering, server.EOF_LINGER_S = server.EOF_LINGER_S, EOF_LINGER_S
     target.listener = room
-    listeners = Listeners(room, admit)
+    listeners = Listeners(room, admit, Entrance("A console", tls, by_certificate))
     await target.open()
     try:
         if present:
             assert await target.wait_idle_hardware(5), target.reason
-        port = await listeners.listen_tcp("127.0.0.1:0")
+        port = await listeners.listen_tcp(values.listeners(listen)[0])
         yield Bench(target, room, listeners, port, master, link)
     finally:
         await listeners.close()

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from bridged import chips, config
+from bridged.api.entrance import Entrance
+from bridged.config.values import Listen
 from bridged.console.room import Console
 from bridged.console.server import Listeners, Telnet
 from bridged.protocol.telnet import ECHO
@@ -141,10 +143,10 @@ def test_stm32flash_flashes_through_the_console(tmp_path: Path, chip: str) -> No
         target = Target("bench", settings)
         room = Console(target, settings.console)
         target.listener = room
-        listeners = Listeners(room, admit_everybody)
+        listeners = Listeners(room, admit_everybody, Entrance("A console"))
         await target.open()
         assert await target.wait_idle_hardware(5), target.reason
-        port = await listeners.listen_tcp("127.0.0.1:0")
+        port = await listeners.listen_tcp(Listen("127.0.0.1", 0))
         link = tmp_path / "pty"
         socat = subprocess.Popen(["socat", f"pty,link={link},raw,echo=0", f"tcp:127.0.0.1:{port}"])
         try:

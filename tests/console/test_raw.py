@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import tty
@@ -14,6 +15,7 @@ import pytest
 
 from bridged import errors
 from bridged.config.file import InvalidConfig, load
+from bridged.config.values import listeners
 from bridged.console import room, server
 from bridged.console.server import Admission
 from tests.console.rig import Bench, bench
@@ -55,8 +57,7 @@ def test_many_read_one_writes_and_the_other_is_told(tmp_path: Path) -> None:
         assert await b.hear(5) == b"first"
         two.say(b"second")
         said = await two.expect(b"]\r\n")
-        assert b"not sent: Writing: 127.0.0.1:" in said
-        assert b"writes on its console" in said
+        assert b"not sent: Writing: here#1 writes on its console" in said
         assert b.heard_now() == b""
         assert b.console.figures().dropped_bytes == 6
         await b.say(b"both hear this")
@@ -207,13 +208,47 @@ def test_what_is_said_after_the_clients_end_of_input_still_arrives(tmp_path: Pat
     play(tmp_path, act)
 
 
-def test_rights_and_limits_of_clients(tmp_path: Path) -> None:
-    rights = [Admission("reader", write=False), Admission("nobody", read=False), Admission("writer"), Admission("one-too-many")]
+@pytest.mark.parametrize("protocol", ["raw", "rfc2217"])
+def test_a_web_page_types_nothing(tmp_path: Path, protocol: str) -> None:
+    """A browser lets any page ask any port of its machine, to which ``ssh -L`` may lead, and the body is as the page likes."""
 
     async def act(b: Bench) -> None:
-        reader, nobody, writer, late = [await b.connect() for _ in range(4)]
-        assert b"may not read the console" in await nobody.ended()
+        noted: list[tuple[str, ...]] = []
+        b.console.record = lambda *words: noted.append(words)
+        rest = b"\r\nHost: localhost\r\n\r\nreboot\r\n"
+        long = b"x" * 300_000  # More than is read at once.
+        lines = (b"GET / HTTP/1.1", b"OPTIONS * HTTP/2.0", b"POST /" + long + b" HTTP/1.1", b"RE-BOOT" + long + b" / HTTP/1.1")
+        for line in lines:
+            page = await b.connect()
+            page.say(line + rest)
+            with contextlib.suppress(ConnectionError):
+                await page.ended()
+            await page.close()
+        await b.until(lambda: not b.console.seats)
+        refused = ("console write", "bench", "FOREIGN_PROTOCOL")
+        assert [(words[2], words[3], words[4]) for words in noted if "HTTP" in words] == [refused] * len(lines)
+        assert b.heard_now() == b""
+        person = await b.connect()
+        person.say(b"GET / please\n")
+        assert await b.hear(13) == b"GET / please\n"
+        person.say(b"GET / HTTP/1.1\n")
+        assert await b.hear(15) == b"GET / HTTP/1.1\n", "only the first words are looked at"
+
+    play(tmp_path, act, protocol=protocol, replay_kib=0)
+
+
+def test_rights_and_limits_of_clients(tmp_path: Path) -> None:
+    others = [Admission(f"other-{n}", "x") for n in range(room.RESERVED_SEATS + 1)]
+    writer = Admission("writer", "x")
+    rights = [Admission("reader", "x", write=False), Admission("nobody", "x", read=False), writer, writer, *others]
+
+    async def act(b: Bench) -> None:
+        reader, nobody, writer, again, *others, late = [await b.connect() for _ in range(len(rights))]
+        assert b"nobody has no right to this target" in await nobody.ended()
+        assert b"2 clients are at the console of bench, which is the limit" in await again.ended()
+        # Whoever has all the seats keeps nobody else out, and a crowd of others is bounded, too.
         assert b"which is the limit" in await late.ended()
+        await b.until(lambda: len(b.console.seats) == 2 + len(others))
         reader.say(b"no")
         assert b"came to read only" in await reader.expect(b"]\r\n")
         writer.say(b"yes")
@@ -249,7 +284,7 @@ def test_a_lock_keeps_others_from_writing_and_runs_out(tmp_path: Path) -> None:
         assert await b.hear(1) == b"a"
         assert not await b.console.unlock("ann", right=False)
 
-    play(tmp_path, act, admit=lambda _info, _target: Admission(names.pop(0)))
+    play(tmp_path, act, admit=lambda _info, _target: Admission(names.pop(0), "x"))
 
 
 def test_half_open_clients_are_found_by_the_kernel(tmp_path: Path) -> None:
@@ -267,13 +302,25 @@ def test_half_open_clients_are_found_by_the_kernel(tmp_path: Path) -> None:
     play(tmp_path, act)
 
 
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:7200", "example.org:7200"])
-def test_nothing_beyond_loopback_can_be_bound(tmp_path: Path, listen: str) -> None:
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:7200", "plaintext:192.0.2.1:7200", "tls:192.0.2.1:7200"])
+def test_nothing_beyond_loopback_can_be_bound_where_nobody_can_show_a_certificate(tmp_path: Path, listen: str) -> None:
     async def act(b: Bench) -> None:
-        with pytest.raises(errors.NotAllowed, match=r"only loopback|is not an address"):
-            await b.listeners.listen_tcp(listen)
+        with pytest.raises(errors.NotAllowed, match=r"needs TLS and that: set tls\.certificate, tls\.key and tls\.client_ca"):
+            await b.listeners.listen_tcp(listeners(listen)[0])
+        with socket.socket() as everywhere:
+            everywhere.bind(("0.0.0.0", 0))
+            with pytest.raises(errors.NotAllowed, match="needs TLS and that"):
+                await b.listeners.listen_socket(everywhere, "plaintext")
 
     play(tmp_path, act)
-    text = f'[targets.a]\nport = "/dev/x"\n[targets.a.console]\nlisten = "{listen}"\n'
-    with pytest.raises(InvalidConfig, match=r"only loopback|is not an address"):
-        load(text)
+    text = f'[targets.a]\nport = "/dev/x"\n[targets.a.console]\nlisten = "127.0.0.1:7201 {listen}"\n'
+    for tls in ("", '[tls]\ncertificate = "/c"\nkey = "/k"\n'):
+        with pytest.raises(InvalidConfig, match=r"needs TLS and that: .*client_ca.*CONSOLE of the line protocol") as found:
+            load(tls + text)
+        assert [(m.key, m.line) for m in found.value.errors] == [("targets.a.console.listen", (tls + text).count("\n"))]
+    allowed = f'[tls]\ncertificate = "/c"\nkey = "/k"\nclient_ca = "/a"\n{text}'
+    if "plaintext" in listen:
+        with pytest.raises(InvalidConfig, match="client certificate only"):
+            load(allowed)
+    else:
+        load(allowed)

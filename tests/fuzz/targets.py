@@ -696,6 +696,9 @@ class _Wire(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return 0
 
+    def is_closing(self) -> bool:
+        return False
+
     def close(self) -> None: ...
     def abort(self) -> None: ...
     def pause_reading(self) -> None: ...
@@ -755,7 +758,7 @@ def fuzz_telnet(data: bytes) -> None:
         port, wire = _Port(), _Wire()
         room = Console(port, config.Console(protocol="rfc2217", notices="off"), monotonic=lambda: 0.0)
         room._looking = True  # type: ignore[assignment]  # It would look around each quarter of a second.
-        client = _TelnetHere(room, lambda _info, _target: Admission("fuzz"))
+        client = _TelnetHere(room, lambda _info, _target: Admission("fuzz", "fuzz"), lambda _info: None)
         try:
             client.connection_made(wire)
             room.heard(b"\r\xff said before")

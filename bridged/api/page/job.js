@@ -98,7 +98,7 @@ export function jobView(id, may, signal) {
       const text = h("pre", { id: "trace", tabindex: "0", "aria-label": "Decoded recording", hidden: true });
       const open = h("button", { type: "button", id: "show-trace", onclick: async () => {
         open.disabled = true;
-        try { text.textContent = await ask("GET", `/v1/jobs/${id}/trace?decoded=1`); text.hidden = false; text.focus(); } catch (error) { text.after(problemBox(error)); }
+        try { text.textContent = await ask("GET", `/v1/jobs/${id}/trace?decoded=1`); text.hidden = false; text.scrollTop = text.scrollHeight; text.focus(); } catch (error) { text.after(problemBox(error)); }
       } }, "Show the recording of the dialogue");
       parts.push(h("div", { class: "row" }, open), text);
     }

@@ -1,0 +1,70 @@
+"""Where a server may listen and what it speaks there: one way for the line protocol, HTTP and the consoles.
+
+An ``Entrance`` opens the listeners of one server, or takes those that were passed in (socket activation), by the rule that it
+is given (``tls.transport`` or ``tls.by_certificate``: P7). Where that says TLS, handshakes are bounded (``handshakes``), and
+the server calls ``taken`` for each connection that it has counted itself. It knows no protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from bridged.api.handshakes import Handshakes
+from bridged.api.tls import HANDSHAKE_S, Tls, transport
+from bridged.config.values import Listen
+from bridged.errors import ConfigError
+
+SHUTDOWN_S = 1.0  # For the other side's farewell in TLS; asyncio alone waits 30 s for who does not say one.
+
+Serve = Callable[..., Awaitable[asyncio.Server]]
+"""Makes a server, as ``loop.create_server`` does: of ``host`` and ``port``, or of ``sock``, and with what TLS needs."""
+
+Rule = Callable[[Listen, Tls | None, str], ssl.SSLContext | None]
+
+
+class Entrance:
+    """``what``: whose, for messages."""
+
+    def __init__(self, what: str, tls: Tls | None = None, rule: Rule = transport) -> None:
+        self.handshakes = Handshakes()
+        self._what, self._tls, self._rule = what, tls, rule
+
+    def secure(self, listen: Listen) -> bool:
+        """Whether TLS is spoken there. Raises ``NotAllowed`` (P7)."""
+        return self._rule(listen, self._tls, self._what) is not None
+
+    def _wanted(self, listen: Listen) -> dict[str, Any]:
+        context = self._rule(listen, self._tls, self._what)
+        if context is None:
+            return {}
+        return {"ssl": context, "ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": SHUTDOWN_S}
+
+    async def open(self, listen: Listen, serve: Serve) -> list[asyncio.Server]:
+        """At least one, each listening. Raises ``NotAllowed`` (P7) or ``ConfigError``."""
+        secure = self._wanted(listen)
+        try:
+            if not secure:
+                return [await serve(host=listen.host, port=listen.port)]
+            return [await serve(sock=sock, **secure) for sock in self.handshakes.listen(listen.host, listen.port)]
+        except OSError as error:
+            text = f"listening on {listen} failed: {error.strerror or error}"
+            raise ConfigError(text, host=listen.host, port=listen.port) from error
+
+    async def take(self, sock: socket.socket, scheme: str, serve: Serve) -> asyncio.Server:
+        """A TCP socket that was passed in; the same rule holds for it. ``scheme``: as in ``Listen``."""
+        secure = self._wanted(Listen(str(sock.getsockname()[0]), int(sock.getsockname()[1]), scheme))
+        return await serve(sock=self.handshakes.over(sock) if secure else sock, **secure)
+
+    def taken(self, info: Callable[[str], Any]) -> None:
+        """``info``: ``get_extra_info`` of a connection that its server bounds from here on."""
+        self.handshakes.taken(info("socket").fileno())
+
+
+def port_of(servers: list[asyncio.Server]) -> int:
+    """The port that was bound, where any that is free was asked for."""
+    port: int = servers[0].sockets[0].getsockname()[1]
+    return port
