@@ -101,7 +101,7 @@ soak: $(DEV_STAMP) ## what takes hours: make soak SOAK_MINUTES=480
 	BRIDGED_FAULTS=10000 $(BIN)/python -m pytest -q tests/target/test_faults.py
 	BRIDGED_SOAK=1 SOAK_MINUTES=$$(( $(SOAK_MINUTES) / 4 )) $(BIN)/python -m pytest --timeout 0 tests/console/test_throughput.py
 	BRIDGED_CUTS=$(CUTS) BRIDGED_CUTS_SEED=$$(date +%s) BRIDGED_IDLE_S=$(IDLE_S) $(MAKE) vm-test ARGS='--timeout 0'
-	BRIDGED_SOAK=1 $(BIN)/python -m pytest --timeout 900 tests/e2e/test_fleet.py tests/fleet/test_cluster.py
+	BRIDGED_SOAK=1 $(BIN)/python -m pytest --timeout 900 tests/e2e/test_fleet.py
 	test -x .cache/goosebit/bin/python || $(PYTHON) -m venv .cache/goosebit
 	.cache/goosebit/bin/python -m pip install -qq --disable-pip-version-check goosebit==0.2.12
 	BRIDGED_GOOSEBIT=.cache/goosebit/bin/python $(BIN)/python -m pytest tests/fleet/test_ddi.py

@@ -219,7 +219,8 @@ class Daemon:
         self.store = await asyncio.to_thread(_open_store, self.where.state, settings.store)
         self.targets |= {name: self._target(name, target) for name, target in settings.targets.items()}
         self.consoles |= {name: self._console(target) for name, target in self.targets.items()}
-        self.metrics = Metrics(self.targets)
+        connectors = [name for name, said in (("nats", settings.fleet.servers), ("hawkbit", settings.hawkbit.url)) if said]
+        self.metrics = Metrics(self.targets, connectors=connectors)
         self.metrics.reloaded(True, time.time())
         self.jobs = Jobs(settings, self.journal, self.store, self.targets)
         self.jobs.on_update.append(self._tell_job)
@@ -518,11 +519,14 @@ class Daemon:
         self.metrics.refresh(self.jobs.targets())
         for name, console in self.consoles.items():
             self.metrics.refresh_console(name, console.figures())
-        if self.fleet is not None:
-            self.metrics.fleet_connected.labels("nats").set(self.fleet.connected)
         self.metrics.connections.set(self.line.connections)
         self.metrics.staging.set(await asyncio.to_thread(lambda: self.store.usage_bytes))
         self.metrics.staging_limit.set(self.store.limit_bytes)
+        if self.fleet is not None:
+            self.metrics.refresh_fleet("nats", await self.fleet.figures())
+            self.metrics.refresh_drift(await self.fleet.drifted())
+        if self.hawkbit is not None:
+            self.metrics.refresh_fleet("hawkbit", self.hawkbit.figures())
 
     def _beats(self) -> dict[str, Beat]:
         """What all targets share. The loop's own beat is the watchdog's turn; supervisors run on the loop and in threads."""

@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -38,6 +39,9 @@ SCRIPTS = ("postinst", "prerm", "postrm")
 OPT = "opt/bridged"
 PLATFORMS = {"amd64": "x86_64", "arm64": "aarch64"}
 GLIBC = 36  # Debian 12 has 2.36: every older manylinux tag fits.
+# What comes with it although `pip install bridged` leaves it out: who has many gateways from packages has signed images and a
+# fleet, and in here is no pip to get them by. Loaded where it is configured only.
+EXTRAS = ("fleet", "sign")
 MACHINES = {"amd64": b"\x3e\x00", "arm64": b"\xb7\x00"}  # e_machine in an ELF header
 
 CONTROL = """Package: bridged
@@ -89,12 +93,25 @@ def _environment(opt: Path, arch: str, python: str, interpreter: str) -> None:
     site.mkdir(parents=True)
     tags = [f"manylinux_2_{minor}_{PLATFORMS[arch]}" for minor in range(GLIBC, 16, -1)]
     tags += [f"manylinux2014_{PLATFORMS[arch]}"]
-    _run(
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--target", site),
-        *("--require-hashes", "--only-binary", ":all:", "--implementation", "cp", "--python-version", python),
-        *(word for tag in tags for word in ("--platform", tag)),
-        *("-r", ROOT / "requirements.lock"),
-    )
+    with tempfile.NamedTemporaryFile("w", suffix=".lock") as extras:
+        extras.write(_locked_extras())
+        extras.flush()
+        _run(
+            *(
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-compile",
+                "--target",
+                site,
+            ),
+            *("--require-hashes", "--only-binary", ":all:", "--implementation", "cp", "--python-version", python),
+            *(word for tag in tags for word in ("--platform", tag)),
+            *("-r", ROOT / "requirements.lock", "-r", extras.name),
+        )
     with tempfile.TemporaryDirectory() as wheels:
         _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, ROOT)
         (wheel,) = Path(wheels).glob("*.whl")
@@ -118,6 +135,24 @@ def _environment(opt: Path, arch: str, python: str, interpreter: str) -> None:
     (opt / "bin" / "bridged").chmod(0o755)
 
 
+def _locked_extras() -> str:
+    """Their lines, and those of what they need, of the lock of development: it has the versions that the tests ran with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {canonicalize_name(Requirement(text).name) for extra in EXTRAS for text in project["optional-dependencies"][extra]}
+    blocks = re.findall(r"^(\S+)==(.*\n(?:    .*\n)+)", (ROOT / "requirements-dev.lock").read_text(), re.MULTILINE)
+    needed_by = {
+        canonicalize_name(name): {
+            canonicalize_name(word) for word in re.findall(r"^    #(?: via|  ) (\S+)", rest, re.MULTILINE)
+        }
+        for name, rest in blocks
+    }
+    while more := {name for name, by in needed_by.items() if by & names} - names:
+        names |= more
+    if missing := names - needed_by.keys():
+        raise SystemExit(f"requirements-dev.lock does not have {', '.join(sorted(missing))}")
+    return "".join(f"{name}=={rest}" for name, rest in blocks if canonicalize_name(name) in names)
+
+
 def _keep_what_is_needed(site: Path, python: str) -> None:
     """The lock also has what builds the project; only what bridged imports goes into the package."""
     found: dict[str, tuple[Path, email.message.Message]] = {}
@@ -133,8 +168,9 @@ def _keep_what_is_needed(site: Path, python: str) -> None:
         needed.add(name)
         for text in found[name][1].get_all("Requires-Dist") or ():
             requirement = Requirement(text)
-            environment = {"extra": "", "python_version": python, "sys_platform": "linux", "platform_system": "Linux"}
-            if requirement.marker is None or requirement.marker.evaluate(environment):
+            environment = {"python_version": python, "sys_platform": "linux", "platform_system": "Linux"}
+            extras = ("", *EXTRAS) if name == "bridged" else ("",)
+            if requirement.marker is None or any(requirement.marker.evaluate({**environment, "extra": one}) for one in extras):
                 todo.append(canonicalize_name(requirement.name))
     for name, (path, _) in found.items():
         if name not in needed:

@@ -5,6 +5,7 @@
 #    source ~/.local/share/bash_completion/bridged
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
+_shtab_bridged_fleet_subparsers=(init permissions artifact plan start run status rollouts pause resume cancel inventory drift tidy retire)
 _shtab_bridged_token_subparsers=(add list revoke)
 _shtab_bridged_subparsers=(serve sim init doctor fleet demo check-config put flash ensure verify xmodem plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
 
@@ -12,7 +13,22 @@ _shtab_bridged_serve_option_strings=()
 _shtab_bridged_sim_option_strings=()
 _shtab_bridged_init_option_strings=()
 _shtab_bridged_doctor_option_strings=()
-_shtab_bridged_fleet_option_strings=()
+_shtab_bridged_fleet_init_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --replicas --gateway --gateways-from)
+_shtab_bridged_fleet_permissions_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --operator --certificates)
+_shtab_bridged_fleet_artifact_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --name --type --sig --json)
+_shtab_bridged_fleet_plan_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --where --canary --waves --id)
+_shtab_bridged_fleet_start_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --where --canary --waves --id --max-failures --max-share --share-after --wave-timeout --soak --expires --kind --option --detach)
+_shtab_bridged_fleet_run_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --once)
+_shtab_bridged_fleet_status_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --all --follow --json)
+_shtab_bridged_fleet_rollouts_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --json)
+_shtab_bridged_fleet_pause_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key)
+_shtab_bridged_fleet_resume_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --max-failures --max-share)
+_shtab_bridged_fleet_cancel_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key)
+_shtab_bridged_fleet_inventory_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --where --json)
+_shtab_bridged_fleet_drift_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --where --json)
+_shtab_bridged_fleet_tidy_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --older-than --yes)
+_shtab_bridged_fleet_retire_option_strings=(-h --help --server --user --password-file --credentials --ca --certificate --key --yes)
+_shtab_bridged_fleet_option_strings=(-h --help)
 _shtab_bridged_demo_option_strings=()
 _shtab_bridged_check_config_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for)
 _shtab_bridged_put_option_strings=(-h --help -g --gateway --token-file --ca --server-name --client-cert --client-key --json --retry-for --name --type)
@@ -49,6 +65,10 @@ _shtab_bridged_option_strings=(-h --help -g --gateway --token-file --ca --server
 
 
 
+_shtab_bridged_fleet_init___replicas_choices=(1 3 5)
+_shtab_bridged_fleet_artifact_pos_0_choices=(put list remove)
+_shtab_bridged_fleet_start___kind_choices=(ensure flash verify)
+_shtab_bridged_fleet_pos_0_choices=(init permissions artifact plan start run status rollouts pause resume cancel inventory drift tidy retire)
 _shtab_bridged_put___type_choices=(auto bin hex elf srec dfuse)
 _shtab_bridged_flash___type_choices=(auto bin hex elf srec dfuse)
 _shtab_bridged_flash___force_choices=(vectors interlock erase-everything)
@@ -67,6 +87,52 @@ _shtab_bridged_token_add___scope_choices=(read flash console admin)
 _shtab_bridged_token_pos_0_choices=(add list revoke)
 _shtab_bridged_pos_0_choices=(serve sim init doctor fleet demo check-config put flash ensure verify xmodem plan read erase reset id examine option-bytes protect unprotect targets status watch jobs log trace cancel drain console lock unlock token audit)
 
+_shtab_bridged_fleet_init__h_nargs=0
+_shtab_bridged_fleet_init___help_nargs=0
+_shtab_bridged_fleet_permissions_pos_0_nargs='*'
+_shtab_bridged_fleet_permissions__h_nargs=0
+_shtab_bridged_fleet_permissions___help_nargs=0
+_shtab_bridged_fleet_permissions___certificates_nargs=0
+_shtab_bridged_fleet_artifact__h_nargs=0
+_shtab_bridged_fleet_artifact___help_nargs=0
+_shtab_bridged_fleet_artifact___json_nargs=0
+_shtab_bridged_fleet_plan__h_nargs=0
+_shtab_bridged_fleet_plan___help_nargs=0
+_shtab_bridged_fleet_start__h_nargs=0
+_shtab_bridged_fleet_start___help_nargs=0
+_shtab_bridged_fleet_start___detach_nargs=0
+_shtab_bridged_fleet_run__h_nargs=0
+_shtab_bridged_fleet_run___help_nargs=0
+_shtab_bridged_fleet_run___once_nargs=0
+_shtab_bridged_fleet_status__h_nargs=0
+_shtab_bridged_fleet_status___help_nargs=0
+_shtab_bridged_fleet_status___all_nargs=0
+_shtab_bridged_fleet_status___follow_nargs=0
+_shtab_bridged_fleet_status___json_nargs=0
+_shtab_bridged_fleet_rollouts__h_nargs=0
+_shtab_bridged_fleet_rollouts___help_nargs=0
+_shtab_bridged_fleet_rollouts___json_nargs=0
+_shtab_bridged_fleet_pause__h_nargs=0
+_shtab_bridged_fleet_pause___help_nargs=0
+_shtab_bridged_fleet_resume__h_nargs=0
+_shtab_bridged_fleet_resume___help_nargs=0
+_shtab_bridged_fleet_cancel__h_nargs=0
+_shtab_bridged_fleet_cancel___help_nargs=0
+_shtab_bridged_fleet_inventory__h_nargs=0
+_shtab_bridged_fleet_inventory___help_nargs=0
+_shtab_bridged_fleet_inventory___json_nargs=0
+_shtab_bridged_fleet_drift__h_nargs=0
+_shtab_bridged_fleet_drift___help_nargs=0
+_shtab_bridged_fleet_drift___json_nargs=0
+_shtab_bridged_fleet_tidy__h_nargs=0
+_shtab_bridged_fleet_tidy___help_nargs=0
+_shtab_bridged_fleet_tidy___yes_nargs=0
+_shtab_bridged_fleet_retire__h_nargs=0
+_shtab_bridged_fleet_retire___help_nargs=0
+_shtab_bridged_fleet_retire___yes_nargs=0
+_shtab_bridged_fleet_pos_0_nargs=A...
+_shtab_bridged_fleet__h_nargs=0
+_shtab_bridged_fleet___help_nargs=0
 _shtab_bridged_check_config__h_nargs=0
 _shtab_bridged_check_config___help_nargs=0
 _shtab_bridged_check_config___json_nargs=0

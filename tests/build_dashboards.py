@@ -179,6 +179,51 @@ TARGET = (
     ),
     Panel("Memory of the last session", ((f"bridged_session_memory_bytes{{{T}}}", "{{target}}"),), "bytes"),
 )
+# Of gateways with a connector: what roll-outs reach.
+ROLLOUTS = (
+    Panel("Gateways connected", ((f"sum(bridged_fleet_connected{{{G}}})", ""),), kind="stat", width=4, height=4),
+    Panel(
+        "Not connected",
+        ((f"sum(bridged_fleet_connected{{{G}}} == bool 0)", ""),),
+        kind="stat",
+        width=4,
+        height=4,
+        text="local jobs do not mind; what there is to tell is told afterwards",
+    ),
+    Panel("Targets as wanted", ((f"sum(bridged_target_drifted{{{G}}} == bool 0)", ""),), kind="stat", width=4, height=4),
+    Panel(
+        "Targets that drifted",
+        ((f"sum(bridged_target_drifted{{{G}}})", ""),),
+        kind="stat",
+        width=4,
+        height=4,
+        text="what was last proven is not what the last roll-out wanted: flashed by hand, failed, or still to be done",
+    ),
+    Panel("Commands that wait", ((f"sum(bridged_fleet_waiting{{{G}}})", ""),), kind="stat", width=4, height=4),
+    Panel("Reports not told", ((f"sum(bridged_fleet_untold_reports{{{G}}})", ""),), kind="stat", width=4, height=4),
+    Panel(
+        "Commands that came",
+        ((f"sum by (what) (increase(bridged_fleet_commands_total{{{G}}}[$__rate_interval]))", "{{what}}"),),
+        width=12,
+        text="refused: malformed, or older than what the gateway remembers; its log says which",
+    ),
+    Panel(
+        "Commands that ended",
+        ((f"sum by (result) (increase(bridged_fleet_ended_total{{{G}}}[$__rate_interval])) > 0", "{{result}}"),),
+        width=12,
+    ),
+    Panel(
+        "Artifacts",
+        ((f"sum by (instance) (rate(bridged_fleet_download_bytes_total{{{G}}}[$__rate_interval]))", "{{instance}}"),),
+        "Bps",
+    ),
+    Panel(
+        "Connections",
+        ((f"sum by (connector) (increase(bridged_fleet_connections_total{{{G}}}[$__rate_interval]))", "{{connector}}"),),
+        text="that were made; many of them are a broker or a link that does not hold",
+    ),
+    Panel("Which targets drifted", ((f"bridged_target_drifted{{{G}}} == 1", ""),), kind="table"),
+)
 
 # Hundreds of gateways: what stands out, and what runs where.
 FLEET = (
@@ -334,6 +379,7 @@ def dashboards() -> dict[str, str]:
     found = {
         "bridged-gateway.json": dashboard("bridged-gateway", "bridged: gateways", OVERVIEW),
         "bridged-fleet.json": dashboard("bridged-fleet", "bridged: a fleet", FLEET, by_gateway=False),
+        "bridged-rollouts.json": dashboard("bridged-rollouts", "bridged: roll-outs", ROLLOUTS),
         "bridged-target.json": dashboard("bridged-target", "bridged: a target", TARGET, by_target=True),
     }
     return {name: json.dumps(data, indent=1) + "\n" for name, data in found.items()}

@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from unittest import mock
 
 import shtab
 
 from bridged import cli, config
 from bridged.cli.arguments import EXAMPLES
 from bridged.cli.exits import EXIT_TEXT
+from bridged.fleet import operator
 from tests import build_settings
 
 FOLDER = Path(__file__).parent.parent / "shell"
@@ -24,6 +26,7 @@ ENVIRONMENT = (
     ("BRIDGED_GATEWAY", "Which gateway: HOST[:PORT], unix:PATH, or a name in the configuration file."),
     ("BRIDGED_TOKEN_FILE", "The file that holds the token. BRIDGED_TOKEN holds the token itself, where nobody else sees it."),
     ("BRIDGED_CA, BRIDGED_CERTIFICATE, BRIDGED_KEY, BRIDGED_NAME", "As --ca, --client-cert, --client-key, --server-name."),
+    (", ".join(operator.ENVIRONMENT.values()), "As the options of bridged fleet that its help names them at."),
     ("BRIDGED_CLIENT_CONFIG", "The configuration file; else ~/.config/bridged/client.toml."),
 )
 
@@ -40,8 +43,13 @@ boot0 = "GPIO27"
 
 
 def parser() -> argparse.ArgumentParser:
-    """As the command line makes it, on any machine."""
-    return cli.whole_parser()
+    """As the command line makes it, on any machine; with the commands below `fleet`, which parses its own arguments."""
+    made = cli.whole_parser()
+    commands = _subparsers(made)
+    assert commands is not None
+    with mock.patch.dict("os.environ", clear=True):
+        commands.choices["fleet"] = operator.parser()
+    return made
 
 
 def completion(shell: str) -> str:
@@ -63,10 +71,18 @@ def manual() -> str:
         out += [".TP", rf"\fB{_text(_usage(choice.dest, sub))}\fR", _text(choice.help or "")]
         inner = _subparsers(sub)
         out += _more(sub)
+        common = _common(inner) if inner else set()
+        if inner and common:
+            out += [
+                ".RS",
+                _text("With each of its commands:"),
+                *_options(next(iter(inner.choices.values())), keep=common),
+                ".RE",
+            ]
         for action in inner._choices_actions if inner else ():
             below = inner.choices[action.dest] if inner else sub
             out += [".RS", ".TP", rf"\fB{_text(_usage(f'{choice.dest} {action.dest}', below))}\fR", _text(action.help or "")]
-            out += [*_more(below), ".RE"]
+            out += [*_more(below, common), ".RE"]
     out += [".SH EXIT STATUS"]
     for code, text in EXIT_TEXT.items():
         out += [".TP", str(code.value), _text(text)]
@@ -108,21 +124,39 @@ def _subparsers(found: argparse.ArgumentParser) -> argparse._SubParsersAction[ar
 
 
 def _usage(name: str, found: argparse.ArgumentParser) -> str:
-    words = [str(action.metavar or action.dest) for action in found._actions if not action.option_strings]
+    words = [
+        str(action.metavar or "|".join(map(str, action.choices or ())) or action.dest)
+        for action in found._actions
+        if not action.option_strings
+    ]
     return " ".join(["bridged", name, *words])
 
 
-def _more(found: argparse.ArgumentParser) -> list[str]:
+SHARED = {
+    *("--gateway", "--json", "--retry-for", "--token-file", "--ca", "--server-name", "--client-cert", "--client-key", "--help")
+}
+
+
+def _common(found: argparse._SubParsersAction[argparse.ArgumentParser]) -> set[str]:
+    """Options that every command below has, and not every command at all."""
+    each = [{action.option_strings[-1] for action in one._actions if action.option_strings} for one in found.choices.values()]
+    common = set.intersection(*each) - {"--help"}
+    return common if common - SHARED else set()
+
+
+def _more(found: argparse.ArgumentParser, common: set[str] | None = None) -> list[str]:
     """Options of one command, without those that all have."""
-    shared = {"gateway", "json", "retry_for", "token_file", "ca", "server_name", "client_cert", "client_key", "help"}
-    lines = _options(found, shared)
+    lines = _options(found, common or SHARED)
     return [".RS", *lines, ".RE"] if lines else []
 
 
-def _options(found: argparse.ArgumentParser, without: frozenset[str] | set[str] = frozenset()) -> list[str]:
+def _options(found: argparse.ArgumentParser, without: set[str] | None = None, keep: set[str] | None = None) -> list[str]:
     out: list[str] = []
     for action in found._actions:
-        if not action.option_strings or action.dest in without or action.help == argparse.SUPPRESS:
+        if not action.option_strings or action.help == argparse.SUPPRESS:
+            continue
+        name = action.option_strings[-1]
+        if name in (without or ()) or (keep is not None and name not in keep) or (without and name == "--help"):
             continue
         value = ""
         if action.nargs != 0:

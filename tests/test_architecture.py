@@ -103,7 +103,7 @@ OUTSIDE = {
     "nats": {"fleet.link"},
     "bincopy": {"images.formats"},
     "elftools": {"images.formats"},
-    "cryptography": {"images.minisign"},
+    "cryptography": {"images.minisign", "fleet.credentials"},
 }
 
 STDLIB_ONLY = (

@@ -25,6 +25,9 @@ def test_they_are_as_the_code_says() -> None:
         (["bridged", "flash", "--type", "el"], {"elf"}),
         (["bridged", "token", "add", "x", "--scope", "con"], {"console"}),
         (["bridged", "token", "re"], {"revoke"}),
+        (["bridged", "fleet", "roll"], {"rollouts"}),
+        (["bridged", "fleet", "start", "--can"], {"--canary"}),
+        (["bridged", "fleet", "artifact", "rem"], {"remove"}),
     ],
 )
 def test_bash_completes(words: list[str], expected: set[str]) -> None:
@@ -48,7 +51,7 @@ def test_zsh_understands_it() -> None:
 @pytest.mark.parametrize(
     ("page", "words"),
     [
-        ("bridged.1", ("bridged flash TARGET", "--sig FILE.minisig", "BRIDGED_TOKEN_FILE", "the gateway cannot be reached")),
+        ("bridged.1", ("bridged flash TARGET", "--sig FILE.minisig", "BRIDGED_TOKEN_FILE", "bridged fleet start ARTIFACT")),
         ("bridged.toml.5", ("[targets.NAME.lines]", "port (required)", 'listen = "127.0.0.1:7100"', 'boot0 = "GPIO27"')),
     ],
 )

@@ -19,8 +19,8 @@ import asyncio
 import inspect
 import platform
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
@@ -42,6 +42,10 @@ TARGET_STATES = ("idle", "busy", "absent", "broken")
 UART_ERRORS = ("parity", "frame", "overrun", "brk")
 SECOND_STAGE = ("used", "given up", "not used")  # How ``second_stage`` of a result begins.
 DIRECTIONS = ("out", "in")
+CONNECTORS = ("nats", "hawkbit")
+FLEET_COMMANDS = ("taken", "repeated", "refused", "cancellation")
+# How a command of a fleet ends: as a job does, or because its time was over before it came to it.
+FLEET_RESULTS = (*sorted(TERMINAL), "expired")
 HEAD_BYTES = 8192  # Of a request: Prometheus sends 400 bytes.
 TIMEOUT_S = 10.0  # For a request and its answer; that is how long Prometheus waits for one.
 CONNECTIONS = 16  # At once; one scraper needs one.
@@ -72,6 +76,19 @@ class Described:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class FleetFigures:
+    """Of one connector of a fleet. Totals are since it was made; keys as in ``FLEET_COMMANDS`` and ``FLEET_RESULTS``."""
+
+    connected: bool
+    connections: int = 0
+    untold: int = 0
+    waiting: int = 0
+    download_bytes: int = 0
+    commands: Mapping[str, int] = field(default_factory=dict)
+    ended: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class _Running:
     """What is remembered of a job between its updates."""
@@ -83,16 +100,26 @@ class _Running:
 
 
 class Metrics:
-    """Everything that is counted. ``targets``: the configured names, for which all label sets are created at once."""
+    """Everything that is counted. ``targets``: the configured names, for which all label sets are created at once;
+    ``connectors``: of ``CONNECTORS``. Where there is none, nothing of a fleet is on the page."""
 
-    def __init__(self, targets: Iterable[str] = (), version: str = __version__, revision: str = "") -> None:
+    def __init__(
+        self,
+        targets: Iterable[str] = (),
+        version: str = __version__,
+        revision: str = "",
+        connectors: Iterable[str] = (),
+    ) -> None:
         self.registry = CollectorRegistry()
         self._jobs: dict[str, _Running] = {}
         self._ended: deque[str] = deque(maxlen=256)
         self._consoles: dict[str, Figures] = {}
         self._lags: deque[float] = deque(maxlen=LAG_WINDOW)
         self._described: list[Described] = []
+        self._fleets = {name: FleetFigures(False) for name in connectors}
         self._define()
+        for name in self._fleets:
+            self._create_fleet(name)
         self.build_info.labels(version, revision, platform.python_version()).set(1)
         for name in targets:
             self._create(name)
@@ -100,13 +127,15 @@ class Metrics:
             self.job_seconds.labels(kind)  # Not every phase: 112 histograms of 16 lines would be most of the page.
 
     def _define(self) -> None:
+        page: CollectorRegistry | None = self.registry
+
         def counter(name: str, text: str, *labels: str) -> Counter:
             self._described.append(Described(f"bridged_{name}", "counter", labels, text))
-            return Counter(f"bridged_{name}", text, labels, registry=self.registry)
+            return Counter(f"bridged_{name}", text, labels, registry=page)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             self._described.append(Described(f"bridged_{name}", "gauge", labels, text))
-            return Gauge(f"bridged_{name}", text, labels, registry=self.registry)
+            return Gauge(f"bridged_{name}", text, labels, registry=page)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             self._described.append(Described(f"bridged_{name}", "histogram", labels, text))
@@ -163,11 +192,30 @@ class Metrics:
         self.reload_ok = gauge("config_last_reload_successful", "1 unless the last reload met a configuration with mistakes.")
         self.reload_at = gauge("config_last_reload_success_timestamp_seconds", "When the configuration in force was read.")
         self.connections = gauge("line_connections", "Open connections of the line protocol.")
-        self.fleet_connected = gauge(
-            "fleet_connected", "1 while the broker of the fleet is connected; absent where there is no fleet.", "connector"
-        )
         self.lag = gauge("event_loop_lag_seconds", f"Worst delay of the event loop in the last {LAG_WINDOW} samples.")
         ProcessCollector(registry=self.registry)
+
+        page = self.registry if self._fleets else None
+        self.fleet_connected = gauge("fleet_connected", "1 while the broker, or the update server, is reached.", "connector")
+        self.fleet_connections = counter(
+            "fleet_connections_total", "How often it was reached after it had not been, the first time included.", "connector"
+        )
+        self.fleet_commands = counter(
+            "fleet_commands_total",
+            "What was received: commands that are news, that came again, or that were refused; and cancellations.",
+            "connector",
+            "what",
+        )
+        self.fleet_ended = counter("fleet_ended_total", "Commands that have ended.", "connector", "result")
+        self.fleet_waiting = gauge("fleet_waiting", "Commands that were taken and have no job yet.", "connector")
+        self.fleet_untold = gauge("fleet_untold_reports", "Reports that the broker does not have yet.", "connector")
+        self.fleet_download = counter("fleet_download_bytes_total", "Bytes of artifacts that came over the link.", "connector")
+        self.drifted = gauge(
+            "target_drifted",
+            "0 while what was last proven in the target is what the last roll-out wanted there, else 1. Only targets that"
+            " a roll-out has reached.",
+            "target",
+        )
 
     def _create(self, target: str) -> None:
         """Every label set of one target, at 0."""
@@ -194,6 +242,14 @@ class Metrics:
         for role in ("reader", "writer"):
             self.console_clients.labels(target, role)
         self.console_dropped.labels(target)
+
+    def _create_fleet(self, name: str) -> None:
+        for one in (self.fleet_connected, self.fleet_connections, self.fleet_waiting, self.fleet_untold, self.fleet_download):
+            one.labels(name)
+        for what in FLEET_COMMANDS:
+            self.fleet_commands.labels(name, what)
+        for result in FLEET_RESULTS:
+            self.fleet_ended.labels(name, result)
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
@@ -309,6 +365,25 @@ class Metrics:
             ("brk", new.brk),
         ):
             self.uart_errors.labels(target, type_).inc(count)
+
+    def refresh_fleet(self, name: str, now: FleetFigures) -> None:
+        """What one connector is at; added to the counters is what is new."""
+        before, self._fleets[name] = self._fleets[name], now
+        self.fleet_connected.labels(name).set(now.connected)
+        self.fleet_waiting.labels(name).set(now.waiting)
+        self.fleet_untold.labels(name).set(now.untold)
+        self.fleet_connections.labels(name).inc(now.connections - before.connections)
+        self.fleet_download.labels(name).inc(now.download_bytes - before.download_bytes)
+        for what in FLEET_COMMANDS:
+            self.fleet_commands.labels(name, what).inc(now.commands.get(what, 0) - before.commands.get(what, 0))
+        for result in FLEET_RESULTS:
+            self.fleet_ended.labels(name, result).inc(now.ended.get(result, 0) - before.ended.get(result, 0))
+
+    def refresh_drift(self, drifted: Mapping[str, bool]) -> None:
+        """By target, those that a roll-out has reached."""
+        self.drifted.clear()
+        for target, odd in drifted.items():
+            self.drifted.labels(target).set(odd)
 
     async def measure_lag(self) -> None:
         """Runs as a task for as long as the daemon lives."""

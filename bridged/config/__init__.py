@@ -149,7 +149,7 @@ class Fleet:
     )
     user: str = _f("", "User of the broker; empty: `gateway.name`, where there is a password.", high=64)
     password: str = _f("", "The file with its password.", kind="secret")
-    credentials: str = _f("", "Instead: a .creds file of NATS (needs the package nkeys).", kind="secret")
+    credentials: str = _f("", "Instead: a .creds file of NATS (needs the extra `sign`).", kind="secret")
     ca: str = _f("", "Who signs the broker's certificate, PEM; empty: the CAs of this system.", kind="secret")
     certificate: str = _f("", "Mutual TLS: our certificate chain, PEM.", kind="secret")
     key: str = _f("", "Its private key, PEM.", kind="secret")

@@ -25,11 +25,14 @@ import hashlib
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from bridged import __version__
+from bridged.api.metrics import FleetFigures
 from bridged.api.requests import KINDS, VERB_OF, submission, values_of
 from bridged.errors import (
     BadRequest,
@@ -43,11 +46,11 @@ from bridged.errors import (
     FleetUnreachable,
     UnknownJob,
 )
-from bridged.fleet import wire
+from bridged.fleet import select, wire
 from bridged.fleet.download import PRINCIPAL, Store, download
 from bridged.fleet.ledger import Entry, Ledger
 from bridged.fleet.link import Access, Link, connect
-from bridged.fleet.wire import Command, Report
+from bridged.fleet.wire import Command, Progress, Report
 from bridged.jobs.model import Job, JobKind, Submission, Update
 
 log = logging.getLogger(__name__)
@@ -104,7 +107,10 @@ class Connector:
         self.connected = False
         self.server = ""  # where it is connected to, or was last
         self.trouble = ""
+        self.connections = 0
         self.chunk_bytes = 0  # came over the link, those that were thrown away included
+        self.commands: Counter[str] = Counter()  # taken, repeated, refused, cancellation
+        self.ended: Counter[str] = Counter()  # by state
 
     # --- what the daemon tells us ---------------------------------------------------------------------------------
 
@@ -121,10 +127,23 @@ class Connector:
     def changed(self) -> None:
         self._changed.set()
 
+    async def figures(self) -> FleetFigures:
+        waiting, untold = await asyncio.to_thread(self._ledger.counts)
+        return FleetFigures(
+            self.connected, self.connections, untold, waiting, self.chunk_bytes, dict(self.commands), dict(self.ended)
+        )
+
+    async def drifted(self) -> dict[str, bool]:
+        """Whether something else is proven in a target than its last roll-out wanted; targets of ours that one has reached."""
+        wanted = await asyncio.to_thread(self._ledger.wanted)
+        rows = [{**row, "gateway": self.member.name, "target": row["name"]} for row in self._jobs.targets()]
+        own = {str(row["target"]) for row in rows}
+        desired = {(self.member.name, target): one for target, one in wanted.items() if target in own}
+        return {found.target: found.what != "as wanted" for found in select.drift(desired, rows)}
+
     # --- life -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        await self._recall()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._take_news(), name="fleet: news")
             group.create_task(self._stay_connected(), name="fleet: link")
@@ -134,7 +153,7 @@ class Connector:
         for entry in await asyncio.to_thread(self._ledger.running):
             self._entries[entry.job] = entry
             try:
-                await self._note_job(self._jobs.get(entry.job))
+                self._news.put_nowait(self._jobs.get(entry.job))
             except UnknownJob as error:
                 await self._end(entry, "failed", error)
 
@@ -163,6 +182,7 @@ class Connector:
     async def _session(self, turn: int) -> None:
         link = await connect(self._access, f"bridged {self.member.name}", wire.inbox_of(self.member.name), turn)
         self.connected, self.server, self.trouble = True, link.server, ""
+        self.connections += 1
         log.info("fleet: connected to %s as %s", link.server, self.member.name)
         self._caught_up.clear()
         works = (self._pull, self._work, self._tell, self._tell_inventory, self._tell_progress)
@@ -226,14 +246,20 @@ class Connector:
             found = wire.received(data, subject, self.member.name)
             if isinstance(found, wire.Cancel):
                 entry = await asyncio.to_thread(self._ledger.take_back, found, at)
+                self.commands["cancellation"] += 1
+                self._wake_teller.set()  # It may have left its mark.
                 if entry is not None:
                     await self._cancel(entry)
             elif await asyncio.to_thread(self._ledger.take, found, at):
                 log.info("fleet: command %s: %s of %s", found.id, found.kind, found.target)
+                self.commands["taken"] += 1
                 self._wake_teller.set()
+            else:
+                self.commands["repeated"] += 1
         except (FleetCommand, FleetStale) as error:
             # Nobody can be told in a state that others would take for the one of a job.
             log.warning("fleet: refused: %s", error.message)
+            self.commands["refused"] += 1
 
     async def _cancel(self, entry: Entry) -> None:
         if not entry.job:
@@ -272,7 +298,7 @@ class Connector:
                 await download(link, self._store, self._ledger, command.artifact, self._came)
                 if await self._is_over(entry):
                     return
-            job = await self._jobs.submit(sub)
+            await _to_its_end(self._submit(entry, sub))
         except FleetUnreachable:
             raise
         except BridgedError as error:
@@ -281,11 +307,14 @@ class Connector:
                 self._retry_at[entry.number] = asyncio.get_running_loop().time() + RETRY_S
                 return
             await self._end(entry, "rejected", error)
-            return
+
+    async def _submit(self, entry: Entry, sub: Submission) -> None:
+        """Once there is a job, the ledger and we must know it, or its end is told to nobody before the next start."""
+        job = await self._jobs.submit(sub)
         entry = await asyncio.to_thread(self._ledger.submitted, entry, job.id)
         self._entries[job.id] = entry
         # It may have changed, and even ended, before we listened.
-        await self._note_job(self._jobs.get(job.id))
+        self._news.put_nowait(self._jobs.get(job.id))
 
     async def _is_over(self, entry: Entry) -> bool:
         """Taken back, or too late."""
@@ -305,9 +334,25 @@ class Connector:
     # --- reports --------------------------------------------------------------------------------------------------
 
     async def _take_news(self) -> None:
+        await self._insist(self._recall)
         while True:
             job = await self._news.get()
-            await self._note_job(job)
+            await self._insist(partial(self._note_job, job))
+
+    async def _insist(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """A full disk passes, and what was to be remembered is remembered then; nothing of a fleet ends the daemon."""
+        said = ""
+        while True:
+            try:
+                return await work()
+            except BridgedError as error:
+                if error.message != said:
+                    said = error.message
+                    log.warning("fleet: %s; it is tried again", said)
+            except Exception:
+                log.exception("fleet: defect; how a job ended may not be told")
+                return None
+            await self._clock.sleep(RETRY_S)
 
     async def _note_job(self, job: Job) -> None:
         entry = self._entries.get(job.id)
@@ -337,6 +382,8 @@ class Connector:
 
     async def _note(self, entry: Entry, now: Report) -> Entry:
         entry = await asyncio.to_thread(self._ledger.note, entry, now)
+        if now.ended:
+            self.ended[now.state] += 1
         self._wake_teller.set()
         return entry
 
@@ -361,10 +408,10 @@ class Connector:
             for job_id, update in progress.items():
                 entry = self._entries.get(job_id)
                 if entry is not None:
-                    rollout, target = entry.command.rollout, entry.command.target
-                    data = {"phase": update.phase, "done": update.done, "total": update.total, "rate": round(update.rate)}
-                    subject = wire.progress_subject(self.member.name, rollout, target)
-                    await link.tell(subject, wire.encode_state(data))
+                    command = entry.command
+                    now = Progress(self.member.name, command.rollout, command.target, update.phase, update.done, update.total)
+                    now = replace(now, rate=round(update.rate))
+                    await link.tell(now.subject, now.encode())
         await asyncio.Event().wait()
 
     async def _tell_inventory(self, link: Link) -> None:
@@ -389,6 +436,21 @@ class Connector:
         if await asyncio.to_thread(self._ledger.get, key) != digest:
             await link.publish(subject, raw)
             await asyncio.to_thread(self._ledger.put, key, digest)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """``work`` is not broken off where the link breaks, and the caller with it: who is cancelled waits for its end."""
+    task, canceled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            canceled = True
+    if canceled:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("fleet: %s; it is tried again", error)
+        raise asyncio.CancelledError
+    task.result()
 
 
 async def _until(event: asyncio.Event) -> None:

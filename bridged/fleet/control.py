@@ -17,8 +17,8 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ from bridged.errors import (
 )
 from bridged.fleet import rollout, wire
 from bridged.fleet.link import Link, Message
-from bridged.fleet.rollout import Phase, Spec, State, Step, Unit
-from bridged.fleet.wire import Artifact, Report
+from bridged.fleet.rollout import OVER, Phase, Spec, State, Step, Unit
+from bridged.fleet.setup import COMMAND_S, NOT_FOUND, admit
+from bridged.fleet.wire import Artifact, Progress, Report
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,11 @@ AT_ONCE = 64  # Publications under way: each waits for a quorum of disks.
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """``sig``: base64 of its ``.minisig``, which goes with every job that wants it."""
+    """``sig``: base64 of its ``.minisig``, which goes with every job that wants it. ``at``: when it was put, UTC seconds."""
 
     artifact: Artifact
     sig: str = ""
+    at: float = field(default=0.0, compare=False)
 
 
 async def put(link: Link, path: Path, name: str = "", type: str = "auto", sig: Path | None = None) -> tuple[Stored, bool]:
@@ -118,7 +120,7 @@ def _stored(message: Message) -> Stored | None:
             return None
         words = json.loads(data.get("description") or "{}")
         artifact = Artifact(str(data["name"]), int(data["size"]), str(words.get("name", "")), str(words.get("type", "auto")))
-        return Stored(artifact, str(words.get("sig", "")))
+        return Stored(artifact, str(words.get("sig", "")), message.at)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # Somebody else's object.
 
@@ -170,8 +172,10 @@ _STATE = ("wave", "released", "settled", "round", "retract", "reason")
 
 
 def decode(raw: bytes, revision: int) -> Rollout:
-    """Raises ``FleetCommand``."""
+    """Raises ``FleetCommand``; ``UnknownRollout`` for one that was removed."""
     data = wire.decode(raw)
+    if data.get("removed"):
+        raise UnknownRollout(f"roll-out {str(data.get('id'))[:64]} was removed", rollout=str(data.get("id"))[:64])
     try:
         artifact = data["artifact"] and Artifact(**data["artifact"])
         spec = Spec(str(data["id"]), artifact, str(data["kind"]), data["options"], **{name: data[name] for name in _LIMITS})
@@ -216,13 +220,16 @@ async def load(link: Link, id: str) -> Rollout:
     return decode(found.data, found.sequence)
 
 
-async def units_of(link: Link, one: Rollout) -> list[Unit]:
+async def units_of(link: Link, one: Rollout, gone: Collection[str] | None = None) -> list[Unit]:
+    """Without those of retired gateways (``gone``, if the caller knows them), which nobody waits for any more."""
+    gone = await retired(link) if gone is None else gone
     found: list[Unit] = []
     for page in range(-(-one.units // PAGE_UNITS)):
         message = await link.newest(f"KV_{wire.ROLLOUTS}", _subject(f"plan.{one.spec.id}.{page}"))
         if message is None:
             raise UnknownRollout(f"page {page} of the plan of {one.spec.id} is missing", rollout=one.spec.id)
-        found += [Unit(str(gateway), str(target), int(wave)) for gateway, target, wave in json.loads(message.data)]
+        rows = json.loads(message.data)
+        found += [Unit(str(gateway), str(target), int(wave)) for gateway, target, wave in rows if gateway not in gone]
     return found
 
 
@@ -231,7 +238,7 @@ async def rollouts(link: Link) -> list[Rollout]:
     found = []
     async for message in link.snapshot(f"KV_{wire.ROLLOUTS}", _subject("*")):
         if message.data:
-            with contextlib.suppress(FleetCommand):
+            with contextlib.suppress(FleetCommand, UnknownRollout):
                 found.append(decode(message.data, message.sequence))
     return sorted(found, key=lambda one: one.created)
 
@@ -287,6 +294,7 @@ class Drive:
         self._link, self._id, self._now = link, id, now
         self._units: list[Unit] = []
         self._reports: dict[tuple[str, str], Report] = {}
+        self.progress: dict[tuple[str, str], Progress] = {}  # The last word of each, from where it is told.
         self._said: set[str] = set()
         self.said = 0  # stored by us, and not before by somebody else
 
@@ -295,8 +303,14 @@ class Drive:
         one = await load(self._link, self._id)
         self._units = await units_of(self._link, one)
         await self._link.listen(wire.reports_of(self._id), lambda message: note(self._reports, message))
+        await self._link.listen(wire.progress_of(self._id), self._hear)
         await self.look()
         return one
+
+    def _hear(self, message: Message) -> None:
+        with contextlib.suppress(FleetCommand):  # It is in nobody's way: the next one comes soon.
+            found = wire.progress(message.data, message.subject)
+            self.progress[(found.gateway, found.target)] = found
 
     async def look(self) -> None:
         for key, found in (await reports(self._link, self._id)).items():
@@ -387,9 +401,127 @@ async def _rows(link: Link) -> AsyncIterator[dict[str, Any]]:
 async def desired(link: Link) -> dict[tuple[str, str], tuple[str, str]]:
     """What the newest roll-out that reached a target wanted there. Units of waves that were never released do not count."""
     found: dict[tuple[str, str], tuple[str, str]] = {}
+    gone = await retired(link)
     for one in await rollouts(link):
-        if one.spec.artifact and one.spec.kind in ("ensure", "flash") and one.state.phase is not Phase.CANCELED:
-            for unit in await units_of(link, one):
+        if one.spec.artifact and one.spec.kind in wire.FLASHING and one.state.phase is not Phase.CANCELED:
+            for unit in await units_of(link, one, gone):
                 if unit.wave <= one.state.wave:
                     found[unit.key] = (one.spec.artifact.sha256, one.spec.id)
     return found
+
+
+# --- tidying ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rubbish:
+    """What nothing needs any more. ``broken_off``: names of roll-outs whose removal was."""
+
+    rollouts: tuple[Rollout, ...] = ()
+    artifacts: tuple[Stored, ...] = ()
+    broken_off: tuple[str, ...] = ()
+
+
+async def rubbish(link: Link, older_s: float, now: float) -> Rubbish:
+    """A roll-out may go once it is over, nobody can begin a command of it any more, nothing happened in it for ``older_s``, and
+    no target is left for which it says what is wanted. An artifact may go with the last roll-out that names it."""
+    everybody, needed = await rollouts(link), {rollout for _, rollout in (await desired(link)).values()}
+    old = tuple(one for one in everybody if one.spec.id not in needed and now > _last_of(one) + older_s)
+    named = {one.spec.artifact.sha256 for one in everybody if one not in old and one.spec.artifact}
+    left = [one for one in await artifacts(link) if one.artifact.sha256 not in named and now > one.at + older_s]
+    broken = []
+    async for message in link.snapshot(f"KV_{wire.ROLLOUTS}", _subject("*")):
+        with contextlib.suppress(FleetCommand):
+            if message.data and (data := wire.decode(message.data)).get("removed") and not data.get("whole"):
+                broken.append(str(data["id"]))
+    return Rubbish(old, tuple(left), tuple(broken))
+
+
+def _last_of(one: Rollout) -> float:
+    """When a roll-out was last of any use: until then a gateway that was away may begin what it was told."""
+    if one.state.phase not in OVER:
+        return float("inf")
+    said = max(one.state.released, default=one.created)
+    if one.state.phase is Phase.CANCELED:
+        return said
+    return said + (min(one.spec.expires_s, COMMAND_S) if one.spec.expires_s else COMMAND_S)
+
+
+async def remove_rollout(link: Link, one: Rollout) -> None:
+    """Its name stays taken: gateways remember what it told them, and would take another one for it."""
+    data = {"v": wire.VERSION, "id": one.spec.id, "removed": True, "artifact": None}
+    headers = {"Nats-Expected-Last-Subject-Sequence": str(one.revision)}
+    try:
+        with link.doing(f"removing roll-out {one.spec.id}"):
+            await link.js.publish(_subject(one.spec.id), json.dumps(data).encode(), headers=headers)
+    except FleetError as error:
+        if error.facts.get("number") in (10071, 10164):
+            raise RolloutChanged(f"roll-out {one.spec.id} was changed by somebody else meanwhile") from error
+        raise
+    await finish_removal(link, one.spec.id)
+
+
+async def finish_removal(link: Link, id: str) -> None:
+    await link.purge(f"KV_{wire.ROLLOUTS}", _subject(f"plan.{id}.*"))
+    await link.purge(wire.REPORTS, wire.reports_of(id))
+    await link.publish(_subject(id), json.dumps({"v": wire.VERSION, "id": id, "removed": True, "whole": True}).encode())
+
+
+async def users_of(link: Link, sha256: str, now: float) -> list[str]:
+    """Roll-outs by which a gateway may still want this artifact."""
+    return [
+        one.spec.id
+        for one in await rollouts(link)
+        if one.spec.artifact and one.spec.artifact.sha256 == sha256 and now < _last_of(one)
+    ]
+
+
+async def remove_artifact(link: Link, sha256: str) -> None:
+    with link.doing(f"removing artifact {sha256[:12]}"):
+        store = await link.js.object_store(wire.ARTIFACTS)
+        await store.delete(sha256)
+
+
+# --- retired gateways -------------------------------------------------------------------------------------------------
+
+
+def _retired(gateway: str) -> str:
+    return _subject(f"retired.{gateway}")
+
+
+async def retired(link: Link) -> set[str]:
+    found = link.snapshot(f"KV_{wire.ROLLOUTS}", _retired("*"))
+    return {message.subject.rpartition(".")[2] async for message in found if message.data}
+
+
+async def retire(link: Link, gateway: str) -> None:
+    """It gets nothing any more, its inventory and what waited for it go, and no roll-out waits for it. What it has reported
+    stays with its roll-outs. May be repeated."""
+    await link.publish(_retired(gateway), wire.encode_state({"gateway": gateway, "by": whoami()}))
+    try:
+        with link.doing(f"removing the consumer of {gateway}"):
+            await link.js.delete_consumer(wire.COMMANDS, gateway)
+    except FleetError as error:
+        if error.facts.get("number") not in NOT_FOUND:
+            raise
+    await link.purge(wire.COMMANDS, wire.command_filter(gateway))
+    await link.purge(wire.STATES, f"{wire.ROOT}.{gateway}.state.>")
+
+
+async def readmit(link: Link, gateway: str, gone: Collection[str]) -> bool:
+    """The durable consumer of a gateway, which is retired no longer; whether the consumer is new. ``gone``: who is retired."""
+    if gateway in gone:
+        await link.purge(f"KV_{wire.ROLLOUTS}", _retired(gateway))
+    return await admit(link, gateway)
+
+
+async def waiting_of(link: Link, gateway: str) -> int | None:
+    """How many commands its consumer has not given out; None where it has none."""
+    try:
+        with link.doing(f"looking at the consumer of {gateway}"):
+            info = await link.js.consumer_info(wire.COMMANDS, gateway)
+    except FleetError as error:
+        if error.facts.get("number") in NOT_FOUND:
+            return None
+        raise
+    return int(info.num_pending or 0) + int(info.num_ack_pending or 0)

@@ -27,6 +27,7 @@ import os
 import re
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from bridged import __version__
+from bridged.api.metrics import FleetFigures
 from bridged.api.requests import submission, values_of
 from bridged.errors import (
     BadRequest,
@@ -113,6 +115,7 @@ class Http:
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self.fetched_bytes = 0
 
     def ask(self, method: str, url: str, body: Any = None) -> Answer:
         data = json.dumps(body).encode() if body is not None else None
@@ -138,6 +141,7 @@ class Http:
                     if offset > size:
                         raise ImageTooLarge(f"{url} has more than the {size} bytes that were announced")
                     file.write(chunk)
+                    self.fetched_bytes += len(chunk)
                     unsynced += len(chunk)
                     if unsynced >= SYNC_BYTES:
                         file.flush()
@@ -360,6 +364,10 @@ class Ddi:
     targets: tuple[str, ...] = ()
     _http: Http = field(init=False)
     _controllers: dict[str, Controller] = field(init=False)
+    connected: bool = False  # The last poll was answered.
+    connections: int = 0
+    commands: Counter[str] = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _jobs_of: dict[str, str] = field(default_factory=dict)
 
@@ -373,6 +381,12 @@ class Ddi:
         if target is not None and job.terminal:
             self._controllers[target].due = 0.0
             self._wake.set()
+
+    def figures(self) -> FleetFigures:
+        """Every controller has but one action at a time: nothing waits here, and what was not told stands in its note."""
+        return FleetFigures(
+            self.connected, self.connections, 0, 0, self._http.fetched_bytes, dict(self.commands), dict(self.ended)
+        )
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -397,6 +411,8 @@ class Ddi:
             one.trouble = ""
             return pause_s
         except BridgedError as error:
+            if isinstance(error, FleetUnreachable | FleetRefused):
+                self.connected = False
             if error.message != one.trouble:
                 one.trouble = error.message
                 log.warning("hawkBit, %s: %s; it is tried again", one.id, error.message)
@@ -409,6 +425,8 @@ class Ddi:
     async def _turn(self, one: Controller) -> float:
         root = f"{self.server.url.rstrip('/')}/controller/v1/{quote(one.id, safe='')}"
         data = (await self._ask("GET", root)).json()
+        self.connections += not self.connected
+        self.connected = True
         links = data.get("_links")
         hrefs = {
             name: self._http._link(root, str(found.get("href") or ""))
@@ -474,6 +492,7 @@ class Ddi:
             await self._close(one, note, "rejected", f"{error.code}: {error.message}")
             return
         note["job"] = job.id
+        self.commands["taken"] += 1
         self._jobs_of[job.id] = one.target
         await asyncio.to_thread(self.notes.put, one.target, note)
         await self._go_on(one, note)
@@ -505,6 +524,8 @@ class Ddi:
         details = [f"{self.gateway}.{one.target}: {state}", words[:DETAIL_CHARS]]
         note |= {"closed": True, "finished": finished, "details": details}
         await asyncio.to_thread(self.notes.put, one.target, note)
+        self.ended[state] += 1
+        self.commands["refused"] += state == "rejected"
         log.info("hawkBit, %s: action %s: %s: %s", one.id, note["id"], state, words)
         await self._tell(note, "closed", finished, details)
 
@@ -524,6 +545,7 @@ class Ddi:
         answer = (await self._ask("GET", url)).json()
         action = answer.get("cancelAction")
         stop = str(action.get("stopId")) if isinstance(action, dict) else ""
+        self.commands["cancellation"] += 1
         own = {"id": str(answer.get("id")), "url": url.partition("?")[0]}
         if note.get("id") == stop and note.get("job") and not note.get("closed"):
             job = self.jobs.get(str(note["job"]))
@@ -541,6 +563,7 @@ class Ddi:
         note |= {"id": stop, "closed": True, "finished": "failure", "details": ["canceled by the server"]}
         note.setdefault("url", url)
         await asyncio.to_thread(self.notes.put, one.target, note)
+        self.ended["canceled"] += 1
         await self._tell(own, "closed", "success", ["canceled"])
 
     # --- bytes ----------------------------------------------------------------------------------------------------

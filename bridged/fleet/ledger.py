@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bridged.errors import FleetStale, JournalError, StorageFull
-from bridged.fleet.wire import ENDED, Cancel, Command, Report, received, report
+from bridged.fleet.wire import ENDED, FLASHING, Cancel, Command, Report, received, report
 
 VERSION = 1
 LIMIT = 10_000  # Some 1 KiB each: one roll-out a week to a gateway with 40 targets is five years.
@@ -57,6 +57,7 @@ class Ledger:
 
     def __init__(self, path: Path, gateway: str, *, limit: int = LIMIT) -> None:
         self._gateway, self._limit, self._lock = gateway, limit, threading.RLock()
+        self._wanted: dict[str, tuple[str, str]] | None = None
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -76,6 +77,7 @@ class Ledger:
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            self._wanted = None
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
@@ -154,7 +156,8 @@ class Ledger:
 
     def submitted(self, entry: Entry, job: str) -> Entry:
         with self._change() as db:
-            db.execute("UPDATE commands SET job = ?, state = 'submitted' WHERE number = ?", (job, entry.number))
+            where = f"number = ? AND state = '{TAKEN}'"
+            db.execute(f"UPDATE commands SET job = ?, state = 'submitted' WHERE {where}", (job, entry.number))
         return replace(entry, job=job)
 
     def note(self, entry: Entry, now: Report) -> Entry:
@@ -162,13 +165,15 @@ class Ledger:
         with self._change() as db:
             state = f", state = '{now.state}'" if now.ended else ""
             db.execute(
-                f"UPDATE commands SET report = ?, dirty = dirty + 1{state} WHERE number = ?"
+                f"UPDATE commands SET report = ?, dirty = abs(dirty) + 1{state} WHERE number = ?"
                 f" AND state IN ('{TAKEN}', 'submitted')",
                 (now.encode(), entry.number),
             )
         return replace(entry, report=now)
 
     # --- the outbox -----------------------------------------------------------------------------------------------
+    # ``dirty`` is a version that only grows; below zero the broker has it. (Were it to begin anew, a late ``told`` of an
+    # earlier version could be taken for one of the last.)
 
     def untold(self, limit: int = 100) -> list[tuple[int, int, Report]]:
         """Number, version and report of what was not told, the oldest first."""
@@ -181,7 +186,36 @@ class Ledger:
     def told(self, number: int, dirty: int) -> None:
         """The broker has it, unless it has changed since."""
         with self._change() as db:
-            db.execute("UPDATE commands SET dirty = 0 WHERE number = ? AND dirty = ?", (number, dirty))
+            db.execute("UPDATE commands SET dirty = -dirty WHERE number = ? AND dirty = ?", (number, dirty))
+
+    # --- questions ------------------------------------------------------------------------------------------------
+
+    def counts(self) -> tuple[int, int]:
+        """How many commands have no job yet, and how many reports were not told."""
+        with self._lock:
+            row = self._db.execute("SELECT coalesce(sum(state = ?), 0), coalesce(sum(dirty > 0), 0) FROM commands", (TAKEN,))
+            waiting, untold = row.fetchone()
+        return int(waiting), int(untold)
+
+    def wanted(self) -> dict[str, tuple[str, str]]:
+        """For each target the SHA-256 of what its last roll-out wanted there, and the name of that. What was taken back does
+        not count; what failed does."""
+        with self._lock:
+            if self._wanted is None:
+                self._wanted = {}
+                missing = {target for (target,) in self._db.execute("SELECT DISTINCT target FROM commands")}
+                rows = self._db.execute(
+                    "SELECT target, rollout, body FROM commands WHERE state != 'canceled' ORDER BY number DESC"
+                )
+                for target, rollout, body in rows:
+                    if target in missing:
+                        data = json.loads(body)
+                        if data["kind"] in FLASHING and data.get("artifact"):
+                            self._wanted[target] = (data["artifact"]["sha256"], rollout)
+                            missing.discard(target)
+                    if not missing:
+                        break
+            return dict(self._wanted)
 
     # --- notes ----------------------------------------------------------------------------------------------------
 
@@ -215,7 +249,7 @@ class Ledger:
             return
         ended = ", ".join(f"'{state}'" for state in sorted(ENDED))
         row = self._db.execute(
-            f"SELECT number, at FROM commands WHERE dirty = 0 AND state IN ({ended}) ORDER BY at LIMIT 1"
+            f"SELECT number, at FROM commands WHERE dirty <= 0 AND state IN ({ended}) ORDER BY at LIMIT 1"
         ).fetchone()
         if row is None:
             raise StorageFull(f"{count} commands of the fleet have not ended; no more are taken", limit=self._limit)

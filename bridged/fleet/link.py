@@ -20,12 +20,12 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from bridged.errors import ConfigError, FleetError, FleetRefused, FleetUnreachable
+from bridged.fleet import credentials
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,8 @@ class Access:
         if self.password:
             found["password"] = _secret(self.password, "fleet.password")
         if self.credentials:
-            if find_spec("nkeys") is None:
-                raise ConfigError("fleet.credentials needs the package nkeys: pip install nkeys")
-            found["user_credentials"] = str(self.credentials)
+            jwt, found["signature_cb"] = credentials.read(self.credentials)
+            found["user_jwt_cb"] = lambda: jwt
         if urlsplit(server).scheme == "tls":
             context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -134,7 +133,11 @@ class Link:
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Translate what nats-py says."""
+        """Translate what nats-py says.
+
+        A cancellation that comes together with a message is lost in it (``asyncio.wait_for`` before Python 3.12): the daemon's
+        end would wait until the next message. Here it is found again.
+        """
         js, errors = self._nats.js.errors, self._nats.errors
         try:
             yield
@@ -144,6 +147,9 @@ class Link:
             raise FleetUnreachable(f"{what}: no answer from {self.server} in time") from error
         except (errors.Error, OSError) as error:
             raise FleetUnreachable(f"{what}: {error or type(error).__name__}") from error
+        finally:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError
 
     async def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -165,6 +171,11 @@ class Link:
                 return False
             raise
         return True
+
+    async def purge(self, stream: str, subject: str) -> None:
+        """Everything at ``subject``, which may have wildcards. Nothing there is no error."""
+        with self.doing(f"purging {subject} of {stream}"):
+            await self.js.purge_stream(stream, subject=subject)
 
     async def tell(self, subject: str, data: bytes) -> None:
         """To whoever listens now; in no stream, and nobody knows whether it came."""
@@ -362,6 +373,9 @@ async def connect(access: Access, name: str, inbox: str, turn: int = 0) -> Link:
         text = f"connecting to {server}: {first or type(first).__name__}"
         if isinstance(first, ssl.SSLError) or "authorization" in str(first).lower():
             raise FleetRefused(text, server=server) from error
+        if "tls" in options and isinstance(first, ConnectionError | nats.errors.UnexpectedEOF):
+            # TLS 1.3: the client is through before the broker looks at its certificate.
+            text += "; a broker that does not trust our certificate, or wants one, ends the connection like that"
         if isinstance(error, OSError | TimeoutError | nats.errors.Error):
             raise FleetUnreachable(text, server=server) from error
         raise

@@ -44,7 +44,9 @@ examples:
   bridged fleet start app-2.1.elf --where site=berlin --canary 'gateway=lab*' --waves 10%,50% --max-failures 3
   bridged fleet pause ROLLOUT;  bridged fleet resume ROLLOUT;  bridged fleet cancel ROLLOUT
   bridged fleet run ROLLOUT                               carry it on from this machine
+  bridged fleet status ROLLOUT --follow                   watch it, with progress
   bridged fleet drift
+  bridged fleet retire gw1;  bridged fleet tidy           show what would go; --yes removes it
 """
 ENVIRONMENT = {
     "server": "BRIDGED_FLEET",
@@ -148,11 +150,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--gateways-from", type=Path, metavar="FILE", help="admit those in a file, one a line")
     sub = command("permissions", "print users with their rights for nats-server; asks no broker")
     sub.add_argument("gateway", nargs="*", metavar="GATEWAY")
-    sub.add_argument("--operator", action="append", default=[], metavar="NAME")
+    sub.add_argument("--operator", action="append", default=[], metavar="NAME", help="a user for an operator (repeatable)")
+    sub.add_argument("--certificates", action="store_true", help="mutual TLS: users by their certificates, without passwords")
 
-    sub = command("artifact", "put a file into the object store, or list what is there")
-    sub.add_argument("action", choices=("put", "list"))
-    sub.add_argument("file", nargs="?", type=Path, metavar="FILE")
+    sub = command("artifact", "put a file into the object store, list what is there, or remove one")
+    sub.add_argument("action", choices=("put", "list", "remove"))
+    sub.add_argument("file", nargs="?", metavar="FILE", help="to remove: its name, or its SHA-256 or the first digits of it")
     sub.add_argument("--name", default="", help="default: the file's")
     sub.add_argument("--type", default="auto", help="format of the file (default: gateways look at it)")
     sub.add_argument("--sig", type=Path, metavar="FILE", help="its .minisig, which goes with each job")
@@ -187,6 +190,9 @@ def parser() -> argparse.ArgumentParser:
     sub = command("status", "how a roll-out is, and every target that did not succeed")
     sub.add_argument("id", metavar="ROLLOUT")
     sub.add_argument("--all", action="store_true", help="every target")
+    sub.add_argument(
+        "--follow", action="store_true", help="go on showing what changes, progress too, until it is over or paused"
+    )
     listing(sub)
     listing(command("rollouts", "list them"))
     sub = command("pause", "release no further wave; what was released goes on")
@@ -203,6 +209,18 @@ def parser() -> argparse.ArgumentParser:
         sub = command(name, words)
         where(sub)
         listing(sub)
+    sub = command("tidy", "show what nothing needs any more: roll-outs with their reports, artifacts; --yes removes it")
+    sub.add_argument(
+        "--older-than",
+        type=_seconds,
+        default=90 * 86400.0,
+        metavar="TIME",
+        help="only what was last of use before that (default 90d)",
+    )
+    sub.add_argument("--yes", action="store_true", help="remove it")
+    sub = command("retire", "show what leaves with a gateway that is taken out of service; --yes does it")
+    sub.add_argument("gateway", metavar="GATEWAY")
+    sub.add_argument("--yes", action="store_true", help="do it")
     return made
 
 
@@ -258,7 +276,7 @@ async def _connected(options: argparse.Namespace) -> int:
             return await COMMANDS[options.command](link, options)
         except FleetUnreachable as error:
             turn, tries = turn + 1, tries - 1
-            if link is not None and options.command == "run":
+            if link is not None and (options.command == "run" or getattr(options, "follow", False)):
                 tries, pause_s = 100, 1.0
             if tries <= 0:
                 raise
@@ -274,7 +292,7 @@ def _permissions(options: argparse.Namespace) -> int:
     for name in (*options.gateway, *options.operator):
         if not wire.TOKEN.fullmatch(name):
             raise BadRequest(f"{name[:64]!r} is no name: 1 to 64 of A-Z a-z 0-9 _ -")
-    print(setup.permissions(options.gateway, options.operator), end="")
+    print(setup.permissions(options.gateway, options.operator, certificates=options.certificates), end="")
     return DONE
 
 
@@ -287,17 +305,28 @@ async def _init(link: Link, options: argparse.Namespace) -> int:
             raise BadRequest(f"{name[:64]!r} is no name of a gateway: 1 to 64 of A-Z a-z 0-9 _ -")
     for words in await setup.prepare(link, options.replicas):
         print(f"made {words}")
-    news = [name for name in names if await setup.admit(link, name)]
+    gone = await control.retired(link)
+    news = [name for name in names if await control.readmit(link, name, gone)]
     print(f"{len(news)} of {len(names)} gateways are new" if names else "ready; admit gateways with --gateway NAME")
     return DONE
 
 
 async def _artifact(link: Link, options: argparse.Namespace) -> int:
-    if options.action == "put":
-        if options.file is None:
-            raise BadRequest("which file? bridged fleet artifact put FILE")
+    if options.action != "list" and options.file is None:
+        raise BadRequest(f"which one? bridged fleet artifact {options.action} FILE")
+    if options.action == "remove":
+        made = await control.find(link, options.file)
+        assert made is not None
+        if users := await control.users_of(link, made.artifact.sha256, time.time()):
+            raise BadRequest(
+                f"{made.artifact.name} stays: a gateway may still be told to take it by {', '.join(users[:5])}; cancel first"
+            )
+        await control.remove_artifact(link, made.artifact.sha256)
+        print("removed", file=sys.stderr)
+        found = [made]
+    elif options.action == "put":
         try:
-            made, new = await control.put(link, options.file, options.name, options.type, options.sig)
+            made, new = await control.put(link, Path(options.file), options.name, options.type, options.sig)
         except OSError as error:
             raise BadRequest(f"reading {error.filename}: {error.strerror}") from error
         found = [made]
@@ -401,6 +430,8 @@ def _line(one: Rollout, made: Step) -> str:
 
 
 async def _status(link: Link, options: argparse.Namespace) -> int:
+    if options.follow:
+        return await _follow(link, options)
     one = await control.load(link, options.id)
     units, found = await control.units_of(link, one), await control.reports(link, options.id)
     now = time.time()
@@ -416,11 +447,59 @@ async def _status(link: Link, options: argparse.Namespace) -> int:
             rows.append(row)
     line = _line(one, Step(one.state, tally))
     if options.json:
-        print(json.dumps({"rollout": one.spec.id, "phase": one.state.phase, "reason": one.state.reason, **_counts(tally)}))
+        print(json.dumps(_head(one, tally)))
     else:
         print(line)
     _table(rows, options.json)
     return FAILED if tally.failed else DONE
+
+
+async def _follow(link: Link, options: argparse.Namespace) -> int:
+    """A line for whatever changes. It drives nothing: that is for `run`."""
+    drive = Drive(link, options.id)
+    await drive.begin()
+    shown: dict[tuple[str, str], dict[str, Any]] = {}
+    said = ""
+    looked = time.monotonic()
+    while True:
+        one = await control.load(link, options.id)
+        tally = rollout.count(one.spec, drive.units, one.state, drive.reports, time.time())
+        for unit in drive.units:
+            report, progress = drive.reports.get(unit.key), drive.progress.get(unit.key)
+            row: dict[str, Any] = {"gateway": unit.gateway, "target": unit.target, "state": report.state if report else ""}
+            if report and report.ended:
+                row |= {"code": report.code, "message": report.message, "evidence": report.evidence}
+            elif progress:
+                row |= {"phase": progress.phase, "done": progress.done, "total": progress.total, "rate": progress.rate}
+            if row["state"] and row != shown.get(unit.key):
+                shown[unit.key] = row
+                print(json.dumps(row) if options.json else _step(row), flush=True)
+        line = json.dumps(_head(one, tally)) if options.json else _line(one, Step(one.state, tally))
+        if line != said:
+            said = line
+            print(line, flush=True)
+        if one.state.phase is not Phase.RUNNING:
+            return DONE if one.state.phase is Phase.DONE and not tally.failed else FAILED
+        if link.over.is_set():
+            raise FleetUnreachable(f"the connection to {link.server} ended", server=link.server)
+        if time.monotonic() - looked > control.LOOK_S:
+            await drive.look()
+            looked = time.monotonic()
+        await asyncio.sleep(control.TURN_S)
+
+
+def _step(row: Mapping[str, Any]) -> str:
+    words = [f"{row['gateway']}.{row['target']}: {row['state']}", row.get("phase", "")]
+    if row.get("total"):
+        words.append(f"{100 * row['done'] // row['total']} %")
+    if row.get("rate"):
+        words.append(f"{row['rate'] / 1024:.1f} KiB/s")
+    words += [row.get("code", ""), row.get("message", ""), row.get("evidence", "")]
+    return _cell(" ".join(filter(None, words)))
+
+
+def _head(one: Rollout, tally: rollout.Tally) -> dict[str, Any]:
+    return {"rollout": one.spec.id, "phase": one.state.phase, "reason": one.state.reason, **_counts(tally)}
 
 
 def _counts(tally: rollout.Tally) -> dict[str, Any]:
@@ -520,6 +599,49 @@ async def _drift(link: Link, options: argparse.Namespace) -> int:
     return DRIFTED if odd else DONE
 
 
+async def _tidy(link: Link, options: argparse.Namespace) -> int:
+    found = await control.rubbish(link, options.older_than, time.time())
+    for one in found.rollouts:
+        print(f"roll-out {_cell(one.spec.id)}: {one.state.phase}, {one.units} targets, with its reports")
+        if options.yes:
+            await control.remove_rollout(link, one)
+    for name in found.broken_off:
+        print(f"roll-out {_cell(name)}: what was left when its removal was broken off")
+        if options.yes:
+            await control.finish_removal(link, name)
+    for stored in found.artifacts:
+        print(f"artifact {_cell(stored.artifact.name)} {stored.artifact.sha256[:12]}: {stored.artifact.size} bytes")
+        if options.yes:
+            await control.remove_artifact(link, stored.artifact.sha256)
+    count = len(found.rollouts) + len(found.broken_off) + len(found.artifacts)
+    print(
+        f"{count} {'removed' if options.yes else 'could go; nothing was changed, --yes removes them'}" if count else "nothing"
+    )
+    return DONE
+
+
+async def _retire(link: Link, options: argparse.Namespace) -> int:
+    name = options.gateway
+    if not wire.TOKEN.fullmatch(name):
+        raise BadRequest(f"{name[:64]!r} is no name of a gateway: 1 to 64 of A-Z a-z 0-9 _ -")
+    waiting = await control.waiting_of(link, name)
+    rows = [row for row in await control.inventory(link) if row["gateway"] == name]
+    if waiting is None and not rows and name not in await control.retired(link):
+        raise BadRequest(f"there is no gateway {name}: no consumer, and no inventory")
+    under_way = [one for one in await control.rollouts(link) if one.state.phase not in OVER]
+    units = [(one, [unit for unit in await control.units_of(link, one) if unit.gateway == name]) for one in under_way]
+    print(f"{name}: {waiting or 0} commands that it has not taken, inventory of {len(rows)} targets")
+    for one, own in units:
+        if own:
+            print(f"  roll-out {one.spec.id} goes on without its {len(own)} targets")
+    if not options.yes:
+        print("nothing was changed; --yes does it")
+        return DONE
+    await control.retire(link, name)
+    print(f"{name} is retired. Take its user out of the broker's configuration, too: with its credential it can still connect.")
+    return DONE
+
+
 def _table(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
         for row in rows:
@@ -554,4 +676,6 @@ COMMANDS: dict[str, Callable[[Link, argparse.Namespace], Awaitable[int]]] = {
     "cancel": _cancel,
     "inventory": _inventory,
     "drift": _drift,
+    "tidy": _tidy,
+    "retire": _retire,
 }

@@ -133,17 +133,19 @@ def operator_rights(name: str) -> dict[str, list[str]]:
     return {"publish": publish, "subscribe": [f"{wire.inbox_of(name)}.>", f"{wire.ROOT}.>"]}
 
 
-def permissions(gateways: Iterable[str], operators: Iterable[str]) -> str:
-    """Users for the configuration of nats-server; whoever runs it fills the passwords in, or uses certificates."""
+def permissions(gateways: Iterable[str], operators: Iterable[str], *, certificates: bool = False) -> str:
+    """Users for the configuration of nats-server; whoever runs it fills the passwords in, or uses ``certificates``."""
     users = [(name, gateway_rights(name)) for name in gateways] + [(name, operator_rights(name)) for name in operators]
-    out = [
-        "# Users of bridged, for an account of nats-server that has JetStream. Replace each password, best by the hash",
-        "# that `nats server passwd` prints; with `tls { verify_and_map: true }` the subject of a certificate takes its place.",
-        "users = [",
-    ]
+    out = ["# Users of bridged, for an account of nats-server that has JetStream."]
+    if certificates:
+        out += ["# `tls { verify_and_map: true }` finds them by a DNS name in the certificate (or by its whole subject)."]
+    else:
+        out += ["# Replace each password, best by the hash that `nats server passwd` prints."]
+    out += ["users = ["]
     for name, rights in users:
         publish, subscribe = json.dumps(rights["publish"]), json.dumps(rights["subscribe"])
-        out.append(f'  {{ user: {json.dumps(name)}, password: "CHANGE-ME", permissions: {{')
+        password = "" if certificates else ' password: "CHANGE-ME",'
+        out.append(f"  {{ user: {json.dumps(name)},{password} permissions: {{")
         out.append(f"    publish: {{ allow: {publish} }}")
         out.append(f"    subscribe: {{ allow: {subscribe} }}")
         out.append("  } }")

@@ -46,6 +46,8 @@ CHUNK_BYTES = 65536  # Of an artifact: what a link that breaks sends again at mo
 # How a job ends at a gateway: the terminal states of ``jobs.model``, and that its time was over before it came to it.
 ENDED = frozenset({"succeeded", "failed", "rolled_back", "canceled", "rejected", "timed_out", "expired"})
 
+FLASHING = ("ensure", "flash")  # Kinds of jobs after which a target shall hold the artifact.
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
@@ -136,6 +138,27 @@ class Report:
         return _dump(data | {"message": self.message, "evidence": self.evidence, "at": round(self.at, 3)})
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is, told live. ``total`` 0: nobody knows; ``rate``: bytes a second in this phase, 0 likewise."""
+
+    gateway: str
+    rollout: str
+    target: str
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    rate: int = 0
+
+    @property
+    def subject(self) -> str:
+        return f"{ROOT}.{self.gateway}.evt.progress.{self.rollout}.{self.target}"
+
+    def encode(self) -> bytes:
+        data: dict[str, Any] = {"v": VERSION, "gateway": self.gateway, "rollout": self.rollout, "target": self.target}
+        return _dump(data | {"phase": self.phase, "done": self.done, "total": self.total, "rate": self.rate})
+
+
 def inbox_of(name: str) -> str:
     """Where answers come: below the own name, so that nobody else's permission covers it."""
     return f"_INBOX_{name}"
@@ -157,8 +180,8 @@ def gateway_subject(gateway: str) -> str:
     return f"{ROOT}.{gateway}.state.gateway"
 
 
-def progress_subject(gateway: str, rollout: str, target: str) -> str:
-    return f"{ROOT}.{gateway}.evt.progress.{rollout}.{target}"
+def progress_of(rollout: str) -> str:
+    return f"{ROOT}.*.evt.progress.{rollout}.>"
 
 
 def encode_state(data: Mapping[str, Any]) -> bytes:
@@ -225,6 +248,17 @@ def report(raw: bytes, subject: str) -> Report:
     found = Report(round=int(data["round"]) if _whole(data.get("round")) else 0, at=float(at) if _number(at) else 0.0, **texts)
     if found.subject != subject:
         raise FleetCommand(f"a report for {found.subject[:200]} came at {subject[:200]}")
+    return found
+
+
+def progress(raw: bytes, subject: str) -> Progress:
+    """What an operator hears. Raises ``FleetCommand``."""
+    data = decode(raw)
+    gateway, rollout, target, phase = (str(data.get(name, "")) for name in ("gateway", "rollout", "target", "phase"))
+    done, total, rate = (int(data[name]) if _number(data.get(name)) else 0 for name in ("done", "total", "rate"))
+    found = Progress(gateway, rollout, target, phase, done, total, rate)
+    if found.subject != subject:
+        raise FleetCommand(f"progress of {found.subject[:200]} came at {subject[:200]}")
     return found
 
 

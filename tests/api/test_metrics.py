@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridged.api.metrics import CONNECTIONS, Metrics, MetricsServer
+from bridged.api.metrics import CONNECTIONS, FleetFigures, Metrics, MetricsServer
 from bridged.errors import ConfigError, NoSync, NotAllowed, Unhealthy
 from bridged.events import Restoring, Retried, RolledBack, SectorErased, StepDone, encode
 from bridged.jobs.model import Job, JobKind, JobState, Update
@@ -76,6 +76,38 @@ def test_everything_that_can_be_counted_is_there_with_zero() -> None:
     assert any(name == "bridged_build_info" for name, _ in found)
     assert any(name == "process_resident_memory_bytes" for name, _ in found)
     assert len(Metrics(["motor1"]).render()[0]) < 40_000
+
+
+def test_a_fleet_is_on_the_page_of_those_who_have_one() -> None:
+    alone = Metrics(["motor1"]).render()[0].decode()
+    assert "fleet" not in alone
+    assert "drifted" not in alone
+    metrics = Metrics(["motor1"], connectors=["nats"])
+    found = samples(metrics)
+    for name, labels in [
+        ("bridged_fleet_connected", {}),
+        ("bridged_fleet_commands_total", {"what": "refused"}),
+        ("bridged_fleet_ended_total", {"result": "rolled_back"}),
+        ("bridged_fleet_ended_total", {"result": "expired"}),
+    ]:
+        assert found[(name, frozenset({"connector": "nats", **labels}.items()))] == 0
+    assert not [name for name, _ in found if name == "bridged_target_drifted"], "nobody has said what is wanted"
+    metrics.refresh_fleet("nats", FleetFigures(True, 2, 1, 3, 500, {"taken": 4}, {"succeeded": 2}))
+    metrics.refresh_fleet("nats", FleetFigures(False, 3, 0, 0, 700, {"taken": 5, "refused": 1}, {"succeeded": 2, "expired": 1}))
+    metrics.refresh_drift({"motor1": True, "motor2": False})
+    metrics.refresh_drift({"motor1": True})
+    expected = {
+        "bridged_fleet_connected": 0,
+        "bridged_fleet_connections_total": 3,
+        "bridged_fleet_untold_reports": 0,
+        "bridged_fleet_waiting": 0,
+        "bridged_fleet_download_bytes_total": 700,
+    }
+    assert {name: value(metrics, name, connector="nats") for name in expected} == expected
+    assert value(metrics, "bridged_fleet_commands_total", connector="nats", what="taken") == 5
+    assert value(metrics, "bridged_fleet_ended_total", connector="nats", result="expired") == 1
+    drifted = [(labels, number) for (name, labels), number in samples(metrics).items() if name == "bridged_target_drifted"]
+    assert drifted == [(frozenset({("target", "motor1")}), 1.0)]
 
 
 def test_a_flash_that_succeeds() -> None:

@@ -47,8 +47,15 @@ def gateway(root: Path, number: int, broker: Broker) -> Gateway:
     probe = '[targets.m1.application.health]\nexpect = "{}"\nwithin_s = 1.0'
     extra = f'[fleet]\nservers = ["{broker.servers[0]}"]\nlabels = ["site=hall{number % 2}"]\nprogress_s = 1.0\n'
     extra += probe.format("good application" if number == SICK else "application")
-    metrics = f"127.0.0.1:{free_port()}" if number == 0 else ""
+    metrics = f"127.0.0.1:{free_port()}" if number == SICK else ""
     return Gateway(root, {"m1": "L476"}, extra=extra, name=f"gw{number:02}", metrics=metrics)
+
+
+def metrics_of(gateway: Gateway) -> dict[str, float]:
+    """Each series as the page has it."""
+    with urllib.request.urlopen(f"http://{gateway.metrics}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
 
 def test_two_waves_one_sick_target_and_two_operators(tmp_path: Path) -> None:
@@ -62,8 +69,6 @@ def test_two_waves_one_sick_target_and_two_operators(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(stack.enter_context, made))
         wait_for("everybody's inventory", lambda: len(rows(broker, "inventory")) == COUNT, 60)
-        with urllib.request.urlopen(f"http://{made[0].metrics}/metrics", timeout=10) as page:
-            assert b'bridged_fleet_connected{connector="nats"} 1.0\n' in page.read()
         for name in ("good.bin", "new.bin"):
             assert fleet(broker, "artifact", "put", str(tmp_path / name), "--type", "bin").returncode == 0
         common = ["--option", "addr=0x08000000"]
@@ -110,6 +115,16 @@ def test_two_waves_one_sick_target_and_two_operators(tmp_path: Path) -> None:
         wait_for("the inventory after it", lambda: len(rows(broker, "drift")) == 1, 30)
         (odd,) = rows(broker, "drift")
         assert (odd["gateway"], odd["what"], odd["rollout"]) == (names[SICK], "drifted", "second")
+
+        found = metrics_of(made[SICK])
+        of = {name: found[f'bridged_fleet_{name}{{connector="nats"}}'] for name in ("connected", "waiting", "untold_reports")}
+        assert of == {"connected": 1, "waiting": 0, "untold_reports": 0}
+        assert found['bridged_fleet_commands_total{connector="nats",what="taken"}'] == 2
+        assert found['bridged_fleet_ended_total{connector="nats",result="rolled_back"}'] == 1
+        assert found['bridged_fleet_download_bytes_total{connector="nats"}'] == len(
+            GOOD.segments[0].data + NEW.segments[0].data
+        )
+        assert found['bridged_target_drifted{target="m1"}'] == 1
 
         # One more failure than allowed: it stops at the canary, and nobody else is told.
         (tmp_path / "bad.bin").write_bytes(b"no vector table" * 100)

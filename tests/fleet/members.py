@@ -26,11 +26,13 @@ QUICK = Clock(lot=lambda most: min(most, 0.1))
 TARGET = config.Target(port=NOWHERE, application=config.Application(listen_s=0.0))
 
 
-def connector(gateway: VirtualGateway, name: str, access: Access, clock: Clock = QUICK, poll_s: float = 30.0) -> Connector:
+def connector(
+    gateway: VirtualGateway, name: str, access: Access, clock: Clock = QUICK, poll_s: float = 30.0, progress_s: float = 0.0
+) -> Connector:
     """Its ledger lies in the gateway's folder: another connector there is the same gateway after a restart."""
     who = Principal(PRINCIPAL, "nats", frozenset({Scope.READ, Scope.FLASH}))
     ledger = Ledger(gateway.root / "fleet.db", name)
-    member = Member(name, {"site": "berlin"}, poll_s, 0.0)
+    member = Member(name, {"site": "berlin"}, poll_s, progress_s)
     made = Connector(member, access, Guarded(gateway.jobs, Authority(), who), gateway.store, ledger, clock)
     gateway.jobs.on_update.append(made.observe)
     return made

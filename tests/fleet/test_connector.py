@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bridged import chips
+from bridged import chips, config
+from bridged.errors import StorageFull
+from bridged.fleet import connector as connector_module
 from bridged.fleet import control, download, setup, wire
-from bridged.fleet.link import Access, Link
+from bridged.fleet import link as link_module
+from bridged.fleet.connector import Clock
+from bridged.fleet.ledger import Entry
+from bridged.fleet.link import Access, Link, connect
 from bridged.fleet.wire import Artifact, Cancel
 from bridged.jobs.model import JobState
 from tests.e2e.virtual_gateway import VirtualGateway
@@ -21,6 +30,7 @@ from tests.target.bench import make_image
 
 L476 = chips.find("L476")
 IMAGE = make_image(L476, 300_000, seed=1).segments[0].data  # Five chunks.
+SLEEPLESS = Clock(sleep=lambda seconds: asyncio.sleep(min(seconds, 0.05)))
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -107,7 +117,9 @@ def test_refusals_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         # Malformed, of the future, and for another gateway: not carried out, and in nobody's way.
         for raw in (b"{", b'{"v":99}', command("gw2", "r6", None, kind="identify").encode()):
             await link.publish("bridged.v1.gw1.cmd.job.r6.m1.0", raw)
-        async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers))):
+        # Its own clock stands in 1970; what the broker has shown of the time counts all the same.
+        waking = Clock(utc=lambda: 0.0)
+        async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers), waking)):
             codes = {}
             for name, target in (("r1", "nobody"), ("r2", "m1"), ("r3", "m1"), ("r4", "m1"), ("r5", "m1")):
                 found = await ended(link, name, target)
@@ -121,6 +133,38 @@ def test_refusals_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             }
             assert await report(link, "r6") is None
             assert host.jobs.list() == []
+        await link.close()
+
+    with Broker(tmp_path / "nats") as broker:
+        run(work())
+
+
+def test_a_fleet_is_held_to_what_holds_for_everybody(tmp_path: Path) -> None:
+    """Signatures that are required, and the window in which a target may be stopped."""
+    closed = time.localtime(time.time() + 43200)
+    policy = config.Policy(signature=True, window=[f"{closed.tm_hour:02}:00-{closed.tm_hour:02}:01"])
+
+    async def work() -> None:
+        link = await prepared(broker)
+        for one in (command("gw1", "r1", await staged(link, tmp_path)), command("gw1", "r2", None, kind="identify")):
+            await link.publish(one.subject, one.encode())
+        (tmp_path / "gw").mkdir()
+        settings = replace(TARGET, policy=policy)
+        host = VirtualGateway(tmp_path / "gw", {"m1": ("L476", {})}, settings=settings)
+        async with host, running(connector(host, "gw1", Access(broker.servers))):
+            refused = await ended(link, "r1")
+            assert (refused.state, refused.code) in {("failed", "SIGNATURE"), ("rejected", "SIGNATURE")}
+            await until(lambda: any(job.state is JobState.WAITING for job in host.jobs.list()), "it waits for its window")
+            for _ in range(200):
+                waiting = await report(link, "r2")
+                if waiting and waiting.state == "waiting":
+                    break
+                await asyncio.sleep(0.05)
+            assert waiting, "an operator sees that it waits"
+            assert waiting.state == "waiting"
+            taken_back = Cancel("gw1", "r2", "m1")
+            await link.publish(taken_back.subject, taken_back.encode())
+            assert (await ended(link, "r2")).state == "canceled"
         await link.close()
 
     with Broker(tmp_path / "nats") as broker:
@@ -187,3 +231,107 @@ def test_the_broker_goes_away_in_the_middle_and_restarts(tmp_path: Path) -> None
 
     with Broker(tmp_path / "nats", "debian") as broker:
         run(work())
+
+
+def test_the_link_breaks_while_a_job_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is there, and the link ends before the ledger has it: its end is told all the same, by the next link."""
+    links: list[Link] = []
+
+    async def kept(*words: Any) -> Link:
+        links.append(await connect(*words))
+        return links[-1]
+
+    monkeypatch.setattr(connector_module, "connect", kept)
+
+    async def work() -> None:
+        link = await prepared(broker)
+        one = command("gw1", "r1", None, kind="identify")
+        loop = asyncio.get_running_loop()
+        async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers))) as made:
+            await until(lambda: made.connected)
+            submitted = made._ledger.submitted
+
+            def cut(entry: Entry, job: str) -> Entry:
+                if broker.processes:
+                    broker.kill(0)
+                    asyncio.run_coroutine_threadsafe(links[0].over.wait(), loop).result(10)
+                    asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result(10)  # Everything is cancelled now.
+                return submitted(entry, job)
+
+            made._ledger.submitted = cut  # type: ignore[method-assign]
+            await link.publish(one.subject, one.encode())
+            await link.close()
+            await until(lambda: not made.connected and not broker.processes, "the end of the connection is noticed")
+            (entry,) = made._ledger._entries("1", ())
+            assert entry.job, "it was written down to its end"
+            broker.start(0)
+            broker.wait()
+            link = await operator(broker)
+            assert (await ended(link, "r1")).state == "succeeded"
+            assert len(host.jobs.list()) == 1
+            await until(lambda: not made._entries, "nothing is left of it")
+            await link.close()
+
+    with Broker(tmp_path / "nats") as broker:
+        run(work())
+
+
+def test_a_cancellation_that_a_message_swallowed_is_found_again() -> None:
+    async def work() -> None:
+        client = SimpleNamespace(jetstream=lambda timeout: None)  # noqa: ARG005
+        link = Link(link_module._import_nats(), client, "nats://nowhere:1", asyncio.Event())
+
+        async def stubborn() -> None:
+            with link.doing("waiting"), contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task}, timeout=5)
+        assert task.cancelled()
+
+    run(work())
+
+
+def test_a_full_disk_ends_nothing_and_loses_no_end(tmp_path: Path) -> None:
+    async def work() -> None:
+        link = await prepared(broker)
+        one = command("gw1", "r1", None, kind="identify")
+        async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers), SLEEPLESS)) as made:
+            note, full = made._ledger.note, list[str]()
+
+            def failing(entry: Entry, now: wire.Report) -> Entry:
+                if now.ended and len(full) < 3:
+                    full.append(now.state)
+                    raise StorageFull("writing the ledger of the fleet: database or disk is full")
+                return note(entry, now)
+
+            made._ledger.note = failing  # type: ignore[method-assign]
+            await link.publish(one.subject, one.encode())
+            assert (await ended(link, "r1")).state == "succeeded"
+            assert full == ["succeeded"] * 3
+        await link.close()
+
+    with Broker(tmp_path / "nats") as broker:
+        run(work())
+
+
+def test_who_listens_hears_of_progress(tmp_path: Path) -> None:
+    heard: list[wire.Progress] = []
+
+    async def work() -> None:
+        link = await prepared(broker)
+        image = await staged(link, tmp_path)
+        one = command("gw1", "r1", image)
+        await link.listen(wire.progress_of("r1"), lambda said: heard.append(wire.progress(said.data, said.subject)))
+        await link.flush()
+        async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers), progress_s=0.02)):
+            await link.publish(one.subject, one.encode())
+            assert (await ended(link, "r1")).state == "succeeded"
+        await link.close()
+
+    with Broker(tmp_path / "nats") as broker:
+        run(work())
+    assert {(said.gateway, said.rollout, said.target) for said in heard} == {("gw1", "r1", "m1")}
+    assert {said.phase for said in heard} - {""}, "phases; how far each is the sessions of this gateway do not say"

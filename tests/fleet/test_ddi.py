@@ -199,6 +199,9 @@ def test_a_deployment_becomes_one_job(tmp_path: Path, hawkbit: Hawkbit, monkeypa
             attributes = next(data["data"] for path, data in hawkbit.said if path.endswith("configData"))
             assert attributes["gateway"] == "gw1"
             assert attributes["chip"].startswith("L476")
+            now = made.figures()
+            assert (now.connected, now.connections) == (True, 2), "the download that broke off, and on"
+            assert (now.commands["taken"], now.ended, now.download_bytes) == (1, {"succeeded": 1}, len(IMAGE))
         # The server was restored from a backup and offers it again, to a gateway that was restarted.
         hawkbit.closed.clear()
         hawkbit.said.clear()
@@ -214,6 +217,7 @@ def test_a_deployment_becomes_one_job(tmp_path: Path, hawkbit: Hawkbit, monkeypa
             assert "DIGEST_MISMATCH" in str([data for path, data in hawkbit.said if "feedback" in path][-1])
             assert len(host.jobs.list()) == 1
             assert list(made.notes.folder.glob("*.part")) == []
+            assert (made.figures().commands["refused"], made.figures().ended) == (1, {"rejected": 1})
 
     asyncio.run(work())
 

@@ -56,6 +56,31 @@ def test_a_report_that_changed_while_it_was_told_is_told_again(tmp_path: Path) -
     ledger.close()
 
 
+def test_a_late_word_about_an_earlier_report_is_not_taken_for_the_last(tmp_path: Path) -> None:
+    """A link that ended, and the next one, may both say of one version that it was told."""
+    ledger = Ledger(tmp_path / "fleet.db", "gw1")
+    ledger.take(ONE, 100.0)
+    ((number, dirty, _),) = ledger.untold()
+    ledger.told(number, dirty)
+    assert ledger.untold() == []
+    end(ledger)
+    ledger.told(number, dirty)
+    assert [found.state for _, _, found in ledger.untold()] == ["succeeded"]
+    told(ledger)
+    assert ledger.untold() == []
+    ledger.close()
+
+
+def test_a_job_that_has_ended_is_not_submitted_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "fleet.db", "gw1")
+    ledger.take(ONE, 100.0)
+    (entry,) = ledger.waiting()
+    end(ledger)
+    ledger.submitted(entry, "other")
+    assert ledger.running() == ledger.waiting() == []
+    ledger.close()
+
+
 def test_what_was_forgotten_is_refused_and_never_carried_out_twice(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "fleet.db", "gw1", limit=2)
     for number in range(4):

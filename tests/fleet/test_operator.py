@@ -101,6 +101,146 @@ def test_a_fleet_from_init_to_drift(tmp_path: Path, capsys: pytest.CaptureFixtur
         asyncio.run(work())
 
 
+async def inventory_of(link: Link, *names: str) -> None:
+    """As if these gateways had told of a target each."""
+    for name in names:
+        state = {"gateway": name, "target": "m1", "labels": {}, "state": "present", "image": ""}
+        await link.publish(wire.target_subject(name, "m1"), wire.encode_state(state))
+
+
+async def say(link: Link, rollout: str, state: str, *names: str) -> None:
+    """As if these gateways had reported."""
+    for name in names:
+        report = wire.Report(name, rollout, "m1", 0, state, evidence="full" if state == "succeeded" else "")
+        await link.publish(report.subject, report.encode())
+
+
+def test_who_looks_on_sees_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "TURN_S", 0.05)
+    (tmp_path / "app.bin").write_bytes(IMAGE[:2000])
+
+    async def work() -> None:
+        link = await operator(broker)
+        assert await cli(broker, "init", "--gateway", "gw1") == 0
+        await inventory_of(link, "gw1", "gw2")
+        assert await cli(broker, "artifact", "put", str(tmp_path / "app.bin")) == 0
+        assert await cli(broker, "start", "app.bin", "--id", "r1", "--detach") == 0
+        await say(link, "r1", "running", "gw1")
+        capsys.readouterr()
+        looking, seen = asyncio.create_task(cli(broker, "status", "r1", "--follow")), ""
+        progress = wire.Progress("gw1", "r1", "m1", "write", 768, 1024, 10240)
+        for _ in range(400):
+            await link.tell(progress.subject, progress.encode())
+            await link.tell(wire.Progress("gw2", "r1", "m1", "lie").subject, progress.encode())  # in another one's name
+            await asyncio.sleep(0.05)
+            seen += capsys.readouterr().out
+            if "write" in seen:
+                break
+        assert "r1: running, wave 0, 2 of 2 told: 0 succeeded, 0 failed, 2 under way" in seen, seen
+        assert "gw1.m1: running write 75 % 10.0 KiB/s\n" in seen, seen
+        await say(link, "r1", "succeeded", "gw1")
+        assert await cli(broker, "cancel", "r1") == 0
+        assert await asyncio.wait_for(looking, 30) == 1
+        seen += capsys.readouterr().out
+        assert "gw1.m1: succeeded full\n" in seen, seen
+        assert "r1: canceled (by an operator), wave 0, 2 of 2 told: 1 succeeded, 0 failed, 1 under way\n" in seen, seen
+        assert "gw2.m1" not in seen, "it has told nothing"
+        await link.close()
+
+    with Broker(tmp_path / "nats") as broker:
+        asyncio.run(work())
+
+
+def test_what_nothing_needs_goes_and_what_something_needs_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "TURN_S", 0.05)
+    for name, size in (("old", 2000), ("new", 3000)):
+        (tmp_path / f"{name}.bin").write_bytes(IMAGE[:size])
+
+    async def left(link: Link, id: str) -> tuple[int, int]:
+        pages = [1 async for _ in link.snapshot(f"KV_{wire.ROLLOUTS}", control._subject(f"plan.{id}.*"))]
+        return len(pages), len(await control.reports(link, id))
+
+    async def said(*words: str, expect: int = 0) -> str:
+        assert await cli(broker, *words) == expect
+        found = capsys.readouterr()
+        return found.out + found.err
+
+    async def work() -> None:
+        link = await operator(broker)
+        await said("init", "--gateway", "gw1", "--gateway", "gw2")
+        await inventory_of(link, "gw1", "gw2")
+        for number, name in enumerate(("old", "new", "new"), 1):
+            await said("artifact", "put", str(tmp_path / f"{name}.bin"))
+            await said("start", f"{name}.bin", "--id", f"r{number}", "--detach", "--expires", "1s")
+            if number < 3:
+                await say(link, f"r{number}", "succeeded", "gw1", "gw2")
+                assert "done" in await said("run", f"r{number}")
+        assert "r3: running" in await said("run", "r3", "--once")
+        await asyncio.sleep(1.1)  # Until nobody may begin what the first has told.
+
+        # r3 says what is wanted, so r2 is of no use any more; but its artifact is.
+        assert await said("tidy") == "nothing\n", "nothing is 90 days old"
+        shown = await said("tidy", "--older-than", "0")
+        assert "roll-out r1: done, 2 targets" in shown, shown
+        assert "roll-out r2: done" in shown, shown
+        assert "artifact old.bin" in shown, shown
+        assert "3 could go; nothing was changed" in shown, shown
+        assert "new.bin" not in shown, shown
+        assert "r1: done" in await said("status", "r1")
+        assert "a gateway may still be told to take it by r3" in await said("artifact", "remove", "new.bin", expect=2)
+
+        # Broken off in the middle, and done again.
+        with monkeypatch.context() as patch:
+
+            async def broken(_link: Link, _id: str) -> None:
+                raise RuntimeError("killed")
+
+            patch.setattr(control, "finish_removal", broken)
+            with pytest.raises(RuntimeError):
+                await control.remove_rollout(link, await control.load(link, "r2"))
+        assert await left(link, "r2") == (1, 2)
+        assert "roll-out r2: what was left" in await said("tidy", "--older-than", "0")
+        assert "3 removed" in await said("tidy", "--older-than", "0", "--yes")
+        assert await left(link, "r1") == await left(link, "r2") == (0, 0)
+        assert await left(link, "r3") == (1, 0)
+        assert await said("tidy", "--older-than", "0") == "nothing\n"
+        assert "r1 was removed" in await said("status", "r1", expect=2)
+        assert "there is a roll-out r1 already" in await said("start", "new.bin", "--id", "r1", expect=2), (
+            "gateways remember it"
+        )
+        listed = [json.loads(line)["name"] for line in (await said("artifact", "list", "--json")).splitlines()]
+        assert listed == ["new.bin"]
+        assert [json.loads(line)["rollout"] for line in (await said("rollouts", "--json")).splitlines()] == ["r3"]
+
+        # A gateway that is taken out of service: nothing waits for it.
+        shown = await said("retire", "gw1")
+        assert "gw1: 3 commands that it has not taken, inventory of 1 targets" in shown, shown
+        assert "roll-out r3 goes on without its 1 targets" in shown, shown
+        assert "nothing was changed" in shown, shown
+        assert "2 of 2 told" in await said("status", "r3")
+        for _ in range(2):
+            assert "gw1 is retired" in await said("retire", "gw1", "--yes")
+        assert "1 of 1 told" in await said("status", "r3")
+        assert "there is no gateway gw9" in await said("retire", "gw9", "--yes", expect=2)
+        assert [row["gateway"] for row in await control.inventory(link)] == ["gw2"]
+        assert await control.waiting_of(link, "gw1") is None
+        assert await control.waiting_of(link, "gw2") == 3
+        assert {gateway for gateway, _ in await control.desired(link)} == {"gw2"}
+        await say(link, "r3", "succeeded", "gw2")
+        assert "r3: done, wave 0, 1 of 1 told" in await said("run", "r3")
+        assert "1 of 1 gateways are new" in await said("init", "--gateway", "gw1")
+        assert await control.waiting_of(link, "gw1") == 0
+        assert await control.retired(link) == set()
+        await link.close()
+
+    with Broker(tmp_path / "nats", "debian") as broker:
+        asyncio.run(work())
+
+
 def test_no_broker_and_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rollouts", "--server", "nats://127.0.0.1:9"]) == 3
     assert main(["rollouts"]) == 2

@@ -4,6 +4,7 @@ servers of both versions, somebody who has taken a gateway over tries more."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import ssl
 import subprocess
@@ -12,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from bridged.errors import ConfigError, FleetError, FleetRefused, FleetUnreachable
-from bridged.fleet import control, link, setup, wire
+from bridged.fleet import control, credentials, link, setup, wire
 from bridged.fleet.link import Access, Link, connect
 from tests.e2e.virtual_gateway import VirtualGateway
+from tests.fleet.accounts import ACCOUNT, Accounts, Key
 from tests.fleet.broker import SERVERS, Broker
 from tests.fleet.members import TARGET, command, connector, running, until
 from tests.fleet.test_connector import IMAGE, ended
 from tests.support import require_tool
+from tests.test_client import Certificates
 
 USERS = setup.permissions(["gw1", "gw2"], ["ops"]).replace("CHANGE-ME", "secret")
 
@@ -154,6 +157,95 @@ def test_tls_with_the_right_ca_only(tmp_path: Path) -> None:
     with Broker(tmp_path / "nats", extra=extra, scheme="tls") as broker:
         asyncio.run(work())
     assert ssl.HAS_TLSv1_2
+
+
+async def works_and_reaches_no_other(root: Path, ops: Access, own: Access, other: Access) -> None:
+    """With these accesses a gateway carries out a job, and cannot speak for another one."""
+    operator = await connect(ops, "op", wire.inbox_of("ops"))
+    await setup.prepare(operator)
+    await setup.admit(operator, "gw1")
+    one = command("gw1", "r1", None, kind="identify")
+    await operator.publish(one.subject, one.encode())
+    (root / "gw").mkdir()
+    host = VirtualGateway(root / "gw", {"m1": ("L476", {})}, settings=TARGET)
+    async with host, running(connector(host, "gw1", own)) as made:
+        assert (await ended(operator, "r1")).state == "succeeded", made.trouble
+    taken = await connect(other, "gw2", wire.inbox_of("gw2"))
+    with pytest.raises(FleetUnreachable):
+        await taken.publish(wire.target_subject("gw1", "m1"), wire.encode_state({"gateway": "gw1", "target": "m1"}))
+    await taken.publish(wire.target_subject("gw2", "m1"), wire.encode_state({"gateway": "gw2", "target": "m1"}))
+    assert len(await control.inventory(operator)) == 2
+    await taken.close()
+    await operator.close()
+
+
+@pytest.mark.parametrize("which", SERVERS)
+def test_certificates_instead_of_passwords(tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutual TLS: the name in the certificate is the user, with the rights that ``bridged fleet permissions`` prints."""
+    monkeypatch.setattr(link, "ANSWER_S", 0.6)
+    (tmp_path / "other").mkdir()
+    ours, others = Certificates(tmp_path), Certificates(tmp_path / "other")
+    certificate, key = ours.make("localhost")
+    extra = f'tls {{ cert_file: "{certificate}", key_file: "{key}", ca_file: "{tmp_path}/ca.pem", verify_and_map: true }}'
+
+    async def work() -> None:
+        servers = (f"tls://localhost:{broker.ports[0]}",)
+
+        def access(pair: tuple[Path, Path]) -> Access:
+            return Access(servers, ca=tmp_path / "ca.pem", certificate=pair[0], key=pair[1])
+
+        await works_and_reaches_no_other(tmp_path, *(access(ours.make(name)) for name in ("ops", "gw1", "gw2")))
+        for wrong in (Access(servers, ca=tmp_path / "ca.pem"), access(others.make("gw1"))):
+            with pytest.raises(FleetError, match=r"certificate|unknown ca"):
+                await connect(wrong, "x", wire.inbox_of("gw1"))
+        with pytest.raises(FleetRefused):
+            await connect(access(ours.make("stranger")), "x", wire.inbox_of("gw1"))
+
+    users = setup.permissions(["gw1", "gw2"], ["ops"], certificates=True)
+    with Broker(tmp_path / "nats", which, users=users, extra=extra) as broker:
+        asyncio.run(work())
+
+
+@pytest.mark.parametrize("which", SERVERS)
+def test_creds_files_instead_of_passwords(tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accounts with JWTs, which somebody else's tool makes from the same lists of rights."""
+    monkeypatch.setattr(link, "ANSWER_S", 0.6)
+    accounts = Accounts()
+
+    async def work() -> None:
+        def access(name: str, rights: dict[str, list[str]], by: Key | None = None) -> Access:
+            return Access(broker.servers, credentials=accounts.user(tmp_path / f"{name}.creds", rights, by))
+
+        gateways = [access(name, setup.gateway_rights(name)) for name in ("gw1", "gw2")]
+        await works_and_reaches_no_other(tmp_path, access("ops", setup.operator_rights("ops")), *gateways)
+        with pytest.raises(FleetRefused):
+            await connect(access("stranger", setup.gateway_rights("gw1"), Key(ACCOUNT)), "x", wire.inbox_of("gw1"))
+
+    with Broker(tmp_path / "nats", which, extra=accounts.extra) as broker:
+        asyncio.run(work())
+
+
+def test_creds_files_that_are_none(tmp_path: Path) -> None:
+    path = Accounts().user(tmp_path / "a.creds", {"publish": [], "subscribe": []})
+    text = path.read_text()
+    seed = text.split("SEED-----\n")[1].split("\n")[0]
+    jwt, sign = credentials.read(path)
+    assert jwt.decode() in text
+    assert len(base64.b64decode(sign("nonce"))) == 64
+    damaged = seed[:10] + ("A" if seed[10] != "A" else "B") + seed[11:]
+    for wrong, said in (
+        ("", "no JWT of a user"),
+        (text.partition("\n\n")[0], "no seed of a user"),
+        (text.replace(seed, damaged), "the seed is damaged"),
+        (text.replace(seed, seed[:-3]), "the seed is damaged"),
+        (text.replace(seed, Key(ACCOUNT).seed), "is not that of a user"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ConfigError, match=said) as failed:
+            credentials.read(path)
+        assert seed[4:20] not in failed.value.message
+    with pytest.raises(ConfigError, match="No such file"):
+        credentials.read(tmp_path / "missing.creds")
 
 
 def test_without_anybody_there() -> None:

@@ -63,6 +63,9 @@ def test_installing_is_enough_and_purging_leaves_nothing(machine: Container, pac
     assert machine.run("bridged targets").strip() != ""
     assert machine.run("systemctl --failed --no-legend").strip() == ""
     machine.run("dpkg --verify bridged")
+    machine.run(
+        "/opt/bridged/bin/python3 -sP -c 'import nats.js; import cryptography.hazmat.primitives.asymmetric.ed25519'"
+    )  # fleets, signatures
     machine.run("dpkg --remove bridged")
     assert machine.try_("systemctl is-active bridged").out.strip() == "inactive"
     assert machine.run("ls /etc/bridged/bridged.toml /var/lib/bridged/state.db"), "kept for the next installation"
