@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import resource
@@ -236,6 +237,7 @@ class Daemon:
         for console in self.consoles.values():
             console.record = partial(record, self.authority)
         self.tls = await asyncio.to_thread(Tls, settings.tls) if settings.tls.certificate else None
+        self._look_at_certificate()
         self.line = LineServer(
             self.jobs,
             self.store,
@@ -500,12 +502,19 @@ class Daemon:
 
     async def _tidy(self) -> None:
         """Keep a part of the image store free, and never at the cost of an image that a job or a last known good one needs."""
-        while True:
+        for turn in itertools.count(1):
             await asyncio.sleep(TIDY_S)
+            if turn % (86400 // int(TIDY_S)) == 0:
+                self._look_at_certificate()
             try:
                 await asyncio.to_thread(self.store.collect, self.jobs.pinned())
             except BridgedError as error:
                 log_error(error, "tidying the image store")
+
+    def _look_at_certificate(self) -> None:
+        """At the start, when it is read again, and each day: who is far away learns of it before nobody gets in any more."""
+        if self.tls is not None and (text := self.tls.expiring(time.time())):
+            log.warning("%s", text)
 
     async def _drain_when_asked(self) -> None:
         await self._drain.wait()
@@ -574,6 +583,7 @@ class Daemon:
                 await asyncio.to_thread(self.tls.reload)
             except ConfigError as error:
                 log_error(error, "reload")
+            self._look_at_certificate()
         if waiting:
             log.warning("reload: takes effect with `systemctl restart bridged`: %s", ", ".join(waiting))
         else:

@@ -149,6 +149,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("api.auth:FIRST_DELAY_S", "Delay after a wrong token of one address; doubled with each", "the address waits"),
         Row("api.auth:LONGEST_DELAY_S", "Longest such delay", "no longer"),
         Row("api.auth:FORGET_S", "Time without a wrong token until an address starts anew", "forgotten"),
+        Row("api.auth:SEEN_S", "Between two notes of a login by one credential at one address", "not noted"),
         Row("api.auth:WAITING_LIMIT", "Logins of one address that are delayed at once", "429 `TOO_MANY`", "logins"),
         Row("api.auth:ADDRESSES_LIMIT", "Addresses with wrong tokens behind them", "the oldest is forgotten", "addresses"),
         Row("api.auth:CREDENTIALS_LIMIT", "Tokens and certificates", "429 `TOO_MANY`", "credentials"),
@@ -217,6 +218,12 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("console.server:KEEPALIVE_IDLE_S", "Silence of a client's machine before the kernel asks for it", "probes"),
         Row("console.server:SEND_BUFFER_BYTES", "What the kernel holds for one client on TCP", "waits in `console.buffer_kib`"),
         Row("console.server:REPLIES_BYTES", "Answers of telnet that a client has not fetched", "closed"),
+        Row(
+            "console.room:RESERVED_SEATS",
+            "Clients beyond `console.clients` whose principal has no other",
+            "429 `TOO_MANY`",
+            "clients",
+        ),
         Row("console.server:EOF_LINGER_S", "Time for an answer after a client closed its sending side", "closed"),
         Row(
             "console.server:BACKLOG",

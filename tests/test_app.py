@@ -249,6 +249,8 @@ def test_consoles_take_passed_sockets_in_tls_too_and_a_certificate_is_renewed_by
     daemon.process.send_signal(signal.SIGHUP)
     daemon.expect("READY=1")
     assert before != shown() == certificate.read_text()
+    said = f"warning: tls.certificate {certificate} expires in 1 day ("
+    assert daemon.log.read_text().count(said) == 2, "at the start and when it is read again"
     assert shown(line, said=b"220 bridged") == certificate.read_text()
     assert shown(http, b"GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n", b"200 OK") == certificate.read_text()
     with socket.socket(socket.AF_UNIX) as here:

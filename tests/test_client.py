@@ -427,6 +427,16 @@ def test_a_renewed_certificate_needs_no_restart(served: Served, tmp_path: Path) 
         assert client.targets(), "what was read before stays in force"
 
 
+def test_a_certificate_that_ends_is_told_before(tmp_path: Path) -> None:
+    certificate, key = Certificates(tmp_path).make("gw.example", days=1)
+    tls = Tls(config.Tls(str(certificate), str(key)))
+    day = 86400.0
+    assert abs(tls.expires - time.time() - day) < 120
+    assert tls.expiring(tls.expires - 22 * day) == ""
+    assert "expires in 20 days (20" in tls.expiring(tls.expires - 20 * day)
+    assert "has expired, and clients refuse it" in tls.expiring(tls.expires + 1)
+
+
 def test_an_authority_that_was_taken_out_is_believed_no_longer(served: Served, tmp_path: Path) -> None:
     """Neither for a new connection nor for one that resumes a session of before."""
     import ssl

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import ssl
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from bridged.api.auth import is_loopback
 from bridged.config.values import CERTIFICATES_ONLY, Listen
 from bridged.errors import ConfigError, NotAllowed
 
+EXPIRES_SOON_S = 21 * 86400.0  # Three weeks: somebody is on holiday, and who renews by a machine does it a month before.
 HANDSHAKE_S = 10.0  # From the first byte to the end of the handshake; a phone far away needs two seconds.
 
 
@@ -88,11 +90,25 @@ class Tls:
                 # TLS 1.2 itself, for 300 s, and those of TLS 1.3 not at all.
                 context.options |= ssl.OP_NO_TICKET
                 context.num_tickets = 0
+            what = f"reading tls.certificate {certificate}"
+            # The only decoder of certificates in the standard library; the module `ssl` tests itself with it.
+            decoded = ssl._ssl._test_decode_cert(certificate)  # type: ignore[attr-defined]
+            expires = float(ssl.cert_time_to_seconds(decoded["notAfter"]))
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise ConfigError(
                 f"{what}: {getattr(error, 'reason', None) or getattr(error, 'strerror', None) or error}"
             ) from error
-        self._newest.current = context
+        self._newest.current, self.expires = context, expires
+
+    def expiring(self, now: float) -> str:
+        """A sentence for people where the certificate ends soon, or has ended: from then on no client comes in. UTC seconds."""
+        left_s = self.expires - now
+        if left_s > EXPIRES_SOON_S:
+            return ""
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.expires))
+        days = round(left_s / 86400)
+        says = f"expires in {days} day{'' if days == 1 else 's'}" if left_s > 0 else "has expired, and clients refuse it"
+        return f"tls.certificate {self._settings.certificate} {says} ({when}): renew it, then `systemctl reload bridged`"
 
 
 def _no_password() -> str:

@@ -45,7 +45,8 @@ REPLIES_BYTES = 64 * 1024  # Of telnet's answers that a client has not fetched, 
 # The first line of a request, and the beginning of one that is longer than what was read: a page chooses method and path.
 HTTP_LINE = re.compile(rb"\S+ \S+ HTTP/\d")
 HTTP_PART = re.compile(rb"[\w!#$%&'*+.^`|~-]+(?: \S*(?: H?T?T?P?/?[\d.]*\r?)?)?")
-HTTP_PART_BYTES = 512  # Shorter ones come whole: a browser sends its header at once.
+HTTP_PART_BYTES = 512  # Shorter ones come whole: a browser sends its header at once ...
+HTTP_METHOD_BYTES = 8192  # ... so that no word alone of less than this is one, as digits that somebody pipes.
 EOF_LINGER_S = 2.0  # After a client closed its sending side (nc -N): time for the target's answer.
 
 
@@ -219,7 +220,8 @@ def _is_http(first: bytes) -> bool:
     line, end, _ = first.partition(b"\n")
     if end:
         return HTTP_LINE.match(line) is not None
-    return len(line) >= HTTP_PART_BYTES and HTTP_PART.fullmatch(line) is not None
+    limit = HTTP_PART_BYTES if b" " in line else HTTP_METHOD_BYTES
+    return len(line) >= limit and HTTP_PART.fullmatch(line) is not None
 
 
 _FLOW_OF = {Control.FLOW_NONE: "", Control.FLOW_XON: "xon", Control.FLOW_RTS: "rts"}

@@ -233,6 +233,11 @@ def test_a_web_page_types_nothing(tmp_path: Path, protocol: str) -> None:
         assert await b.hear(13) == b"GET / please\n"
         person.say(b"GET / HTTP/1.1\n")
         assert await b.hear(15) == b"GET / HTTP/1.1\n", "only the first words are looked at"
+        await person.close()
+        await b.until(lambda: not b.console.seats)
+        program = await b.connect()
+        program.say(b"3A" * 1000)
+        assert await b.hear(2000) == b"3A" * 1000
 
     play(tmp_path, act, protocol=protocol, replay_kib=0)
 
