@@ -61,8 +61,10 @@ vm-guest: $(DEV_STAMP)
 
 vm-reliability: ## fifty power cuts, kills, removals, an idle gateway; written to docs/reliability-vm.md
 	rm -f .cache/vm/record
-	BRIDGED_VM_RECORD=$(CURDIR)/.cache/vm/record BRIDGED_CUTS=$(CUTS) BRIDGED_IDLE_S=$(IDLE_S) $(MAKE) vm-test ARGS='--timeout 0'
-	$(BIN)/python -m tests.vm.page .cache/vm/record
+	@failed=0; \
+	BRIDGED_VM_RECORD=$(CURDIR)/.cache/vm/record BRIDGED_CUTS=$(CUTS) BRIDGED_IDLE_S=$(IDLE_S) $(MAKE) vm-test ARGS='--timeout 0' || failed=1; \
+	$(BIN)/python -m tests.vm.page .cache/vm/record; \
+	exit $$failed
 
 check: $(DEV_STAMP) ## format, lint, types, import direction
 	$(BIN)/ruff format --check .

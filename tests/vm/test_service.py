@@ -11,6 +11,7 @@ import pytest
 
 from bridged import chips
 from bridged.logs import Notice
+from tests.support import missing
 from tests.target.bench import make_image
 from tests.vm.bench import raw
 from tests.vm.container import Container
@@ -344,6 +345,8 @@ def test_a_full_disk_stops_what_erases_and_nothing_that_runs(small_disk: Contain
 @pytest.fixture
 def failing_disk(installed: Container) -> Iterator[Container]:
     """The state on an ext4 of its own."""
+    if not installed.has_disk:
+        missing("loop devices", "a kernel that has them (modprobe loop)")
     mount = "mount /dev/disk /var/lib/bridged && chown bridged: /var/lib/bridged && chmod 700 /var/lib/bridged"
     installed.run(f"systemctl stop bridged && {mount} && systemctl start bridged")
     wait_idle(installed)
