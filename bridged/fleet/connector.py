@@ -241,7 +241,7 @@ class Connector:
                 await acknowledge()
 
     async def _take(self, subject: str, data: bytes, at: float) -> None:
-        """Raises ``StorageFull`` where it cannot be remembered: then it is not acknowledged, and comes again."""
+        """Raises ``StorageError`` where it cannot be remembered: then it is not acknowledged, and comes again."""
         try:
             found = wire.received(data, subject, self.member.name)
             if isinstance(found, wire.Cancel):

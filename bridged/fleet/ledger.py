@@ -26,6 +26,7 @@ from typing import Any
 
 from bridged.errors import FleetStale, JournalError, StorageFull
 from bridged.fleet.wire import ENDED, FLASHING, Cancel, Command, Report, received, report
+from bridged.jobs.database import translated
 
 VERSION = 1
 LIMIT = 10_000  # Some 1 KiB each: one roll-out a week to a gateway with 40 targets is five years.
@@ -56,7 +57,7 @@ class Ledger:
     """Raises ``JournalError`` where the file cannot be used, and leaves a newer one as it is. ``limit``: for tests."""
 
     def __init__(self, path: Path, gateway: str, *, limit: int = LIMIT) -> None:
-        self._gateway, self._limit, self._lock = gateway, limit, threading.RLock()
+        self._gateway, self._limit, self._lock, self._path = gateway, limit, threading.RLock(), path
         self._wanted: dict[str, tuple[str, str]] | None = None
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -87,14 +88,14 @@ class Ledger:
                     raise
                 self._db.execute("COMMIT")
             except sqlite3.OperationalError as error:
-                raise StorageFull(f"writing the ledger of the fleet: {error}") from error
+                raise translated(error, "writing the ledger of the fleet", self._path) from error
 
     # --- commands -------------------------------------------------------------------------------------------------
 
     def take(self, command: Command, at: float) -> bool:
         """Whether it is news; either way it may be acknowledged after this. ``at``: when the broker got it.
 
-        Raises ``FleetStale`` (it may be acknowledged, too), and ``StorageFull`` where it cannot be remembered now.
+        Raises ``FleetStale`` (it may be acknowledged, too), and ``StorageError`` where it cannot be remembered now.
         """
         with self._change() as db:
             self._saw(at)
@@ -122,7 +123,7 @@ class Ledger:
         """Mark what is to be canceled; the entry where there is one that has not ended.
 
         A command that comes after its cancellation (two machines drove the roll-out) is taken back, too: it leaves its mark.
-        Raises ``StorageFull`` as ``take`` does.
+        Raises ``StorageError`` as ``take`` does.
         """
         with self._change() as db:
             self._saw(at)
