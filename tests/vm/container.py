@@ -43,7 +43,7 @@ class Container(Inside):
         if Path("/dev/loop-control").exists():
             image = self._folder / "disk.img"
             subprocess.run(["mke2fs", "-q", "-t", "ext4", image, f"{DISK_MIB}M"], check=True)
-            losetup = ["losetup", "--find", "--show", image]
+            losetup = ["losetup", "--find", "--show", str(image)]
             self._disk = subprocess.run(losetup, check=True, capture_output=True, text=True).stdout.strip()
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(self._folder / "agent.sock"))

@@ -36,8 +36,9 @@ FIGURES = """
 
 {rows}
 
-Two targets, HTTP and metrics on, nothing to do. CPU time is that of the emulated machine: divide by about twenty for a real one
-of its class. Bytes are those that the kernel counted, at the process or at the disk.
+Two targets, HTTP and metrics on, nothing to do. CPU time is that of the emulated machine, and what others took of the host's
+CPU meanwhile counts with it; a real machine of its class needs about a twentieth. Context switches are wake-ups. Bytes are
+those that the kernel counted, at the process or at the disk.
 """
 
 RUNS = """
