@@ -206,7 +206,6 @@ class Link:
     def __init__(self, baud: int, ring_bytes: int) -> None:
         self.baud = baud
         self.ring_bytes = ring_bytes
-        self.spoilt = 0  # bytes that were skipped
         self.resent = 0  # commands that were sent more than once
         self._number = 0
         self._left = bytearray()
@@ -224,11 +223,11 @@ class Link:
             while len(left) < HEAD_BYTES:
                 got: bytes = yield Receive(HEAD_BYTES - len(left), timeout_s if not left else ANSWER_S)
                 if not got:
-                    self._skip(len(left))
+                    left.clear()
                     return None
                 left += got
                 at = left.find(MARK)
-                self._skip(at if at >= 0 else len(left))
+                del left[: at if at >= 0 else len(left)]
             head = head_of(bytes(left[:HEAD_BYTES]))
             if head is None:
                 self._skip_to_mark()
@@ -247,13 +246,9 @@ class Link:
             del left[:size]
             return Answer(verb, number, bytes(body[HEAD_BYTES - 1 :]))
 
-    def _skip(self, count: int) -> None:
-        self.spoilt += count
-        del self._left[:count]
-
     def _skip_to_mark(self) -> None:
         at = self._left.find(MARK, 1)
-        self._skip(at if at >= 0 else len(self._left))
+        del self._left[: at if at >= 0 else len(self._left)]
 
     # --- questions ----------------------------------------------------------------------------------------------------
 

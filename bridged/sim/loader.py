@@ -89,7 +89,6 @@ class Stats:
     erases: Counter[int] = field(default_factory=Counter)
     mass_erases: int = 0
     programs: int = 0
-    program_bytes: int = 0
     resets: int = 0
     self_resets: int = 0
     power_cycles: int = 0
@@ -416,7 +415,6 @@ class Loader:
             seconds /= 4
         data = self.faults.cells("misprogram", address, data)
         self.stats.programs += 1
-        self.stats.program_bytes += len(data)
         yield Work(
             Kind.PROGRAM,
             round(seconds * 1e9 * len(data) / 256),
