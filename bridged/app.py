@@ -599,7 +599,7 @@ def _open_journal(state: Path) -> Journal:
 def _open_store(state: Path, settings: config.Store) -> Store:
     from bridged.images.store import Store
 
-    return Store(state, settings.limit_mib << 20, settings.image_limit_mib << 20, traces=settings.traces)
+    return Store(state, settings.limit_mib << 20, settings.image_limit_mib << 20)
 
 
 def _address(sock: socket.socket) -> str:

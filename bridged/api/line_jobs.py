@@ -98,7 +98,7 @@ async def _log(link: Link, values: dict[str, Any]) -> None:
 
 async def _trace(link: Link, values: dict[str, Any]) -> None:
     job_id = link.jobs.get(values["job"]).id
-    path = await in_thread(link.shared.store.trace_file, job_id)
+    path = await in_thread(link.jobs.trace_file, job_id)
     try:
         file = await asyncio.to_thread(path.open, "rb") if path is not None else None
     except FileNotFoundError:
@@ -185,7 +185,7 @@ async def _final(link: Link, job: Job) -> list[Reply]:
 
 
 async def _traced(link: Link, job: Job) -> dict[str, str]:
-    kept = await in_thread(link.shared.store.trace_file, job.id) if job.terminal else None
+    kept = await in_thread(link.jobs.trace_file, job.id) if job.terminal else None
     return {"trace": job.id} if kept is not None else {}
 
 

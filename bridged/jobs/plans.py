@@ -9,10 +9,10 @@ from typing import Any
 from bridged.config.values import parse_range
 from bridged.errors import TooMany
 from bridged.images import content
+from bridged.images.content import Source
 from bridged.images.model import Span
 from bridged.jobs.lane import Lane
 from bridged.jobs.model import JobKind
-from bridged.jobs.ports import StorePort
 from bridged.jobs.records import TargetRecord
 from bridged.target.wishes import wishes_of
 
@@ -20,7 +20,7 @@ PLANS_WAITING = 8  # Who may only look can have images parsed: one at a time, or
 
 
 class Plans:
-    def __init__(self, store: StorePort) -> None:
+    def __init__(self, store: Source) -> None:
         self._store = store
         self._one = asyncio.Lock()
         self._made: set[asyncio.Task[dict[str, Any]]] = set()
@@ -40,7 +40,7 @@ class Plans:
             return await asyncio.to_thread(_plan, self._store, *asked)
 
 
-def _plan(store: StorePort, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _plan(store: Source, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from bridged.images.dry_run import Seen, dry_run  # late: it loads the tables of all chips
 
     settings = lane.settings

@@ -530,7 +530,7 @@ def test_a_recording_comes_back_and_is_named_where_it_is_kept(tmp_path: Path) ->
         )
         c = await w.connect()
         await c.ask("ID motor1")
-        w.store.save_trace("j1", text)
+        w.jobs.traces.save("j1", text)
         assert "trace" not in (await c.ask("STATUS j1")).data, "of a run before this one"
         gate.set()
         failed = await c.ask("WAIT j1")

@@ -33,6 +33,7 @@ from bridged.images.model import Image
 from bridged.images.parts import SYNC_BYTES
 from bridged.images.staged import StagedImage, plain_name
 from bridged.images.store import Store
+from bridged.jobs.traces import Traces
 from tests.images.builders import elf, hex_text
 
 MIB = 1 << 20
@@ -699,7 +700,7 @@ def life(root: Path, reported: list[int]) -> None:
     put(here, DATA, "app", offset=450_000)
     here.load(here.get("app"), BASE)
     put(here, DATA[:1000], "app")
-    here.save_trace("job-1", "> 7F\n")
+    Traces(root / "traces", 20).save("job-1", "> 7F\n")
 
 
 def steps_of_a_life(tmp_path: Path) -> int:
@@ -742,7 +743,8 @@ def check_after_the_cut(root: Path, reported: int) -> None:
     staged = put(here, DATA, "app", offset=offset if not complete else 0)
     assert here.load(staged, BASE) == Image.of([(BASE, DATA)])
     assert opened(root).get("app").path.read_bytes() == DATA
-    assert here.load_trace("job-1") in {None, "> 7F\n"}
+    trace = Traces(root / "traces", 20).file("job-1")
+    assert trace is None or trace.read_text() == "> 7F\n"
 
 
 def test_leftovers_of_a_crash_are_cleaned(tmp_path: Path) -> None:
@@ -759,7 +761,6 @@ def test_leftovers_of_a_crash_are_cleaned(tmp_path: Path) -> None:
         f"uploads/anna/{orphan}.json",
         "uploads/bert/rubbish.part",
         f"uploads/bert/{orphan}.part",
-        "traces/job-1.txt.tmp",
     ]
     for name in leftovers:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -781,30 +782,6 @@ def test_damaged_sidecars_cost_the_name_and_not_the_image(tmp_path: Path, rubbis
     again = opened(tmp_path)
     assert again.load(again.get(staged.sha256), BASE).read(BASE, len(DATA)) == DATA
     assert again.have("0" * 64) == (0, None, False)
-
-
-# --- traces -------------------------------------------------------------------------------------------------------
-
-
-def test_a_trace_that_cannot_be_kept_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = opened(tmp_path)
-    failing(monkeypatch, "fsync", errno.ENOSPC)
-    with pytest.raises(StorageFull):
-        here.save_trace("job-1", "> 7F\n")
-    assert files(tmp_path) == set()
-
-
-def test_only_the_last_traces_are_kept(tmp_path: Path) -> None:
-    here = opened(tmp_path, traces=3)
-    for i in range(6):
-        path = here.save_trace(f"job-{i}", f"> {i:02X}\n")
-        assert path is not None
-        os.utime(path, ns=(i, i))
-    assert [here.load_trace(f"job-{i}") for i in range(6)] == [None, None, None, "> 03\n", "> 04\n", "> 05\n"]
-    here.save_trace("job-3", "again")
-    assert here.load_trace("job-3") == "again"
-    assert len(files(tmp_path)) == 3
-    assert opened(tmp_path / "none", traces=0).save_trace("job-1", "x") is None
 
 
 # --- power cuts: what tests/e2e/test_power_loss.py found ----------------------------------------------------------

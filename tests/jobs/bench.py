@@ -325,7 +325,6 @@ class MemoryStore:
         self.root = root
         self.images = {FIRMWARE_FILE: FIRMWARE, OTHER_FILE: OTHER}
         self.names = {"firmware.elf": FIRMWARE_FILE, "other.elf": OTHER_FILE}
-        self.traces: dict[str, str] = {}
         self.load_error: BridgedError | None = None
 
     def get(self, ref: str) -> Staged:
@@ -346,10 +345,6 @@ class MemoryStore:
         image = self.images[staged.sha256]
         moved_bytes = (base_address or image.start) - image.start  # as if it were a raw binary
         return Image.of((seg.address + moved_bytes, seg.data) for seg in image.segments)
-
-    def save_trace(self, job_id: str, text: str) -> Path | None:
-        self.traces[job_id] = text
-        return None
 
 
 class Bench:

@@ -39,11 +39,12 @@ from bridged.errors import (
     WrongChip,
 )
 from bridged.events import Event, SectorErased
+from bridged.images.content import Source
 from bridged.images.store import Store
 from bridged.jobs.admission import FREE_BYTES
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
-from bridged.jobs.ports import Clock, StorePort, TargetPort
+from bridged.jobs.ports import Clock, TargetPort
 from bridged.jobs.records import Backup, Change, OpenSession, TargetRecord
 from bridged.jobs.recovery import hazard_left_s
 from bridged.jobs.service import Jobs
@@ -73,7 +74,7 @@ def test_the_real_target_and_store_fit(tmp_path: Path) -> None:
 
     def service(target: Target, store: Store, journal: Journal) -> Jobs:
         ports: dict[str, TargetPort] = {target.name: target}
-        images: StorePort = store
+        images: Source = store
         return Jobs(Config(), journal, images, ports)
 
     assert callable(service)
@@ -140,7 +141,8 @@ def test_what_an_error_means(tmp_path: Path, error: BridgedError, at: str, state
             assert (done.error["code"], done.reason) == (error.code, error.code)
             assert done.touched == (at in ("erased", "proven-1", "proven-2"))
             assert bench.jobs.log(done.id)[-1].code == error.code
-            assert (done.id in bench.store.traces) == (not isinstance(error, Canceled)), "the flight recording is kept"
+            kept = bench.jobs.trace_file(done.id) is not None
+            assert kept == (not isinstance(error, Canceled)), "the flight recording is kept"
             assert (await bench.flash()).state is JobState.SUCCEEDED, "the next job works"
 
     run(work)
