@@ -12,6 +12,8 @@ front, and takes it all down in the opposite order (design, sections 2 and 4).
   rest is named in the log.
 - The watchdog is fed while each part makes progress (``Beat``); one target that hangs withholds nothing.
 - An error is logged once, here, where it is handled.
+
+``Daemon`` is one file because what is built, what runs and what is taken down must be seen side by side.
 """
 
 from __future__ import annotations

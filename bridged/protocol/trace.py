@@ -14,6 +14,8 @@ Invariants:
 Times: an answer's ``answer_s`` runs from the first byte sent to the first byte received. The bytes need their time on the wire;
 what is left (``target_s``) is the target at work, and its adapter: one with a latency timer adds up to 16 ms to each answer.
 ``gap_s`` is the host's: from the last byte received to the next one sent. Standard library only; the command line imports this.
+
+How a stage looks, the decoder that follows it and the words for it are one file: a new command needs all three.
 """
 
 from __future__ import annotations

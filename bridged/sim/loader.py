@@ -7,6 +7,7 @@ around it does. While it works or sends it does not read, and what comes then is
 What is deliberately not here: kindness. A protected sector, a misaligned write, a page number that does not exist are
 answered with ACK, because the silicon does so. Sources: AN3155 for the sequences, AN2606 for the deviations of versions
 (``Chip.quirks``), ST's open boot loader where these two are silent (list buffer of 581 pages, start address checked only).
+The ROM is one program with one state, and so is this: one file.
 """
 
 from __future__ import annotations
