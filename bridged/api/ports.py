@@ -88,3 +88,10 @@ class JobsApi(Protocol):
     def read_result(self, job_id: str) -> Path: ...
     def trace_file(self, job_id: str) -> Path | None: ...
     def ready(self) -> tuple[bool, str]: ...
+
+
+async def next_update(source: AsyncIterator[Update]) -> Update | None:
+    """The next update, ``None`` at the end. (A task must not raise ``StopAsyncIteration``.)"""
+    async for update in source:
+        return update
+    return None

@@ -10,6 +10,7 @@ Documents: the order of erase and write is the design's, see ``images.plan``; do
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from bridged.target.erasing import batches, erase
 from bridged.target.identify import Known
 from bridged.target.kept import Kept, decode_kept, encode_kept
 from bridged.target.protection import longest_s
-from bridged.target.proving import Work
+from bridged.target.proving import Read, Work
 from bridged.target.request import Request, Result
 from bridged.target.way_back import check_entry
 
@@ -197,18 +198,7 @@ def _sampled(plan: Plan, request: Request, known: Known, result: Result) -> Flow
     # The ends always, for an image of another length; between them others each time.
     chosen = sorted({reads[0], reads[-1], *reads[round(past.age_s * 1000) % step :: step]})
     yield from phase_started(Phase.VERIFY, sum(n for _, n in chosen))
-    same = True
-    done = 0
-
-    def compare(address: int, data: bytes) -> Flow[bool]:
-        nonlocal same, done
-        same = data == plan.content.read(address, len(data))
-        done += len(data)
-        yield Progress(done)
-        return same
-
-    yield Checkpoint()
-    yield from known.line.read_all(deque(chosen), compare)
+    same, done = yield from _same(plan, known, chosen)
     if not same:
         yield Report(Retried("sample", "a sample differs from what was last proven here: all is compared"))
         return False
@@ -235,21 +225,11 @@ def _leave_alone(plan: Plan, request: Request, known: Known, result: Result) -> 
     total = sum(n for a, n in reads if any(a < s.end and s.address < a + n for s in likely))
     yield from phase_started(Phase.PLAN, total)
     done = 0
-    same = True
-
-    def compare(address: int, data: bytes) -> Flow[bool]:
-        nonlocal done, same
-        same = data == plan.content.read(address, len(data))
-        done += len(data)
-        yield Progress(done)
-        return same
-
     for sector in likely:
-        yield Checkpoint()
-        yield from known.line.read_all(deque(r for r in reads if r[0] < sector.end and sector.address < r[0] + r[1]), compare)
+        inside = (r for r in reads if r[0] < sector.end and sector.address < r[0] + r[1])
+        same, done = yield from _same(plan, known, inside, done)
         if same:
             equal.append(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
-        same = True
     less = make_plan(plan.image, plan.chip, plan.flash, (*request.proven, *equal), vectors=plan.vectors)
     kept = {s.address for s in plan.erase} - {s.address for s in less.erase}
     for proof in equal:
@@ -293,6 +273,23 @@ def _backup(plan: Plan, known: Known, result: Result) -> Flow[Plan]:
     cost.seconds += (yield Now()) - begun
     result.bytes_kept = sum(len(d) for _, d in parts)
     return plan.keeping(Image.of(parts) if result.bytes_kept else None)
+
+
+def _same(plan: Plan, known: Known, reads: Iterable[Read], done: int = 0) -> Flow[tuple[bool, int]]:
+    """Whether the flash holds the content at ``reads``; the first difference ends it. And the bytes that were looked at, with
+    the ``done`` ones before."""
+    same = True
+
+    def compare(address: int, data: bytes) -> Flow[bool]:
+        nonlocal done, same
+        same = data == plan.content.read(address, len(data))
+        done += len(data)
+        yield Progress(done)
+        return same
+
+    yield Checkpoint()
+    yield from known.line.read_all(deque(reads), compare)
+    return same, done
 
 
 def _limit_s(plan: Plan, request: Request, known: Known, seconds: float) -> float:

@@ -25,13 +25,13 @@ from functools import partial
 from bridged import stub
 from bridged.chips.model import FlashMap, Range, Sector
 from bridged.chips.second_stage import SecondStage, row_for, why_not
-from bridged.errors import LoaderError, NotErased, SecondStageFailed, Unsupported, VerifyError, WrongSector
+from bridged.errors import LoaderError, SecondStageFailed, Unsupported, VerifyError
 from bridged.events import Phase, PhaseStarted, Retried, SectorErased, SectorProven, Warned
 from bridged.images.plan import Plan, make_plan
 from bridged.protocol import stub as wire
 from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Progress, Report, Step
 from bridged.protocol.stub import Command, Link
-from bridged.target.dialogue import Dialogue, different, erase_wait_s
+from bridged.target.dialogue import Dialogue, different, erase_wait_s, not_erased, wrong_sector
 from bridged.target.identify import Known
 from bridged.target.kept import encode_kept
 from bridged.target.request import Request, Result
@@ -367,19 +367,10 @@ def _check_first(stage: Stage, sector: Sector, witnesses: dict[int, bytes]) -> F
     for address in (sector.address, sector.end - count):
         data = yield from stage.link.read(address, count)
         if data.count(stage.known.chip.erased_value) != count:
-            raise NotErased(
-                f"sector {sector.code}: its erase was acknowledged, and the {count} bytes at {address:#010x} are not blank",
-                sector=sector.code,
-                address=address,
-            )
+            raise not_erased(sector, address, count)
     for address, before in witnesses.items():
         if (yield from stage.link.read(address, len(before))) != before:
-            raise WrongSector(
-                f"sector {sector.code} ({sector.address:#010x}..{sector.end - 1:#010x}) was erased and {address:#010x} "
-                "outside of it changed",
-                sector=sector.code,
-                address=address,
-            )
+            raise wrong_sector(sector, address)
 
 
 # --- proving ----------------------------------------------------------------------------------------------------------
