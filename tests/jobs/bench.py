@@ -29,7 +29,7 @@ from bridged.events import (
 )
 from bridged.images.model import Image, Span
 from bridged.jobs.journal import Journal
-from bridged.jobs.model import Job, JobKind, Submission
+from bridged.jobs.model import Job, JobKind, JobState, Submission
 from bridged.jobs.ports import Clock
 from bridged.jobs.service import Jobs
 from bridged.target.request import NO_PAST, Past
@@ -431,3 +431,9 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
             await work()
 
     asyncio.run(bounded())
+
+
+async def became(bench: Bench, job: Job, state: JobState) -> Job:
+    while bench.jobs.get(job.id).state is not state:
+        await asyncio.sleep(0)
+    return bench.jobs.get(job.id)

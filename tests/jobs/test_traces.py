@@ -1,4 +1,4 @@
-"""Flight recordings on disk: whole or not at all, and only the last few. Power cuts: tests/images/test_store.py."""
+"""Flight recordings on disk: whole or not at all, and only the last few. Power cuts: tests/images/test_power_cuts.py."""
 
 from __future__ import annotations
 
