@@ -329,7 +329,7 @@ def test_no_module_imports_itself_over_others() -> None:
     assert done == set(modules())
 
 
-def test_a_long_module_says_why_it_is_one() -> None:
+def test_a_long_file_says_why_it_is_one() -> None:
     """Beyond a length that can be held in mind the docstring tells what makes it one file."""
     long = {module: path for module, path in modules().items() if path.read_text().count("\n") > LONG_LINES}
     assert [

@@ -1,4 +1,7 @@
-"""The command line as a process, against the real line server with strict jobs behind it, and a link that breaks."""
+"""The command line as a process, against the real line server with strict jobs behind it, and a link that breaks.
+
+Every command is asked of the same gateway, so they are one file.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The serial port: what a pty can show is shown on a pty; what it cannot (parity, modem lines, counters) by a driver with
-habits, put behind the one function through which settings travel. Real drivers are proven in the VM test."""
+habits, put behind the one function through which settings travel. Real drivers are proven in the VM test.
+That driver is what they share, so they are one file."""
 
 from __future__ import annotations
 
