@@ -1,7 +1,4 @@
-"""What strangers, web pages and broken clients try over HTTP: nothing happens, and nobody else notices.
-
-The list of what was tried is one file.
-"""
+"""What strangers, web pages and broken clients try over HTTP: nothing happens, and nobody else notices."""
 
 from __future__ import annotations
 

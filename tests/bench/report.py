@@ -1,7 +1,4 @@
-"""docs/benchmarks.md and its pictures, from the results. The targets stand here, before the figures; a miss is a miss.
-
-One page, so one file.
-"""
+"""docs/benchmarks.md and its pictures, from the results. The targets stand here, before the figures; a miss is a miss."""
 
 from __future__ import annotations
 
