@@ -12,6 +12,8 @@ front, and takes it all down in the opposite order (design, sections 2 and 4).
   rest is named in the log.
 - The watchdog is fed while each part makes progress (``Beat``); one target that hangs withholds nothing.
 - An error is logged once, here, where it is handled.
+
+``Daemon`` is one file because what is built, what runs and what is taken down must be seen side by side.
 """
 
 from __future__ import annotations
@@ -599,7 +601,7 @@ def _open_journal(state: Path) -> Journal:
 def _open_store(state: Path, settings: config.Store) -> Store:
     from bridged.images.store import Store
 
-    return Store(state, settings.limit_mib << 20, settings.image_limit_mib << 20, traces=settings.traces)
+    return Store(state, settings.limit_mib << 20, settings.image_limit_mib << 20)
 
 
 def _address(sock: socket.socket) -> str:

@@ -5,7 +5,8 @@ interface (line protocol, HTTP, metrics, job records): it never changes meaning.
 written where the error is raised but in ``HINTS``, so that all advice can be read and reviewed in one place.
 
 Errors cross the border between the session process and the daemon as dictionaries (``as_dict`` / ``from_dict``).
-This module knows nothing of any other module of ours.
+This module knows nothing of any other module of ours. The tree and the table are one file, so that neither grows without the
+other; a code without advice fails a test.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import shtab
 from bridged import cli, config
 from bridged.cli.arguments import EXAMPLES
 from bridged.cli.exits import EXIT_TEXT
-from bridged.fleet import operator
+from bridged.fleet import arguments
 from tests import build_settings
 
 FOLDER = Path(__file__).parent.parent / "shell"
@@ -26,7 +26,7 @@ ENVIRONMENT = (
     ("BRIDGED_GATEWAY", "Which gateway: HOST[:PORT], unix:PATH, or a name in the configuration file."),
     ("BRIDGED_TOKEN_FILE", "The file that holds the token. BRIDGED_TOKEN holds the token itself, where nobody else sees it."),
     ("BRIDGED_CA, BRIDGED_CERTIFICATE, BRIDGED_KEY, BRIDGED_NAME", "As --ca, --client-cert, --client-key, --server-name."),
-    (", ".join(operator.ENVIRONMENT.values()), "As the options of bridged fleet that its help names them at."),
+    (", ".join(arguments.ENVIRONMENT.values()), "As the options of bridged fleet that its help names them at."),
     ("BRIDGED_CLIENT_CONFIG", "The configuration file; else ~/.config/bridged/client.toml."),
 )
 
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     commands = _subparsers(made)
     assert commands is not None
     with mock.patch.dict("os.environ", clear=True):
-        commands.choices["fleet"] = operator.parser()
+        commands.choices["fleet"] = arguments.parser()
     return made
 
 

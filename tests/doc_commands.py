@@ -22,7 +22,7 @@ from typing import Any
 from unittest import mock
 
 from bridged import cli
-from bridged.fleet.operator import parser as operator
+from bridged.fleet.arguments import parser as operator
 from bridged.sim.main import parser as simulator
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,7 @@
-"""The daemon around its parts: systemd, signals, reloading, sockets that are passed in, and what a killed one left behind."""
+"""The daemon around its parts: systemd, signals, reloading, sockets that are passed in, and what a killed one left behind.
+
+Most of them start the same daemon as a process, so they are one file.
+"""
 
 from __future__ import annotations
 

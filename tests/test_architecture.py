@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bridged import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bridged"
+PICTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
 
 EVERYBODY = {"errors", "events", "config", "findings"}
 ALL = {
@@ -57,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "console": EVERYBODY | {"protocol", "target"},
     "jobs": EVERYBODY | {"images", "target"},
     "api": EVERYBODY | {"protocol", "images", "console", "jobs", "logs"},
-    "fleet": EVERYBODY | {"protocol", "images", "jobs", "api"},
+    "fleet": EVERYBODY | {"images", "jobs", "api"},
     "sim": EVERYBODY | {"protocol", "chips"},
     "client": {"errors", "protocol"},
     "terminal": set(),
@@ -71,27 +73,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # The command line hands `serve`, `sim`, `demo`, `init`, `doctor` and `fleet` over: its only imports that point down, all late.
 HANDED_OVER = {("cli", "app"), ("cli", "demo"), ("cli", "doctor"), ("cli", "fleet"), ("cli", "init"), ("cli", "sim")}
-
-# Within target/: a module may import those of a lower number. Hardware and plain data, which are not named here, are 0 and
-# may import each other.
-TARGET_ORDER = {
-    "entry": 1,
-    "dialogue": 2,
-    "identify": 3,
-    "protection": 4,
-    "way_back": 4,
-    "transfer": 4,
-    "streaming": 4,
-    "doctor": 5,
-    "erasing": 5,
-    "proving": 6,
-    "program": 7,
-    "session": 8,
-    "worker": 9,
-    "process": 9,
-    "configured": 9,
-    "owner": 10,
-}
 
 # Where packages from outside belong: a room (all of it) or one module.
 OUTSIDE = {
@@ -118,6 +99,9 @@ STDLIB_ONLY = (
     "target.session",
     "target.worker",
 )
+
+
+LONG_LINES = 600
 
 
 @functools.cache
@@ -220,17 +204,54 @@ def test_the_command_line_hands_over_late() -> None:
     assert "asyncio" not in top
 
 
-def test_within_target_imports_go_one_way() -> None:
+@functools.cache
+def picture() -> dict[str, int]:
+    """Each room of the table in docs/ARCHITECTURE.md, with the number of its row."""
+    table = PICTURE.partition("## Rooms")[2].partition("\nWithin ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {room: number for number, row in enumerate(rows) for room in re.findall(r"`(\w+)(?:\.py|/)`", row)}
+
+
+def within(name: str) -> dict[str, int]:
+    """The modules of a room in the order of its paragraph there; those of the first group may import each other."""
+    text = " ".join(PICTURE.partition(f"Within `{name}/`")[2].partition("\n\n")[0].split())
+    groups = text.partition(": ")[2].partition("). ")[0].split(" · ")
+    return {module: number for number, group in enumerate(groups) for module in re.findall(r"`(\w+)`", group)}
+
+
+def test_the_picture_in_the_docs_is_what_is_checked() -> None:
+    assert set(picture()) == set(MAY_IMPORT) - {""}
+    down = [
+        f"{one} imports {other}, which stands below it"
+        for one, others in MAY_IMPORT.items()
+        for other in others & set(picture())
+        if one and picture()[other] > picture()[one]
+    ]
+    assert down == []
+
+
+def test_nothing_is_allowed_that_nobody_does() -> None:
+    """A permission that is not used any more is an invitation."""
+    used = {(room(module), room(name)) for module in modules() for name in ours(module)}
+    everything = {"app", "demo", "__main__"}
+    spare = {(one, other) for one, others in MAY_IMPORT.items() for other in others - EVERYBODY if one not in everything} - used
+    assert spare == set()
+
+
+@pytest.mark.parametrize("name", ["target", "jobs"])
+def test_within_a_room_imports_go_one_way(name: str) -> None:
+    order = within(name)
+    known = {module.rpartition(".")[2] for module in modules() if module.startswith(f"bridged.{name}.")}
+    assert len(order) > 10
+    assert set(order) <= known
     wrong = []
     for module in modules():
-        if room(module) != "target" or module == "bridged.target":
-            continue
-        rank = TARGET_ORDER.get(module.rpartition(".")[2], 0)
-        for name, line in ours(module).items():
-            if room(name) == "target" and name != "bridged.target":
-                other = TARGET_ORDER.get(name.rpartition(".")[2], 0)
+        rank = order.get(module.rpartition(".")[2], 0)
+        for imported, line in ours(module).items():
+            if room(module) == room(imported) == name and f"bridged.{name}" not in (module, imported):
+                other = order.get(imported.rpartition(".")[2], 0)
                 if other > rank or (other == rank and rank > 0):
-                    wrong.append(f"{module}:{line} imports {name}")
+                    wrong.append(f"{module}:{line} imports {imported}")
     assert wrong == []
 
 
@@ -306,6 +327,13 @@ def test_no_module_imports_itself_over_others() -> None:
     for module in modules():
         visit(module, ())
     assert done == set(modules())
+
+
+def test_a_long_file_says_why_it_is_one() -> None:
+    """Beyond a length that can be held in mind the docstring tells what makes it one file."""
+    texts = {path: path.read_text() for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]}
+    long = [path for path, text in texts.items() if text.count("\n") > LONG_LINES]
+    assert [str(path) for path in long if "one file" not in (ast.get_docstring(ast.parse(texts[path])) or "")] == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""The command line as a process, against the real line server with strict jobs behind it, and a link that breaks."""
+"""The command line as a process, against the real line server with strict jobs behind it, and a link that breaks.
+
+Every command is asked of the same gateway, so they are one file.
+"""
 
 from __future__ import annotations
 
@@ -533,7 +536,7 @@ def test_looking_at_jobs_and_targets(gateway: Gateway, tmp_path: Path) -> None:
 
 def test_the_recording_of_a_failed_job_is_named_and_explained(gateway: Gateway, tmp_path: Path) -> None:
     text = (Path(__file__).parent / "protocol" / "recordings" / "nack.txt").read_text()
-    gateway.store.save_trace("j1", text)
+    gateway.jobs.traces.save("j1", text)
     gateway.jobs.expect(Script(JobKind.IDENTIFY, "motor1", end=JobState.FAILED, error=Nack("Write Memory: NACK")))
     failed = bridged(gateway, "id", "motor1")
     assert failed.returncode == Exit.FAILED

@@ -1,4 +1,7 @@
-"""The client for programs: which gateway it means, TLS and certificates, and a link that is as bad as links get."""
+"""The client for programs: which gateway it means, TLS and certificates, and a link that is as bad as links get.
+
+All of them speak with the same gateway, so they are one file.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The machine half of doctor: machines made of files in a directory, healthy ones and sick ones.
 
 Each finding has a row in ``CASES``: a healthy machine that does not have it, and what makes it sick. A test compares the rows
-with the table of findings, so that a new finding comes with both. What files cannot show (owners of devices, other programs,
-sockets) is told by ``Fake``; the real ways of looking at these are tried on this machine, at the end.
+with the table of findings, so that a new finding comes with both; one table, so one file. What files cannot show (owners of
+devices, other programs, sockets) is told by ``Fake``; the real ways of looking at these are tried on this machine, at the end.
 """
 
 from __future__ import annotations

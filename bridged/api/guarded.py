@@ -165,3 +165,7 @@ class Guarded:
     def read_result(self, job_id: str) -> Path:
         self.get(job_id)
         return self._jobs.read_result(job_id)
+
+    def trace_file(self, job_id: str) -> Path | None:
+        self.get(job_id)
+        return self._jobs.trace_file(job_id)

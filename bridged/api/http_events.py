@@ -22,6 +22,7 @@ from typing import Any
 from bridged.api import web
 from bridged.api.http_call import EVENTS, SAFE, Answer, Call, Operation, Param, encoded
 from bridged.api.http_jobs import JOB, TARGET, resource_of, target_resource
+from bridged.api.ports import next_update
 from bridged.api.replies import update_data
 from bridged.errors import BridgedError, TooMany
 from bridged.jobs.model import TERMINAL, Job, Update
@@ -255,7 +256,7 @@ async def beating(
     call: Call, stream: Stream, source: AsyncIterator[Update], wake: asyncio.Event | None = None
 ) -> AsyncIterator[Update | None]:
     """The updates of ``source``, a heartbeat whenever nothing was sent for long, and None when ``wake`` was set."""
-    pending = asyncio.ensure_future(_next(source))
+    pending = asyncio.ensure_future(next_update(source))
     waker = asyncio.ensure_future(wake.wait()) if wake is not None else None
     lost = asyncio.ensure_future(call.lost.wait())
     try:
@@ -276,7 +277,7 @@ async def beating(
                 if update is None:
                     return
                 yield update
-                pending = asyncio.ensure_future(_next(source))
+                pending = asyncio.ensure_future(next_update(source))
     finally:
         for task in (pending, waker, lost):
             if task is not None:
@@ -285,10 +286,3 @@ async def beating(
                     await task
         if (close := getattr(source, "aclose", None)) is not None:
             await close()
-
-
-async def _next(source: AsyncIterator[Update]) -> Update | None:
-    """None at the end. (A task must not raise ``StopAsyncIteration``.)"""
-    async for update in source:
-        return update
-    return None

@@ -71,7 +71,7 @@ def job_resource(job: Job, traced: bool) -> dict[str, Any]:
 
 
 async def resource_of(call: Call, job: Job) -> dict[str, Any]:
-    kept = await in_thread(call.services.store.trace_file, job.id) if job.terminal else None
+    kept = await in_thread(call.jobs.trace_file, job.id) if job.terminal else None
     return job_resource(job, kept is not None)
 
 
@@ -160,7 +160,7 @@ async def list_jobs(call: Call) -> web.StreamResponse:
     except UnknownJob as error:
         text = "the cursor is too old: the job that it names has been removed; begin with the first page"
         raise Refused(BadRequest(text), 410) from error
-    traced = await in_thread(lambda: {j.id for j in found if j.terminal and call.services.store.trace_file(j.id)})
+    traced = await in_thread(lambda: {j.id for j in found if j.terminal and call.jobs.trace_file(j.id)})
     jobs = [job_resource(job, job.id in traced) for job in found]
     return reply({"jobs": jobs, "next": found[-1].id if len(found) == limit else None})
 
@@ -212,7 +212,7 @@ async def data_of(call: Call) -> web.StreamResponse:
 
 async def trace(call: Call) -> web.StreamResponse:
     job = call.jobs.get(call.path["job"])
-    path = await in_thread(call.services.store.trace_file, job.id)
+    path = await in_thread(call.jobs.trace_file, job.id)
     none = UnknownTrace(f"no recording is kept of job {job.id} ({job.kind}, {job.state})", job=job.id)
     if path is None:
         raise none

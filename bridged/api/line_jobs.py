@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
 from bridged.api.line_link import Command, Gone, Link
+from bridged.api.ports import next_update
 from bridged.api.replies import final_reply, findings, job_data, job_summary, progress, progress_of, unchanged, update_data
 from bridged.api.requests import KINDS, submission
 from bridged.api.transfers import in_thread
@@ -98,7 +99,7 @@ async def _log(link: Link, values: dict[str, Any]) -> None:
 
 async def _trace(link: Link, values: dict[str, Any]) -> None:
     job_id = link.jobs.get(values["job"]).id
-    path = await in_thread(link.shared.store.trace_file, job_id)
+    path = await in_thread(link.jobs.trace_file, job_id)
     try:
         file = await asyncio.to_thread(path.open, "rb") if path is not None else None
     except FileNotFoundError:
@@ -144,7 +145,7 @@ async def _updates(
     """
     loop = asyncio.get_running_loop()
     source = link.jobs.watch(job_id=job_id, target=target)
-    pending = asyncio.ensure_future(_first(source))
+    pending = asyncio.ensure_future(next_update(source))
     try:
         while True:
             patience = link.limits.heartbeat_s
@@ -164,7 +165,7 @@ async def _updates(
                 if update is None:
                     return
                 yield update
-                pending = asyncio.ensure_future(_first(source))
+                pending = asyncio.ensure_future(next_update(source))
             elif deadline is not None and loop.time() >= deadline:
                 return
             else:
@@ -185,15 +186,8 @@ async def _final(link: Link, job: Job) -> list[Reply]:
 
 
 async def _traced(link: Link, job: Job) -> dict[str, str]:
-    kept = await in_thread(link.shared.store.trace_file, job.id) if job.terminal else None
+    kept = await in_thread(link.jobs.trace_file, job.id) if job.terminal else None
     return {"trace": job.id} if kept is not None else {}
-
-
-async def _first(source: AsyncIterator[Update]) -> Update | None:
-    """The next update, ``None`` at the end. (A task must not raise ``StopAsyncIteration``.)"""
-    async for update in source:
-        return update
-    return None
 
 
 COMMANDS: dict[str, Command] = {

@@ -11,7 +11,7 @@ Words: a *sector* is whatever unit the erase command counts, also where ST calls
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -343,3 +343,14 @@ def build_map(base: int, flash_bytes: int, layout: Layout) -> FlashMap:
                 at, code, left = at + run.size_bytes, code + 1, left - 1
         at = end
     return FlashMap(layout.name, base, flash_bytes, tuple(sectors))
+
+
+def joined(sectors: Iterable[Sector]) -> tuple[Range, ...]:
+    """What sectors cover, with those that follow each other as one."""
+    found: list[Range] = []
+    for sector in sorted(sectors, key=lambda s: s.address):
+        if found and found[-1].end == sector.address:
+            found[-1] = Range(found[-1].start, sector.end)
+        else:
+            found.append(Range(sector.address, sector.end))
+    return tuple(found)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from bridged.chips.model import Chip, FlashMap, OptionField, Provenance, Range, Sector
+from bridged.chips.model import Chip, FlashMap, OptionField, Provenance, Range, Sector, joined
 from bridged.errors import BadRequest, NotAllowed, Unsupported
 
 # Set to anything but these, on whatever part, by whatever way: for ever, or until somebody with a debugger comes.
@@ -255,7 +255,7 @@ def _protected(layout: OptionLayout, block: bytes, flash: FlashMap) -> tuple[Ran
         return None
     if _pcrop_mode(layout, block):
         return ()
-    return _ranges(sector for unit in _active(layout, block, len(units)) for sector in units[unit])
+    return joined(sector for unit in _active(layout, block, len(units)) for sector in units[unit])
 
 
 def _active(layout: OptionLayout, block: bytes, count: int) -> list[int]:
@@ -276,7 +276,7 @@ def _pcrop(layout: OptionLayout, block: bytes, flash: FlashMap) -> tuple[Range, 
         if units is None or not _pcrop_mode(layout, block):
             return None if units is None else ()
         bits, width = _bits(layout, block)
-        return _ranges(s for unit in range(min(width, len(units))) if bits >> unit & 1 for s in units[unit])
+        return joined(s for unit in range(min(width, len(units))) if bits >> unit & 1 for s in units[unit])
     if not layout.pcrop:
         return None
     unit_bytes = flash.sectors[0].size_bytes // 4
@@ -285,16 +285,6 @@ def _pcrop(layout: OptionLayout, block: bytes, flash: FlashMap) -> tuple[Range, 
         start, end = layout.get(block, first), layout.get(block, last)
         if start <= end:
             found.append(Range(flash.base + start * unit_bytes, flash.base + (end + 1) * unit_bytes))
-    return tuple(found)
-
-
-def _ranges(sectors: Iterable[Sector]) -> tuple[Range, ...]:
-    found: list[Range] = []
-    for sector in sorted(sectors, key=lambda s: s.address):
-        if found and found[-1].end == sector.address:
-            found[-1] = Range(found[-1].start, sector.end)
-        else:
-            found.append(Range(sector.address, sector.end))
     return tuple(found)
 
 

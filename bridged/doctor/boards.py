@@ -55,19 +55,18 @@ MINI_UART = "bcm2835-aux-uart"  # Driver, and end of the name in the device tree
 
 @dataclass(frozen=True, slots=True)
 class Pi:
-    """A Raspberry Pi: how its model begins, what /boot/firmware/config.txt needs so that a PL011 is on pins 8 and 10, and the
-    label of the GPIO chip behind the header. From Raspberry Pi's documentation, the Pi 5 and the labels from memory."""
+    """A Raspberry Pi: how its model begins, and what /boot/firmware/config.txt needs so that a PL011 is on pins 8 and 10.
+    From Raspberry Pi's documentation, the Pi 5 from memory."""
 
     name: str
     config_lines: tuple[str, ...]
-    gpio_label: str
 
 
 PIS = (
-    Pi("Raspberry Pi 3", ("enable_uart=1", "dtoverlay=disable-bt"), "pinctrl-bcm2835"),
-    Pi("Raspberry Pi 4", ("enable_uart=1", "dtoverlay=disable-bt"), "pinctrl-bcm2711"),
-    Pi("Raspberry Pi 5", ("dtparam=uart0=on",), "pinctrl-rp1"),
-    Pi("Raspberry Pi Zero 2 W", ("enable_uart=1", "dtoverlay=disable-bt"), "pinctrl-bcm2835"),
+    Pi("Raspberry Pi 3", ("enable_uart=1", "dtoverlay=disable-bt")),
+    Pi("Raspberry Pi 4", ("enable_uart=1", "dtoverlay=disable-bt")),
+    Pi("Raspberry Pi 5", ("dtparam=uart0=on",)),
+    Pi("Raspberry Pi Zero 2 W", ("enable_uart=1", "dtoverlay=disable-bt")),
 )
 
 

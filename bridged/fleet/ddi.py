@@ -52,6 +52,7 @@ from bridged.errors import (
 )
 from bridged.fleet.connector import JobsPort
 from bridged.fleet.download import Store
+from bridged.images.durable import read_json, write_file
 from bridged.images.staged import plain_name
 from bridged.jobs.model import Job, JobState, Update
 
@@ -324,25 +325,10 @@ class Notes:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def get(self, target: str) -> dict[str, Any]:
-        try:
-            data = json.loads(self._path(target).read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return data if isinstance(data, dict) else {}
+        return read_json(self._path(target))
 
     def put(self, target: str, data: Mapping[str, Any]) -> None:
-        path = self._path(target)
-        new = path.with_suffix(".new")
-        with open(new, "wb") as file:
-            file.write(json.dumps(dict(data)).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        write_file(self._path(target), json.dumps(dict(data)).encode())
 
     def part(self, target: str, name: str) -> Path:
         return self.folder / f"{target}-{plain_name(name)}.part"

@@ -98,13 +98,6 @@ class Content:
     spans: tuple[Span, ...] = ()
 
 
-class Staged(Protocol):
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-
-
 class Source(Protocol):
     """Of the image store, what is needed here. Both may block."""
 

@@ -1,4 +1,4 @@
-"""The store of staged images on disk, and what else of a job must survive a power cut (design, section 3).
+"""The store of staged images on disk, whole files under the digest of their bytes (design, section 3).
 
 Layout below ``root``::
 
@@ -7,7 +7,6 @@ Layout below ``root``::
     images/<sha256>.<content digest>.img the encoded content, a cache that may vanish at any time
     uploads/                             files on their way: see ``parts``
     names.json                           the last image of each name
-    traces/<job>.txt                     flight recordings, the last few
 
 Promises, each with a test that tries to break it:
 
@@ -78,7 +77,7 @@ class Parse(Protocol):
 
 
 class Store:
-    """See the module docstring. ``traces``: how many flight recordings are kept."""
+    """See the module docstring."""
 
     def __init__(
         self,
@@ -86,14 +85,12 @@ class Store:
         limit_bytes: int,
         image_limit_bytes: int,
         *,
-        traces: int = 20,
         parse: Parse | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.root = root
         self.limit_bytes = limit_bytes
         self.image_limit_bytes = image_limit_bytes
-        self._traces_kept = traces
         limits = replace(parser.DEFAULT_LIMITS, unpacked_bytes=image_limit_bytes)
         self._parse = parse or functools.partial(parser.parse_file, limits=limits)
         self._now = now
@@ -105,7 +102,7 @@ class Store:
         self._named = 0
         self._in_use: dict[str, int] = {}
         with disk(f"open the image store {root}"):
-            for name in ("images", "uploads", "traces"):
+            for name in ("images", "uploads"):
                 (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._recover()
 
@@ -517,29 +514,3 @@ class Store:
             {str(k): str(v) for k, v in contents.items()} if isinstance(contents, dict) else {},
             named if isinstance(named, int) else 0,
         )
-
-    # --- traces of jobs -------------------------------------------------------------------------------------------
-
-    def save_trace(self, job_id: str, text: str) -> Path | None:
-        """Keep a flight recording and only the last few of them. None where none are kept."""
-        if self._traces_kept <= 0:
-            return None
-        path = self.root / "traces" / f"{plain_name(job_id)}.txt"
-        with self._lock, disk(f"keep the trace of job {job_id}"):
-            write_file(path, text.encode("utf-8", "backslashreplace"))
-            kept = sorted((self.root / "traces").glob("*.txt"), key=lambda p: (p.stat().st_mtime_ns, p.name))
-            for old in [p for p in kept if p != path][: max(0, len(kept) - self._traces_kept)]:
-                old.unlink(missing_ok=True)
-        return path
-
-    def trace_file(self, job_id: str) -> Path | None:
-        """Where the recording of a job is, as long as it is one of the last few."""
-        path = self.root / "traces" / f"{plain_name(job_id)}.txt"
-        return path if path.is_file() else None
-
-    def load_trace(self, job_id: str) -> str | None:
-        path = self.root / "traces" / f"{plain_name(job_id)}.txt"
-        try:
-            return path.read_text("utf-8", "backslashreplace")
-        except FileNotFoundError:
-            return None

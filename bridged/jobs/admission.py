@@ -18,11 +18,11 @@ from bridged.config import Target as TargetConfig
 from bridged.config.sharing import neighbours
 from bridged.errors import BadRequest, ConsentMissing, StorageFailed, StorageFull, TooLarge
 from bridged.images import content
+from bridged.images.content import Source
 from bridged.jobs import policy
 from bridged.jobs.known import Known
 from bridged.jobs.lane import Lane
 from bridged.jobs.model import ID_CHARS, SENDING, JobKind, Submission
-from bridged.jobs.ports import StorePort
 from bridged.jobs.results import JOB_LIMIT_BYTES
 from bridged.target.wishes import wishes_of
 
@@ -34,7 +34,7 @@ class Admission:
     """``state``: the directory whose file system must have room."""
 
     def __init__(
-        self, config: Config, known: Known, store: StorePort, state: Path, free_bytes: Callable[[Path], int] | None = None
+        self, config: Config, known: Known, store: Source, state: Path, free_bytes: Callable[[Path], int] | None = None
     ) -> None:
         self.config = config
         self._known = known

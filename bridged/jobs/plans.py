@@ -9,11 +9,10 @@ from typing import Any
 from bridged.config.values import parse_range
 from bridged.errors import TooMany
 from bridged.images import content
+from bridged.images.content import Source
 from bridged.images.model import Span
 from bridged.jobs.lane import Lane
 from bridged.jobs.model import JobKind
-from bridged.jobs.past import second_stage
-from bridged.jobs.ports import StorePort
 from bridged.jobs.records import TargetRecord
 from bridged.target.wishes import wishes_of
 
@@ -21,19 +20,17 @@ PLANS_WAITING = 8  # Who may only look can have images parsed: one at a time, or
 
 
 class Plans:
-    def __init__(self, store: StorePort) -> None:
+    def __init__(self, store: Source) -> None:
         self._store = store
         self._one = asyncio.Lock()
         self._made: set[asyncio.Task[dict[str, Any]]] = set()
 
-    async def make(
-        self, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any], now: float
-    ) -> dict[str, Any]:
-        """See ``images.dry_run``. ``now``: UTC seconds. Raises ``TooMany``."""
+    async def make(self, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``images.dry_run``. Raises ``TooMany``."""
         if len(self._made) >= PLANS_WAITING:
             raise TooMany(f"{len(self._made)} plans are being made already", limit=PLANS_WAITING)
         # It is made to its end: who asks and goes away must not have a second parser started beside the first.
-        plan = asyncio.ensure_future(self._make(lane, record, image_ref, options, now))
+        plan = asyncio.ensure_future(self._make(lane, record, image_ref, options))
         self._made.add(plan)
         plan.add_done_callback(self._made.discard)
         return await asyncio.shield(plan)
@@ -43,13 +40,10 @@ class Plans:
             return await asyncio.to_thread(_plan, self._store, *asked)
 
 
-def _plan(
-    store: StorePort, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any], now: float
-) -> dict[str, Any]:
+def _plan(store: Source, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from bridged.images.dry_run import Seen, dry_run  # late: it loads the tables of all chips
 
     settings = lane.settings
-    tried = settings.stub == "auto" and options.get("entry") != "one-shot" and not second_stage(record, now).enough
     wishes = wishes_of(JobKind.FLASH.value, options)
     wanted = content.wanted(image_ref, options)
     made = content.build(wanted, store)
@@ -67,8 +61,6 @@ def _plan(
         force=frozenset(str(options.get("force") or "").split(",")),
         protect=[parse_range(text) for text in settings.protect],
         unprotect=wishes.unprotect,
-        second_stage_baud=settings.stub_baud if tried else 0,
-        supply_v=settings.supply_v,
     )
     parts = [{"name": span.name, "start": span.start, "end": span.end} for span in spans]
     proven = record.content == made.image.digest

@@ -1,6 +1,6 @@
-"""What jobs need of others: a target, the image store, and the time.
+"""What jobs need of others beside the image store: a target, and the time.
 
-``app`` puts the real ones in, tests their own. What a target does about its wires, and the store about its disk, is theirs.
+``app`` puts the real ones in, tests their own. What a target does about its wires is its own affair.
 """
 
 from __future__ import annotations
@@ -61,14 +61,6 @@ class TargetPort(Protocol):
     async def wait_present(self) -> None: ...
     def keeps_from(self, principal: str) -> bool: ...
     async def wait_free(self, principal: str) -> None: ...
-
-
-class StorePort(Protocol):
-    """What is needed of the image store; all of it blocks and is called in threads."""
-
-    def get(self, ref: str) -> Any: ...
-    def load(self, staged: Any, base_address: int | None = None, type_hint: str = "auto") -> Image: ...
-    def save_trace(self, job_id: str, text: str) -> Path | None: ...
 
 
 def _boot_id() -> str:

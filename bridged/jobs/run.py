@@ -49,6 +49,7 @@ from bridged.events import (
     encode,
 )
 from bridged.images import content
+from bridged.images.content import Source
 from bridged.images.model import Image, Span
 from bridged.jobs import policy, rollback
 from bridged.jobs.admission import Admission
@@ -57,10 +58,11 @@ from bridged.jobs.journal import Journal
 from bridged.jobs.known import Known
 from bridged.jobs.lane import Debt, Lane, Live
 from bridged.jobs.model import ABSENT, DESTRUCTIVE, PARKED, PROVING, WRITING, Job, JobKind, JobState
-from bridged.jobs.ports import Clock, StorePort
+from bridged.jobs.ports import Clock
 from bridged.jobs.records import Backup, OpenSession
 from bridged.jobs.recovery import Recovery
 from bridged.jobs.results import Results
+from bridged.jobs.traces import Traces
 from bridged.target.request import Past
 
 log = logging.getLogger(__name__)
@@ -75,8 +77,9 @@ class Runner:
     def __init__(
         self,
         journal: Journal,
-        store: StorePort,
+        store: Source,
         results: Results,
+        traces: Traces,
         book: Book,
         known: Known,
         admission: Admission,
@@ -87,6 +90,7 @@ class Runner:
         self._journal = journal
         self._store = store
         self._results = results
+        self._traces = traces
         self._book = book
         self._known = known
         self._admission = admission
@@ -240,7 +244,7 @@ class Runner:
         text = lane.port.last_trace
         if text and ((problem is not None and not isinstance(problem, Stopped | Canceled)) or live.job.params.get("trace")):
             with contextlib.suppress(BridgedError, OSError):
-                await asyncio.to_thread(self._store.save_trace, live.job.id, text)
+                await asyncio.to_thread(self._traces.save, live.job.id, text)
 
     # --- one session ----------------------------------------------------------------------------------------------
 

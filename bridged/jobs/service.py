@@ -24,6 +24,7 @@ from typing import Any
 from bridged.config import Config
 from bridged.errors import BadRequest, Canceled, NotCancellable, QueueFull, Stopped, StorageError, UnknownImage, UnknownTarget
 from bridged.images import content
+from bridged.images.content import Source
 from bridged.jobs import rollback
 from bridged.jobs.admission import Admission, canonical, check_request
 from bridged.jobs.book import Book
@@ -32,10 +33,11 @@ from bridged.jobs.known import Known
 from bridged.jobs.lane import Lane, Live, lanes_of
 from bridged.jobs.model import CHANGING, RESTART, WRITING, Job, JobKind, JobState, Submission, Update, advance, update_of
 from bridged.jobs.plans import Plans
-from bridged.jobs.ports import Clock, StorePort, TargetPort
+from bridged.jobs.ports import Clock, TargetPort
 from bridged.jobs.recovery import Recovery
 from bridged.jobs.results import Results
 from bridged.jobs.run import LOG_LIMIT, Runner
+from bridged.jobs.traces import Traces
 from bridged.jobs.turns import Turns
 from bridged.jobs.watch import Watch
 
@@ -57,7 +59,7 @@ class Jobs:
         self,
         config: Config,
         journal: Journal,
-        store: StorePort,
+        store: Source,
         targets: Mapping[str, TargetPort],
         *,
         clock: Clock | None = None,
@@ -71,6 +73,7 @@ class Jobs:
         self._park_s = park_s
         self._queue_limit = config.jobs.queue_limit
         self._results = Results(journal.path.parent / "results")
+        self._traces = Traces(journal.path.parent / "traces", config.store.traces)
         self._lanes = lanes_of(config, targets)
         self._known = Known(journal, clock)
         self._book = Book(journal, self._known, self._results, clock, config.jobs.keep, retry_s)
@@ -80,6 +83,7 @@ class Jobs:
             journal,
             store,
             self._results,
+            self._traces,
             self._book,
             self._known,
             self._admission,
@@ -281,7 +285,7 @@ class Jobs:
 
     async def plan(self, target: str, image_ref: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What a flash would do, without touching anything. Raises ``UnknownTarget`` and ``TooMany``."""
-        return await self._plans.make(self._lane(target), self._known.of(target), image_ref, params or {}, self._clock.utc())
+        return await self._plans.make(self._lane(target), self._known.of(target), image_ref, params or {})
 
     def read_result(self, job_id: str) -> Path:
         """The file with the bytes that a ``read`` job read.
@@ -293,6 +297,10 @@ class Jobs:
         if job.kind is not JobKind.READ or job.state is not JobState.SUCCEEDED or not path.exists():
             raise BadRequest(f"job {job_id} ({job.kind}, {job.state}) has no bytes to show, or they are too old", job=job_id)
         return path
+
+    def trace_file(self, job_id: str) -> Path | None:
+        """The recording of a job's last session, where one is kept. Blocking. Raises ``UnknownJob``."""
+        return self._traces.file(self.get(job_id).id)
 
     def pinned(self) -> set[str]:
         """Images that no clean-up may remove: those of jobs that have not ended, and the last good one of each target."""

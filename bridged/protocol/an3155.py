@@ -15,6 +15,8 @@ Every command has its section in AN3155 under the name that it has here. Rules k
 
 An ACK proves nothing about the content of the flash: ST's public code of this protocol acknowledges whatever the flash driver
 returned. Only reading back, or a checksum computed on the target, proves it; that is the session's business.
+
+One document, so one file: a command is found here under the name that it has there.
 """
 
 from __future__ import annotations

@@ -51,13 +51,12 @@ class Verb(IntEnum):
     ERASE = 1
     WRITE = 2
     FILL = 3
-    CHECK = 4
-    CRC = 5
-    READ = 6
-    BAUD = 7
-    STATUS = 8
-    ABORT = 9
-    GO = 10
+    CRC = 4
+    READ = 5
+    BAUD = 6
+    STATUS = 7
+    ABORT = 8
+    GO = 9
     NAK = 0x7F
 
 
@@ -149,7 +148,7 @@ class Command:
     """One sequenced verb. ``work_s``: the longest it may take; ``hazard_s``: for how long a reset would do damage (P9).
 
     ``told``: the steps to yield when it is known to be carried out, each command's in its turn; it is given the seconds
-    since the command before it. ``content_at``: the address of image content that is most of it, for the recorder.
+    since the command before it.
     """
 
     verb: Verb
@@ -157,7 +156,6 @@ class Command:
     work_s: float
     hazard_s: float = 0.0
     told: Told = _nothing
-    content_at: int | None = None
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -188,21 +186,14 @@ def write(address: int, data: bytes, work_s: float, told: Told = _nothing) -> Co
     """``data`` where a uniform block goes as a FILL, which is three words."""
     if len(data) >= 64 and data.count(data[0]) == len(data):
         return Command(Verb.FILL, struct.pack("<III", address, len(data), data[0]), work_s, 0.0, told)
-    return Command(Verb.WRITE, struct.pack("<I", address) + data, work_s, 0.0, told, address)
+    return Command(Verb.WRITE, struct.pack("<I", address) + data, work_s, 0.0, told)
 
 
-def check(address: int, data: bytes, work_s: float) -> Command:
-    """Nothing that follows is carried out unless ``data`` is at ``address``."""
-    return Command(Verb.CHECK, struct.pack("<III", address, len(data), zlib.crc32(data)), work_s)
-
-
-def _failed(message: str, refusal: Refusal | None = None, verb: Verb | None = None) -> SecondStageFailed:
+def _failed(message: str, refusal: Refusal | None = None) -> SecondStageFailed:
     if refusal is None:
         return SecondStageFailed(message)
     return SecondStageFailed(
-        f"{message}{f' {verb.name}' if verb is not None else ''}: {refusal.reason.name} at {refusal.where:#010x} "
-        f"({refusal.detail:#x})",
-        verb=verb.name if verb is not None else "",
+        f"{message}: {refusal.reason.name} at {refusal.where:#010x} ({refusal.detail:#x})",
         reason=refusal.reason.name,
         address=refusal.where,
         detail=refusal.detail,
@@ -215,7 +206,6 @@ class Link:
     def __init__(self, baud: int, ring_bytes: int) -> None:
         self.baud = baud
         self.ring_bytes = ring_bytes
-        self.spoilt = 0  # bytes that were skipped
         self.resent = 0  # commands that were sent more than once
         self._number = 0
         self._left = bytearray()
@@ -233,11 +223,11 @@ class Link:
             while len(left) < HEAD_BYTES:
                 got: bytes = yield Receive(HEAD_BYTES - len(left), timeout_s if not left else ANSWER_S)
                 if not got:
-                    self._skip(len(left))
+                    left.clear()
                     return None
                 left += got
                 at = left.find(MARK)
-                self._skip(at if at >= 0 else len(left))
+                del left[: at if at >= 0 else len(left)]
             head = head_of(bytes(left[:HEAD_BYTES]))
             if head is None:
                 self._skip_to_mark()
@@ -256,13 +246,9 @@ class Link:
             del left[:size]
             return Answer(verb, number, bytes(body[HEAD_BYTES - 1 :]))
 
-    def _skip(self, count: int) -> None:
-        self.spoilt += count
-        del self._left[:count]
-
     def _skip_to_mark(self) -> None:
         at = self._left.find(MARK, 1)
-        self._skip(at if at >= 0 else len(self._left))
+        del self._left[: at if at >= 0 else len(self._left)]
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -286,7 +272,7 @@ class Link:
                     now = yield Now()  # an answer to something before, or one more greeting, and there may be many
                     continue
                 if not refusal.reason.by_wire and answer.number == self._number:
-                    raise _failed("the second-stage loader refuses", refusal, verb)
+                    raise _failed(f"the second-stage loader refuses {verb.name}", refusal)
                 break
         raise _failed(f"the second-stage loader did not answer {verb.name}, asked {tries} times at {self.baud} baud")
 
@@ -366,7 +352,7 @@ class Link:
             while sent < len(commands) and self._may_send(commands, frames, done, sent):
                 if commands[sent].hazard_s:
                     yield hazard(commands[done : max(furthest, sent + 1)])
-                yield Send(frames[sent], commands[sent].content_at, HEAD_BYTES + 4, 4)
+                yield Send(frames[sent])
                 self.resent += sent < furthest
                 sent += 1
                 furthest = max(furthest, sent)
@@ -383,9 +369,9 @@ class Link:
                     # It goes no further than this one, so nothing is being erased any more.
                     if any(c.hazard_s for c in commands[before:sent]):
                         yield Hazard(0)
-                    raise _failed("the second-stage loader refuses", refusal, commands[done].verb)
+                    raise _failed(f"the second-stage loader refuses {commands[done].verb.name}", refusal)
                 again = True
-            elif answer is not None and answer.verb in COMMANDS:
+            elif answer is not None and answer.verb in _COMMANDS:
                 ahead = (answer.number - first - done) & 0xFF
                 done += ahead + 1 if ahead < sent - done else 0
             if done > before:
@@ -422,17 +408,13 @@ class Link:
         return sent - done < WINDOW and sum(map(len, frames[done : sent + 1])) <= self.ring_bytes - SLACK_BYTES
 
 
-COMMANDS = {verb | 0x80 for verb in (Verb.ERASE, Verb.WRITE, Verb.FILL, Verb.CHECK)}
+_COMMANDS = {verb | 0x80 for verb in (Verb.ERASE, Verb.WRITE, Verb.FILL)}
 
 
 def refusal_of(answer: Answer) -> Refusal | None:
-    return refusal_of_payload(answer.payload) if answer.verb == Verb.NAK | 0x80 else None
-
-
-def refusal_of_payload(payload: bytes) -> Refusal | None:
-    if len(payload) != 16:
+    if answer.verb != Verb.NAK | 0x80 or len(answer.payload) != 16:
         return None
-    expected, reason, where, detail = struct.unpack("<IIII", payload)
+    expected, reason, where, detail = struct.unpack("<IIII", answer.payload)
     return Refusal(expected & 0xFF, _reason(reason), where, detail)
 
 

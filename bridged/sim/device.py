@@ -12,6 +12,8 @@ What the silicon does and a kind model would not:
   different amount after every reset; any byte but 0x7F, any glitch, leaves the loader deaf until the next one.
 - No time-out: a loader that waits for a byte waits for ever.
 - A reset cuts what goes on. Cut erases and option-byte writes leave damage behind, and are recorded as hazards.
+
+One part with one state, so one file; what runs in it is in ``loader`` and ``firmware``.
 """
 
 from __future__ import annotations

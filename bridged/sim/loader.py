@@ -7,6 +7,7 @@ around it does. While it works or sends it does not read, and what comes then is
 What is deliberately not here: kindness. A protected sector, a misaligned write, a page number that does not exist are
 answered with ACK, because the silicon does so. Sources: AN3155 for the sequences, AN2606 for the deviations of versions
 (``Chip.quirks``), ST's open boot loader where these two are silent (list buffer of 581 pages, start address checked only).
+The ROM is one program with one state, and so is this: one file.
 """
 
 from __future__ import annotations
@@ -89,7 +90,6 @@ class Stats:
     erases: Counter[int] = field(default_factory=Counter)
     mass_erases: int = 0
     programs: int = 0
-    program_bytes: int = 0
     resets: int = 0
     self_resets: int = 0
     power_cycles: int = 0
@@ -416,7 +416,6 @@ class Loader:
             seconds /= 4
         data = self.faults.cells("misprogram", address, data)
         self.stats.programs += 1
-        self.stats.program_bytes += len(data)
         yield Work(
             Kind.PROGRAM,
             round(seconds * 1e9 * len(data) / 256),

@@ -31,10 +31,12 @@ from bridged.errors import (
     LoaderError,
     Nack,
     NoReply,
+    NotErased,
     SecondStageFailed,
     UnstableLink,
     VerifyError,
     WrongChip,
+    WrongSector,
 )
 from bridged.events import Retried, Warned
 from bridged.protocol import an3155
@@ -78,6 +80,25 @@ def different(address: int, expected: bytes, found: bytes) -> VerifyError:
         expected=expected[at],
         found=found[at],
         wrong_bytes=wrong,
+    )
+
+
+def not_erased(sector: Sector, address: int, count: int) -> NotErased:
+    """The error for a sector that is not blank after its erase was acknowledged."""
+    return NotErased(
+        f"sector {sector.code}: its erase was acknowledged, and the {count} bytes at {address:#010x} are not blank",
+        sector=sector.code,
+        address=address,
+    )
+
+
+def wrong_sector(sector: Sector, address: int) -> WrongSector:
+    """The error for an erase of ``sector`` that changed something beside it."""
+    return WrongSector(
+        f"sector {sector.code} ({sector.address:#010x}..{sector.end - 1:#010x}) was erased and {address:#010x} "
+        "outside of it changed",
+        sector=sector.code,
+        address=address,
     )
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bridged.chips.model import Chip, FlashMap, Quirk, Sector
-from bridged.errors import BadRequest, ImageDoesNotFit, Nack, NotErased, WrongSector
+from bridged.errors import BadRequest, ImageDoesNotFit, Nack
 from bridged.events import Phase, Planned, Retried, SectorErased, StepDone, Warned
 from bridged.images.plan import check_protected
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Command, MassErase, Timing
 from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Pause, Progress, Report
-from bridged.target.dialogue import SLOW_ERASE_LEAST_S, SLOW_SECTOR_S, different, erase_wait_s, pieces
+from bridged.target.dialogue import SLOW_ERASE_LEAST_S, SLOW_SECTOR_S, different, erase_wait_s, not_erased, pieces, wrong_sector
 from bridged.target.entry import phase_started
 from bridged.target.identify import Known
 from bridged.target.kept import NOTHING_KEPT
@@ -193,19 +193,10 @@ def _check_first(sector: Sector, witnesses: dict[int, bytes], known: Known) -> F
         if data.count(known.chip.erased_value) != count:
             data = yield from known.line.read(address, count)
         if data.count(known.chip.erased_value) != count:
-            raise NotErased(
-                f"sector {sector.code}: its erase was acknowledged, and the {count} bytes at {address:#010x} are not blank",
-                sector=sector.code,
-                address=address,
-            )
+            raise not_erased(sector, address, count)
     for address, before in witnesses.items():
         data = yield from known.line.read(address, len(before))
         if data != before:
             data = yield from known.line.read(address, len(before))
         if data != before:
-            raise WrongSector(
-                f"sector {sector.code} ({sector.address:#010x}..{sector.end - 1:#010x}) was erased and {address:#010x} "
-                "outside of it changed",
-                sector=sector.code,
-                address=address,
-            )
+            raise wrong_sector(sector, address)

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bridged.chips.model import Range, Sector
+from bridged.chips.model import Range, Sector, joined
 from bridged.errors import CorruptImage, LayoutUnknown
 from bridged.images.model import Image
 from bridged.images.plan import Plan
@@ -68,7 +68,7 @@ def encode_kept(plan: Plan, *, was_empty: bool = False) -> bytes:
             at = max(at, min(hi, seg.end))
         if at < seg.end:
             parts.append((at, seg.data[at - seg.address :]))
-    ranges = _joined((*plan.erase, *plan.proven))
+    ranges = joined((*plan.erase, *plan.proven))
     head = _MAGIC + _HEAD.pack(_WAS_EMPTY * was_empty, len(ranges)) + b"".join(_ENTRY.pack(r.start, r.size) for r in ranges)
     return head + (Image.of(parts).encode() if parts else b"")
 
@@ -94,13 +94,3 @@ def was_empty(encoded: bytes) -> bool:
         return decode_kept(encoded).was_empty
     except CorruptImage:
         return False
-
-
-def _joined(sectors: Iterable[Sector]) -> list[Range]:
-    found: list[Range] = []
-    for sector in sorted(sectors, key=lambda s: s.address):
-        if found and found[-1].end == sector.address:
-            found[-1] = Range(found[-1].start, sector.end)
-        else:
-            found.append(Range(sector.address, sector.end))
-    return found

@@ -86,10 +86,6 @@ class Port(asyncio.Protocol):
     def alive(self) -> bool:
         return self._open
 
-    @property
-    def unsent(self) -> int:
-        return int(self._transport.get_write_buffer_size()) if self._open else 0
-
     def write(self, data: bytes) -> bool:
         """Whether it was taken; while a session has the port, or after its end, nothing is."""
         if self._paused or not self._open:

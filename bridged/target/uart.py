@@ -420,15 +420,6 @@ class Uart:
         except OSError as error:
             self._fail("Flushing", error)
 
-    def out_queue(self) -> int:
-        """Bytes that the kernel still holds; a UART's own FIFO (16 to 64 bytes) is not counted."""
-        queued = array("i", [0])
-        try:
-            _ioctl(self.fd, termios.TIOCOUTQ, queued)
-        except OSError as error:
-            self._fail("Asking for the output queue", error)
-        return queued[0]
-
     # --- counters and modem lines --------------------------------------------------------------------------------
 
     def counters(self) -> Counters | None:

@@ -21,6 +21,7 @@ from bridged.images import content
 from bridged.images.store import Store
 from bridged.images.upload import Upload
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Submission, Update
+from bridged.jobs.traces import Traces
 
 NOW = 1_700_000_000.0
 Step = tuple[str, int, int]  # phase, done, total
@@ -48,6 +49,7 @@ class FakeJobs:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.traces = Traces(store.root / "traces", 20)
         self.scripts: list[Script] = []
         self.jobs: dict[str, Job] = {}
         self.submissions: list[Submission] = []
@@ -203,6 +205,9 @@ class FakeJobs:
             "owner": "",
             "queued": 0,
         }
+
+    def trace_file(self, job_id: str) -> Path | None:
+        return self.traces.file(self.get(job_id).id)
 
     def read_result(self, job_id: str) -> Path:
         job = self.get(job_id)

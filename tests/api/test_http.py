@@ -344,7 +344,7 @@ def test_a_recording_raw_and_in_words(tmp_path: Path) -> None:
         bench.jobs.expect(Script(JobKind.IDENTIFY, "motor1", at_once=True))
         await bench.ask("POST", "/v1/targets/motor1/jobs", json={"kind": "identify"})
         assert await bench.problem("GET", "/v1/jobs/j1/trace") == (404, "UNKNOWN_TRACE")
-        bench.store.save_trace("j1", text)
+        bench.jobs.traces.save("j1", text)
         assert (await bench.ask("GET", "/v1/jobs/j1/trace"))[2].decode() == text
         _, headers, told = await bench.ask("GET", "/v1/jobs/j1/trace?decoded=1")
         assert headers["Content-Type"] == "text/plain; charset=utf-8"

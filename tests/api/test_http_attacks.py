@@ -1,4 +1,7 @@
-"""What strangers, web pages and broken clients try over HTTP: nothing happens, and nobody else notices."""
+"""What strangers, web pages and broken clients try over HTTP: nothing happens, and nobody else notices.
+
+The list of what was tried is one file.
+"""
 
 from __future__ import annotations
 

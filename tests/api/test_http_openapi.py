@@ -81,7 +81,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             made.server.services.jobs = jobs
             made.store.add(DATA, "app.bin")
             await jobs.submit(Submission(JobKind.FLASH, "motor1", "app.bin"))
-            made.store.save_trace("j1", "0.0 # format 115200 8E1\n0.0 > 7F\n0.001 < 79\n")
+            jobs.traces.save("j1", "0.0 # format 115200 8E1\n0.0 > 7F\n0.001 < 79\n")
             found.append(made)
             started.set()
             await done.wait()

@@ -27,7 +27,7 @@ from bridged.jobs.journal import Journal
 from bridged.jobs.model import ID_CHARS, JobKind, JobState
 from bridged.protocol.verbs import VERBS, Scope
 from tests.api.fakes import FakeJobs, Script, WatchedStore
-from tests.api.test_line import LIMITS, Client
+from tests.api.line_bench import LIMITS, Client
 
 WRONG = "bridged_" + "x" * 43
 IMAGE = b"\x00" * 64

@@ -1,4 +1,7 @@
-"""docs/benchmarks.md and its pictures, from the results. The targets stand here, before the figures; a miss is a miss."""
+"""docs/benchmarks.md and its pictures, from the results. The targets stand here, before the figures; a miss is a miss.
+
+One page, so one file.
+"""
 
 from __future__ import annotations
 

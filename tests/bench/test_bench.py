@@ -1,6 +1,7 @@
 """The benchmark must not rot: its device, its figures, its rule for rejecting runs, one short round of everything.
 
 No figure of the wall clock is judged here. What is held are counts in virtual time, which are exact.
+One benchmark, so one file.
 """
 
 from __future__ import annotations

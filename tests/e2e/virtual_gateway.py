@@ -270,9 +270,6 @@ class _Loaded:
             self._images[key] = self._store.load(staged, base_address, type_hint)
         return self._images[key]
 
-    def save_trace(self, job_id: str, text: str) -> Path | None:
-        return self._store.save_trace(job_id, text)
-
 
 @dataclass
 class VirtualGateway:

@@ -7,6 +7,7 @@ of the corpus, which holds a seed for each golden file and one input for each fi
 
 Targets are deterministic: no clock, no random source, no thread. Inputs that steer something are taken apart by ``Bytes``,
 which never runs dry: after the last byte come zeros. To add one: a function here, a row in ``TARGETS``, seeds in ``seeds``.
+All borders stand in one file, so that one that is missing is seen.
 """
 
 from __future__ import annotations

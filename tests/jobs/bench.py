@@ -29,7 +29,7 @@ from bridged.events import (
 )
 from bridged.images.model import Image, Span
 from bridged.jobs.journal import Journal
-from bridged.jobs.model import Job, JobKind, Submission
+from bridged.jobs.model import Job, JobKind, JobState, Submission
 from bridged.jobs.ports import Clock
 from bridged.jobs.service import Jobs
 from bridged.target.request import NO_PAST, Past
@@ -325,7 +325,6 @@ class MemoryStore:
         self.root = root
         self.images = {FIRMWARE_FILE: FIRMWARE, OTHER_FILE: OTHER}
         self.names = {"firmware.elf": FIRMWARE_FILE, "other.elf": OTHER_FILE}
-        self.traces: dict[str, str] = {}
         self.load_error: BridgedError | None = None
 
     def get(self, ref: str) -> Staged:
@@ -346,10 +345,6 @@ class MemoryStore:
         image = self.images[staged.sha256]
         moved_bytes = (base_address or image.start) - image.start  # as if it were a raw binary
         return Image.of((seg.address + moved_bytes, seg.data) for seg in image.segments)
-
-    def save_trace(self, job_id: str, text: str) -> Path | None:
-        self.traces[job_id] = text
-        return None
 
 
 class Bench:
@@ -436,3 +431,9 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
             await work()
 
     asyncio.run(bounded())
+
+
+async def became(bench: Bench, job: Job, state: JobState) -> Job:
+    while bench.jobs.get(job.id).state is not state:
+        await asyncio.sleep(0)
+    return bench.jobs.get(job.id)

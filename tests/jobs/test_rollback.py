@@ -105,7 +105,7 @@ def test_an_unhealthy_image_makes_way_for_the_last_good_one(tmp_path: Path, kind
             info = bench.jobs.info("m1")
             assert (info["content"], info["image"], info["evidence"]) == (wanted.digest if wanted else "", OTHER_FILE, "full")
             assert bench.journal.sessions() == []
-            assert done.id in bench.store.traces, "of the session that found it out"
+            assert bench.jobs.trace_file(done.id), "of the session that found it out"
             # And once more: what was restored is still the last known good.
             assert (await bench.flash()).state is JobState.ROLLED_BACK
 

@@ -1,5 +1,6 @@
 """Control lines: the order in which they move, what reaches each kind of driver, and that the session process drives the
-very same lines. Real gpiochips are proven in the VM test; here the kernel's end of the GPIO request is a strict fake."""
+very same lines. Real gpiochips are proven in the VM test; here the kernel's end of the GPIO request is a strict fake.
+All drivers make the same promises, so they are one file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The serial port: what a pty can show is shown on a pty; what it cannot (parity, modem lines, counters) by a driver with
-habits, put behind the one function through which settings travel. Real drivers are proven in the VM test."""
+habits, put behind the one function through which settings travel. Real drivers are proven in the VM test.
+That driver is what they share, so they are one file."""
 
 from __future__ import annotations
 
@@ -205,7 +206,6 @@ class Driver:
     has_modem: bool = True
     serial_flags: int | None = None
     discipline: int = 0
-    out_queue: int = 0
     refuse: dict[int, int] = field(default_factory=dict)
     calls: list[int] = field(default_factory=list)
 
@@ -233,8 +233,6 @@ class Driver:
                 (self.serial_flags,) = struct.unpack_from("=i", argument, 16)
             case 0x5424:  # TIOCGETD
                 argument[0] = self.discipline
-            case 0x5411:  # TIOCOUTQ
-                argument[0] = self.out_queue
             case 0x540B | 0x540C | 0x540D:  # TCFLSH, TIOCEXCL, TIOCNXCL
                 pass
             case _:
@@ -399,16 +397,10 @@ def test_a_vanished_adapter_is_port_gone_from_every_call(put_driver: Callable[[D
         lambda: uart.set_modem(dtr=True),
         uart.flush_input,
         uart.discard_output,
-        uart.out_queue,
     ):
         with pytest.raises(PortGone):
             call()
     assert uart.describe()["path"] == uart.path
-
-
-def test_output_queue(put_driver: Callable[[Driver], Uart], uart: Uart) -> None:
-    assert uart.out_queue() == 0
-    assert put_driver(Driver(out_queue=258)).out_queue() == 258
 
 
 @pytest.mark.parametrize(("flags", "expected"), [(0x11000040, 0x11002040), (0x2040, 0x2040), (None, None)])
