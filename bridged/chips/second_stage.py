@@ -9,7 +9,9 @@ otherwise, and nothing of it was ever tried on silicon. A wrong row costs a seco
 reset, and the job goes on with AN3155.
 
 Only the first USART is in the rows, on PA9 and PA10, since every loader listens there. The loader always runs from the internal
-oscillator: the ROM leaves the clocks as it likes after Go (AN3155), so a row selects them anew.
+oscillator, and where that is slow, multiplied by the PLL: the ROM leaves the clocks as it likes after Go (AN3155), so a row
+selects them anew. A CPU at 16 MHz needs as long for a word as its flash. The rates are well below what each part may, at the
+lowest supply and a hot oscillator, and CPU and USART always have the same one, which is what the loader measures.
 """
 
 from __future__ import annotations
@@ -22,6 +24,12 @@ from bridged.chips.model import Chip, Confidence, Provenance, Quirk, Range
 from bridged.chips.rows import AN2606, KIB
 
 NO_SECOND_BANK = 0xFFFFFFFF
+# For one byte, as counted in emulation: of a CRC, and of all that is done with a byte that is written (reception, CRC of its
+# frame, comparison, programming, comparison), the flash's own time not counted.
+CRC_CYCLES = 20
+WRITE_CYCLES = 75
+UPLOAD_BYTES = 3744  # Context and code at most
+START_S = 0.25  # Go, train, greeting, and the change of the rate
 
 
 class Symbol(Enum):
@@ -59,8 +67,9 @@ class FlashRegisters:
     """One kind of flash controller. Offsets from its base, masks, and values of its control register.
 
     ``errors``: bits of the status register after which a command has failed; ``clear_bits``: written to ``clear`` before.
-    ``unit_bytes`` is programmed at once by stores of ``store_bytes``. ``address``: register that takes the address of a sector;
-    0 where the sector's number goes into the control register. ``code_of_bank``: the number of the first sector of each bank.
+    ``unit_bytes`` is programmed at once by stores of ``store_bytes``, in ``unit_typ_s`` as a rule. ``address``: register that
+    takes the address of a sector; 0 where the sector's number goes into the control register. ``code_of_bank``: the number of
+    the first sector of each bank.
     ``bank_step``: how much higher the registers of the second bank lie; 0 where both banks have the same.
     """
 
@@ -81,6 +90,7 @@ class FlashRegisters:
     sector_shift: int
     unit_bytes: int
     store_bytes: int
+    unit_typ_s: float
     code_of_bank: tuple[int, ...]
     bank_step: int = 0
 
@@ -132,6 +142,7 @@ FLASH_F1 = FlashRegisters(
     sector_shift=0,
     unit_bytes=2,
     store_bytes=2,
+    unit_typ_s=52e-6,
     code_of_bank=(0,),
 )
 # BSY, OPERR to PGSERR; PG, SER and STRT with x8 parallelism, which every supply voltage allows. Bank 2 from 16 (SNB bit 4).
@@ -153,6 +164,7 @@ FLASH_F4 = FlashRegisters(
     sector_shift=3,
     unit_bytes=1,
     store_bytes=1,
+    unit_typ_s=16e-6,
     code_of_bank=(0, 16),
 )
 # The same with x32, for a supply of at least 2.7 V: about four times as fast.
@@ -176,10 +188,11 @@ FLASH_L4 = FlashRegisters(
     sector_shift=3,
     unit_bytes=8,
     store_bytes=4,
+    unit_typ_s=90e-6,
     code_of_bank=(0, 256),
 )
 # As the L4, with BSY2 and CFGBSY beside BSY1.
-FLASH_G0 = replace(FLASH_L4, name="G0", busy=0x70000, code_of_bank=(0,))
+FLASH_G0 = replace(FLASH_L4, name="G0", busy=0x70000, unit_typ_s=85e-6, code_of_bank=(0,))
 # BSY, WBNE and QW; WRPERR, PGSERR, STRBERR, INCERR, OPERR, RDPERR, RDSERR, DBECCERR; x64. Words of 32 bytes with ECC.
 FLASH_H7 = FlashRegisters(
     name="H7",
@@ -199,6 +212,7 @@ FLASH_H7 = FlashRegisters(
     sector_shift=8,
     unit_bytes=32,
     store_bytes=4,
+    unit_typ_s=110e-6,
     code_of_bank=(0, 0),
     bank_step=0x100,
 )
@@ -232,6 +246,34 @@ def _hsi(
         _until(rcc, 1 << ready, 1 << ready),
         _field(rcc + config, prescalers, select),
         _until(rcc + config, *selected),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pll:
+    """``config``: register, mask and value of the multiplier, source the internal oscillator. ``wait``: the flash's access
+    control register, mask and value for as many wait states as the rate needs at the lowest supply. ``switch``: the register
+    that selects the clock, its field and that of its state, and the value that means the PLL."""
+
+    config: tuple[int, int, int]
+    wait: tuple[int, int, int]
+    switch: tuple[int, int, int, int]
+
+
+def _pll(rcc: int, pll: _Pll) -> tuple[Poke, ...]:
+    """From the internal oscillator, which ``_hsi`` has selected, to the PLL: it may be changed only while it is off, and flash
+    must be slow before the clock is fast."""
+    register, field, shift, value = pll.switch
+    return (
+        _field(rcc, 1 << 24, 0),  # PLLON
+        _until(rcc, 1 << 25, 0),  # PLLRDY
+        _field(*pll.config),
+        _field(*pll.wait),
+        _until(*pll.wait),
+        _set(rcc, 1 << 24),
+        _until(rcc, 1 << 25, 1 << 25),
+        _field(register, field, value),
+        _until(register, field << shift, value << shift),
     )
 
 
@@ -282,6 +324,17 @@ def _channel(base: int, data: int) -> tuple[Poke, ...]:
 
 _CACHES_OFF = 0x700  # ACR: PRFTEN, ICEN, DCEN. What a data cache holds of flash is stale after programming.
 
+# HSI / 8 * 128 / 4 = 64 MHz. Below 2.1 V each 20 MHz need a wait state, and fewer at more.
+_PLL_F4 = _Pll((0x40023804, 0x00437FFF, 1 << 16 | 128 << 6 | 8), (0x40023C00, 0x7 | _CACHES_OFF, 3), (0x40023808, 3, 2, 2))
+_PLL_F7 = replace(_PLL_F4, wait=(0x40023C00, 0xF, 3))
+# HSI16 / 2 * 14 / 2 = 56 MHz, in the range of the core's voltage that a reset selects.
+_PLL_L4 = _Pll(
+    (0x4002100C, 0x07007F73, 1 << 24 | 14 << 8 | 1 << 4 | 2), (0x40022000, 0x7 | _CACHES_OFF, 3), (0x40021008, 3, 2, 3)
+)
+_PLL_G0 = _Pll((0x4002100C, 0xF0007F73, 3 << 28 | 14 << 8 | 1 << 4 | 2), (0x40022000, 0x7, 2), (0x40021008, 7, 3, 2))
+# HSI / 2 * 9 = 36 MHz: an F101 may not more.
+_PLL_F1 = _Pll((0x40021004, 0x3F0000, 7 << 18), (0x40022000, 0x7, 1), (0x40021004, 3, 2, 2))
+
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
@@ -300,7 +353,7 @@ _F4 = SecondStage(
     ram=Range(0x20003000, 0x20020000),
     ring_bytes=64 * KIB,
     block_bytes=4 * KIB,
-    clock_hz=16_000_000,
+    clock_hz=64_000_000,
     usart_base=0x40011000,
     usart=USART_V1,
     rx=(0x40020010, 10),
@@ -308,10 +361,10 @@ _F4 = SecondStage(
     watchdog=_IWDG,
     flash=FLASH_F4,
     pokes=(
-        *_hsi(0x40023800, 0x08, 0, 1, 0, (0xC, 0), 0xFCF3),  # SW, HPRE, PPRE1, PPRE2
+        *_hsi(0x40023800, 0x08, 0, 1, 4 << 10, (0xC, 0), 0xFCF3),  # SW, HPRE, PPRE1 (its bus may not 64 MHz), PPRE2
+        *_pll(0x40023800, _PLL_F4),
         _set(0x40023830, 1 << 22 | 1 << 0),  # AHB1ENR: DMA2, GPIOA
         _set(0x40023844, 1 << 4),  # APB2ENR: USART1
-        _field(0x40023C00, _CACHES_OFF, 0),
         *_pa9_pa10(0x40020000, 7),
         *_usart_v1(0x40011000),
         *_stream(0x40026440, 0x40011004, channel=4),  # DMA2, stream 2
@@ -326,7 +379,8 @@ _F7 = replace(
     ring_bytes=128 * KIB,
     usart=USART_V2,
     pokes=(
-        *_hsi(0x40023800, 0x08, 0, 1, 0, (0xC, 0), 0xFCF3),
+        *_hsi(0x40023800, 0x08, 0, 1, 4 << 10, (0xC, 0), 0xFCF3),
+        *_pll(0x40023800, _PLL_F7),
         _set(0x40023830, 1 << 22 | 1 << 0),
         _set(0x40023844, 1 << 4),
         _field(0x40023890, 3, 0),  # DCKCFGR2: USART1 from PCLK2
@@ -341,7 +395,7 @@ _L4 = SecondStage(
     ram=Range(0x20003100, 0x20018000),
     ring_bytes=64 * KIB,
     block_bytes=4 * KIB,
-    clock_hz=16_000_000,
+    clock_hz=56_000_000,
     usart_base=0x40013800,
     usart=USART_V2,
     rx=(0x48000010, 10),
@@ -350,11 +404,11 @@ _L4 = SecondStage(
     flash=FLASH_L4,
     pokes=(
         *_hsi(0x40021000, 0x08, 8, 10, 1, (0xC, 0x4), 0x3FF3),  # SW, HPRE, PPRE1, PPRE2
+        *_pll(0x40021000, _PLL_L4),
         _set(0x40021048, 1 << 0),  # AHB1ENR: DMA1
         _set(0x4002104C, 1 << 0),  # AHB2ENR: GPIOA
         _set(0x40021060, 1 << 14),  # APB2ENR: USART1
         _field(0x40021088, 3, 0),  # CCIPR: USART1 from PCLK2
-        _field(0x40022000, _CACHES_OFF, 0),
         *_pa9_pa10(0x48000000, 7),
         *_usart_v2(0x40013800),
         _field(0x400200A8, 0xF0000, 2 << 16),  # CSELR: channel 5 serves USART1_RX
@@ -368,7 +422,7 @@ _G0 = SecondStage(
     ram=Range(0x20002700, 0x20009000),
     ring_bytes=16 * KIB,
     block_bytes=4 * KIB,
-    clock_hz=16_000_000,
+    clock_hz=56_000_000,
     usart_base=0x40013800,
     usart=USART_V2,
     rx=(0x50000010, 10),
@@ -378,6 +432,7 @@ _G0 = SecondStage(
     pokes=(
         *_hsi(0x40021000, 0x08, 8, 10, 0, (0x38, 0), 0x7F07),  # SW, HPRE, PPRE
         _field(0x40021000, 0x3800, 0),  # HSIDIV
+        *_pll(0x40021000, _PLL_G0),
         _set(0x40021034, 1 << 0),  # IOPENR: GPIOA
         _set(0x40021038, 1 << 0),  # AHBENR: DMA1
         _set(0x40021040, 1 << 14),  # APBENR2: USART1
@@ -395,7 +450,7 @@ _F1 = SecondStage(
     ram=Range(0x20000200, 0x20005000),
     ring_bytes=8 * KIB,
     block_bytes=1 * KIB,
-    clock_hz=24_000_000,
+    clock_hz=36_000_000,
     usart_base=0x40013800,
     usart=USART_V1,
     rx=(0x40010808, 10),
@@ -403,15 +458,8 @@ _F1 = SecondStage(
     watchdog=_IWDG,
     flash=FLASH_F1,
     pokes=(
-        # HSI is 8 MHz, and 921600 baud need 16 clocks a bit: the PLL makes 24 MHz of it (HSI / 2 * 6), without wait states.
-        *_hsi(0x40021000, 0x04, 0, 1, 0, (0xC, 0), 0x3FF3),
-        _field(0x40021000, 1 << 24, 0),
-        _until(0x40021000, 1 << 25, 0),
-        _field(0x40021004, 0x3F0000, 4 << 18),
-        _set(0x40021000, 1 << 24),
-        _until(0x40021000, 1 << 25, 1 << 25),
-        _field(0x40021004, 3, 2),
-        _until(0x40021004, 0xC, 0x8),
+        *_hsi(0x40021000, 0x04, 0, 1, 4 << 8, (0xC, 0), 0x3FF3),  # SW, HPRE, PPRE1 (24 MHz at most on an F102), PPRE2
+        *_pll(0x40021000, _PLL_F1),
         _set(0x40021014, 1 << 0),  # AHBENR: DMA1
         _set(0x40021018, 1 << 14 | 1 << 2),  # APB2ENR: USART1, GPIOA
         _set(0x4001080C, 1 << 10),  # ODR: pull-up on PA10
@@ -437,6 +485,7 @@ _H7 = SecondStage(
     pokes=(
         *_hsi(0x58024400, 0x10, 0, 2, 0, (0x38, 0), 0x7),
         _field(0x58024400, 0x18, 0),  # HSIDIV
+        _field(0x52002000, 0xF, 2),  # ACR: enough for 64 MHz at any voltage; the ROM leaves what suits its own clock
         _put(0x58024418, 0),  # D1CFGR, D2CFGR: no division
         _put(0x5802441C, 0),
         _set(0x580244D8, 1 << 0),  # AHB1ENR: DMA1
@@ -461,6 +510,11 @@ def row_for(chip: Chip, supply_v: float = 0.0) -> SecondStage:
     """The row of a part that has one, with the width in which its flash is programmed at ``supply_v``; 0: not known."""
     row = SECOND_STAGES[chip.pid]
     return replace(row, flash=FLASH_F4_X32) if row.flash is FLASH_F4 and supply_v >= WIDE_V else row
+
+
+def start_s(baud: int) -> float:
+    """How long it takes to have the loader running, where the ROM loader is spoken to at ``baud``: written, and read back."""
+    return START_S + 2.1 * UPLOAD_BYTES * 11 / baud
 
 
 def why_not(chip: Chip, loader_id: int | None) -> str:

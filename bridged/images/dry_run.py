@@ -13,6 +13,7 @@ from typing import Any
 
 from bridged import chips
 from bridged.chips.model import Range, Sector
+from bridged.chips.second_stage import row_for, start_s, why_not
 from bridged.errors import UnknownChip
 from bridged.images.model import Image, Span
 from bridged.images.plan import Plan, check_protected, make_plan
@@ -41,13 +42,16 @@ def dry_run(
     force: frozenset[str] = frozenset(),
     protect: Sequence[tuple[int, int]] = (),
     unprotect: bool = False,
+    second_stage_baud: int = 0,
+    supply_v: float = 0.0,
 ) -> dict[str, Any]:
     """``{chip, pid, layout, flash_bytes, range, erase_sectors, erase_bytes, write_bytes, keep_bytes, lose_bytes, stay_bytes,
     seconds, seconds_most, erase_seconds, baud, assumed}``.
 
     ``chip``, ``flash_bytes``, ``layout``, ``baud``: as configured, empty or 0 where not. ``range``: the whole flash, see
     ``_ranges``. ``seconds``: with typical erase times and all kept bytes blank; ``seconds_most``: none of them blank.
-    ``assumed``: what was guessed. ``unprotect``: readout protection may be removed first, which erases everything; the answer
+    ``assumed``: what was guessed. ``second_stage_baud``: the rate of the second-stage loader where it will be tried, else 0.
+    ``unprotect``: readout protection may be removed first, which erases everything; the answer
     then has ``if_protected``. Raises ``UnknownChip``, ``LayoutUnknown``, ``ImageDoesNotFit``, ``ImageNotBootable``,
     and ``NotAllowed`` where a sector overlaps one of ``protect`` (start and end).
     """
@@ -76,6 +80,11 @@ def dry_run(
         Image.of((gap.start, bytes([found.erased_value ^ 0xFF]) * gap.size) for gap in plan.outside) if plan.outside else None
     )
     most = replace(plan.keeping(in_use), outside=plan.outside)
+    seconds, seconds_most = plan.estimate_s(rate), most.estimate_s(rate)
+    if second_stage_baud and not why_not(found, None):
+        row = row_for(found, supply_v)
+        assumed.append(f"second-stage loader at {second_stage_baud} baud; {seconds:.0f} s without it")
+        seconds, seconds_most = (start_s(rate) + p.streamed_s(row, second_stage_baud) for p in (plan, most))
     return {
         "chip": found.title,
         "pid": found.pid,
@@ -88,8 +97,8 @@ def dry_run(
         "keep_bytes": plan.outside_bytes,
         "lose_bytes": sum(row["lose_bytes"] for row in ranges),
         "stay_bytes": flash.size_bytes - plan.erase_bytes,
-        "seconds": round(plan.estimate_s(rate), 3),
-        "seconds_most": round(most.estimate_s(rate), 3),
+        "seconds": round(seconds, 3),
+        "seconds_most": round(seconds_most, 3),
         "erase_seconds": round(sum(sector.erase_typ_s for sector in plan.erase), 3),
         "baud": rate,
         "assumed": assumed,

@@ -19,11 +19,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from bridged.chips.model import Chip, FlashMap, Range, Sector
 from bridged.errors import ImageDoesNotFit, NotAllowed
 from bridged.events import SectorProven
 from bridged.images.model import Image, sha256_hex
+
+if TYPE_CHECKING:
+    from bridged.chips.second_stage import SecondStage
 
 BLOCK_BYTES = 256  # The most that one Write Memory takes, and a multiple of every alignment that AN2606 demands.
 TURNAROUNDS = 3  # Write Memory and Read Memory: opcode, address, data or length; each awaits its ACK.
@@ -121,6 +125,27 @@ class Plan:
         wire += sum(12 + n for r in self.outside for _, n in _pieces(r.start, r.end, self.chip.read_max_bytes))
         turns = TURNAROUNDS * (len(self.blocks()) + len(self.reads()))
         return wire * frame_s + turns * turnaround_s + sum(s.erase_typ_s for s in self.erase)
+
+    def streamed_s(self, row: SecondStage, baud: int, blank: Iterable[Sector] = ()) -> float:
+        """The same by the second-stage loader, once it runs at ``baud``. ``blank`` sectors are not erased.
+
+        While a sector is erased what belongs into it comes in, as far as the ring takes it; while it is programmed the rest.
+        """
+        from bridged.chips.second_stage import CRC_CYCLES, WRITE_CYCLES  # late: most sessions never load it
+
+        stays, byte_s, flash = set(blank), 10 / baud, row.flash
+        program_s = flash.unit_typ_s / flash.unit_bytes + WRITE_CYCLES / row.clock_hz
+        seconds = self.outside_bytes * byte_s + self.content.size_bytes * CRC_CYCLES / row.clock_hz
+        sizes = dict.fromkeys(self.erase, 0)
+        for block in self.blocks():
+            sector = self.flash.sector_at(block.address)
+            assert sector is not None
+            sizes[sector] += len(block.data)
+        for sector, count in sizes.items():
+            erase_s = 0.0 if sector in stays else sector.erase_typ_s
+            hidden_s = min(erase_s, row.ring_bytes * byte_s)
+            seconds += erase_s + max(count * program_s, count * byte_s - hidden_s)
+        return seconds
 
     @property
     def erase_bytes(self) -> int:

@@ -106,6 +106,7 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (target, address)
     ) STRICT, WITHOUT ROWID;
     """,
+    "ALTER TABLE targets ADD COLUMN second_stage TEXT NOT NULL DEFAULT '';",
 )
 VERSION = len(MIGRATIONS)
 

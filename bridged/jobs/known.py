@@ -83,6 +83,7 @@ class Known:
         record, job = self.of(lane.name), live.job
         if problem is None and result.get("baud"):
             record = self._put(learned(record, result, self._clock.utc()))
+        result.pop("second_stage_key", None)  # For us to remember, and nothing to anybody else.
         if problem is None and job.kind in WITH_IMAGE and result.get("evidence") == "full":
             restore = live.restore
             # One that cannot be asked (it needs a power cycle first) is proven, and not known to live.

@@ -13,6 +13,7 @@ from bridged.images.content import Source
 from bridged.images.model import Span
 from bridged.jobs.lane import Lane
 from bridged.jobs.model import JobKind
+from bridged.jobs.past import second_stage
 from bridged.jobs.records import TargetRecord
 from bridged.target.wishes import wishes_of
 
@@ -25,12 +26,14 @@ class Plans:
         self._one = asyncio.Lock()
         self._made: set[asyncio.Task[dict[str, Any]]] = set()
 
-    async def make(self, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """See ``images.dry_run``. Raises ``TooMany``."""
+    async def make(
+        self, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any], now: float
+    ) -> dict[str, Any]:
+        """See ``images.dry_run``. ``now``: UTC seconds. Raises ``TooMany``."""
         if len(self._made) >= PLANS_WAITING:
             raise TooMany(f"{len(self._made)} plans are being made already", limit=PLANS_WAITING)
         # It is made to its end: who asks and goes away must not have a second parser started beside the first.
-        plan = asyncio.ensure_future(self._make(lane, record, image_ref, options))
+        plan = asyncio.ensure_future(self._make(lane, record, image_ref, options, now))
         self._made.add(plan)
         plan.add_done_callback(self._made.discard)
         return await asyncio.shield(plan)
@@ -40,10 +43,13 @@ class Plans:
             return await asyncio.to_thread(_plan, self._store, *asked)
 
 
-def _plan(store: Source, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _plan(
+    store: Source, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any], now: float
+) -> dict[str, Any]:
     from bridged.images.dry_run import Seen, dry_run  # late: it loads the tables of all chips
 
     settings = lane.settings
+    tried = settings.stub == "auto" and options.get("entry") != "one-shot" and not second_stage(record, now).enough
     wishes = wishes_of(JobKind.FLASH.value, options)
     wanted = content.wanted(image_ref, options)
     made = content.build(wanted, store)
@@ -61,6 +67,8 @@ def _plan(store: Source, lane: Lane, record: TargetRecord, image_ref: str, optio
         force=frozenset(str(options.get("force") or "").split(",")),
         protect=[parse_range(text) for text in settings.protect],
         unprotect=wishes.unprotect,
+        second_stage_baud=settings.stub_baud if tried else 0,
+        supply_v=settings.supply_v,
     )
     parts = [{"name": span.name, "start": span.start, "end": span.end} for span in spans]
     proven = record.content == made.image.digest

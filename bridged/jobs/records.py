@@ -34,7 +34,8 @@ class TargetRecord:
     ``content``, ``image``, ``image_name``, ``evidence``, ``proven`` (UTC seconds) describe the last proof and are voided when
     an erase begins or another chip answers. What begins with ``good_`` outlives that: the last content that was proven and
     healthy, all that is needed to build it again, and the chip that it was proven in. ``good_content`` is empty for none.
-    ``version``: the highest signed one that was ever proven there; nothing voids it.
+    ``version``: the highest signed one that was ever proven there; nothing voids it. ``rates``, ``second_stage``: what ``past``
+    keeps of how it is best spoken to.
     """
 
     name: str
@@ -60,6 +61,7 @@ class TargetRecord:
     good_uid: str = ""
     version: str = ""
     rates: str = ""
+    second_stage: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,7 +285,7 @@ class Jobs:
 
     async def plan(self, target: str, image_ref: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What a flash would do, without touching anything. Raises ``UnknownTarget`` and ``TooMany``."""
-        return await self._plans.make(self._lane(target), self._known.of(target), image_ref, params or {})
+        return await self._plans.make(self._lane(target), self._known.of(target), image_ref, params or {}, self._clock.utc())
 
     def read_result(self, job_id: str) -> Path:
         """The file with the bytes that a ``read`` job read.

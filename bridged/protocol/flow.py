@@ -31,11 +31,14 @@ DRAIN_BYTES = 4096  # What one ``Drain`` gives at most: enough to say what noise
 class Send:
     """Send ``data`` in one write; answered with ``None``.
 
-    ``payload_address``: set where the bytes are image content for this address, so that a recorder can store a reference.
+    ``payload_address``: set where bytes of it are image content for this address, so that a recorder can store a reference.
+    ``before`` and ``behind``: how many are around them; of AN3155 their length and the checksum.
     """
 
     data: bytes
     payload_address: int | None = None
+    before: int = 1
+    behind: int = 1
 
 
 @dataclass(frozen=True, slots=True)

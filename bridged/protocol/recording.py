@@ -2,7 +2,8 @@
 
 A recording is text, a line an entry: seconds from the first entry, then ``> `` bytes to the target, ``< `` bytes from it (none:
 nothing came in that time), ``= `` image content sent (address, number of bytes; on the wire a length byte and a checksum are
-around them), or ``# `` a note: what the session did besides, in the words that ``note_of`` makes.
+around them; where a third number is 0, they have entries of their own), or ``# `` a note: what the session did besides, in the
+words that ``note_of`` makes.
 
     0.104211 > 31 CE
     0.105033 < 79
@@ -39,7 +40,7 @@ class Sign(Enum):
 class Entry:
     """One line. ``at``: seconds; a line that says none has that of the line before. ``line`` counts from 1.
 
-    ``data``: bytes of SENT and RECEIVED. ``address`` and ``count``: of CONTENT. ``text``: of NOTE and OTHER.
+    ``data``: bytes of SENT and RECEIVED. ``address``, ``count`` and ``around``: of CONTENT. ``text``: of NOTE and OTHER.
     """
 
     line: int
@@ -49,12 +50,13 @@ class Entry:
     address: int = 0
     count: int = 0
     text: str = ""
+    around: int = FRAME_BYTES
 
     @property
     def sent_bytes(self) -> int:
         """Bytes that it put on the wire towards the target."""
         if self.sign is Sign.CONTENT:
-            return self.count + FRAME_BYTES
+            return self.count + self.around
         return len(self.data) if self.sign is Sign.SENT else 0
 
     @property
@@ -64,7 +66,7 @@ class Entry:
 
 _LINE = re.compile(r"[ \t]*(?:([0-9]{1,9}\.[0-9]{1,9})[ \t]+)?([<>=#])(?: (.*))?")
 _BYTES = re.compile(r"[0-9A-Fa-f]{2}(?: [0-9A-Fa-f]{2})*")
-_CONTENT = re.compile(r"0x([0-9A-Fa-f]{1,8}) ([0-9]{1,6})")
+_CONTENT = re.compile(r"0x([0-9A-Fa-f]{1,8}) ([0-9]{1,6})( 0)?")
 
 
 def parse(text: str) -> list[Entry]:
@@ -90,7 +92,8 @@ def _parsed(number: int, at: float, line: str) -> Entry:
         return Entry(number, at, sign, text=rest)
     if sign is Sign.CONTENT:
         if content := _CONTENT.fullmatch(rest):
-            return Entry(number, at, sign, address=int(content[1], 16), count=int(content[2]))
+            around = 0 if content[3] else FRAME_BYTES
+            return Entry(number, at, sign, address=int(content[1], 16), count=int(content[2]), around=around)
     elif _BYTES.fullmatch(rest) or (not rest and sign is Sign.RECEIVED):
         return Entry(number, at, sign, bytes.fromhex(rest))
     return Entry(number, at, Sign.OTHER, text=line)

@@ -51,12 +51,13 @@ class Verb(IntEnum):
     ERASE = 1
     WRITE = 2
     FILL = 3
-    CRC = 4
-    READ = 5
-    BAUD = 6
-    STATUS = 7
-    ABORT = 8
-    GO = 9
+    CHECK = 4
+    CRC = 5
+    READ = 6
+    BAUD = 7
+    STATUS = 8
+    ABORT = 9
+    GO = 10
     NAK = 0x7F
 
 
@@ -148,7 +149,7 @@ class Command:
     """One sequenced verb. ``work_s``: the longest it may take; ``hazard_s``: for how long a reset would do damage (P9).
 
     ``told``: the steps to yield when it is known to be carried out, each command's in its turn; it is given the seconds
-    since the command before it.
+    since the command before it. ``content_at``: the address of image content that is most of it, for the recorder.
     """
 
     verb: Verb
@@ -156,6 +157,7 @@ class Command:
     work_s: float
     hazard_s: float = 0.0
     told: Told = _nothing
+    content_at: int | None = None
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -186,14 +188,21 @@ def write(address: int, data: bytes, work_s: float, told: Told = _nothing) -> Co
     """``data`` where a uniform block goes as a FILL, which is three words."""
     if len(data) >= 64 and data.count(data[0]) == len(data):
         return Command(Verb.FILL, struct.pack("<III", address, len(data), data[0]), work_s, 0.0, told)
-    return Command(Verb.WRITE, struct.pack("<I", address) + data, work_s, 0.0, told)
+    return Command(Verb.WRITE, struct.pack("<I", address) + data, work_s, 0.0, told, address)
 
 
-def _failed(message: str, refusal: Refusal | None = None) -> SecondStageFailed:
+def check(address: int, data: bytes, work_s: float) -> Command:
+    """Nothing that follows is carried out unless ``data`` is at ``address``."""
+    return Command(Verb.CHECK, struct.pack("<III", address, len(data), zlib.crc32(data)), work_s)
+
+
+def _failed(message: str, refusal: Refusal | None = None, verb: Verb | None = None) -> SecondStageFailed:
     if refusal is None:
         return SecondStageFailed(message)
     return SecondStageFailed(
-        f"{message}: {refusal.reason.name} at {refusal.where:#010x} ({refusal.detail:#x})",
+        f"{message}{f' {verb.name}' if verb is not None else ''}: {refusal.reason.name} at {refusal.where:#010x} "
+        f"({refusal.detail:#x})",
+        verb=verb.name if verb is not None else "",
         reason=refusal.reason.name,
         address=refusal.where,
         detail=refusal.detail,
@@ -272,7 +281,7 @@ class Link:
                     now = yield Now()  # an answer to something before, or one more greeting, and there may be many
                     continue
                 if not refusal.reason.by_wire and answer.number == self._number:
-                    raise _failed(f"the second-stage loader refuses {verb.name}", refusal)
+                    raise _failed("the second-stage loader refuses", refusal, verb)
                 break
         raise _failed(f"the second-stage loader did not answer {verb.name}, asked {tries} times at {self.baud} baud")
 
@@ -352,7 +361,7 @@ class Link:
             while sent < len(commands) and self._may_send(commands, frames, done, sent):
                 if commands[sent].hazard_s:
                     yield hazard(commands[done : max(furthest, sent + 1)])
-                yield Send(frames[sent])
+                yield Send(frames[sent], commands[sent].content_at, HEAD_BYTES + 4, 4)
                 self.resent += sent < furthest
                 sent += 1
                 furthest = max(furthest, sent)
@@ -369,9 +378,9 @@ class Link:
                     # It goes no further than this one, so nothing is being erased any more.
                     if any(c.hazard_s for c in commands[before:sent]):
                         yield Hazard(0)
-                    raise _failed(f"the second-stage loader refuses {commands[done].verb.name}", refusal)
+                    raise _failed("the second-stage loader refuses", refusal, commands[done].verb)
                 again = True
-            elif answer is not None and answer.verb in _COMMANDS:
+            elif answer is not None and answer.verb in COMMANDS:
                 ahead = (answer.number - first - done) & 0xFF
                 done += ahead + 1 if ahead < sent - done else 0
             if done > before:
@@ -408,13 +417,17 @@ class Link:
         return sent - done < WINDOW and sum(map(len, frames[done : sent + 1])) <= self.ring_bytes - SLACK_BYTES
 
 
-_COMMANDS = {verb | 0x80 for verb in (Verb.ERASE, Verb.WRITE, Verb.FILL)}
+COMMANDS = {verb | 0x80 for verb in (Verb.ERASE, Verb.WRITE, Verb.FILL, Verb.CHECK)}
 
 
 def refusal_of(answer: Answer) -> Refusal | None:
-    if answer.verb != Verb.NAK | 0x80 or len(answer.payload) != 16:
+    return refusal_of_payload(answer.payload) if answer.verb == Verb.NAK | 0x80 else None
+
+
+def refusal_of_payload(payload: bytes) -> Refusal | None:
+    if len(payload) != 16:
         return None
-    expected, reason, where, detail = struct.unpack("<IIII", answer.payload)
+    expected, reason, where, detail = struct.unpack("<IIII", payload)
     return Refusal(expected & 0xFF, _reason(reason), where, detail)
 
 

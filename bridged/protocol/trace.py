@@ -1,8 +1,8 @@
 """A flight recording explained: from its entries to commands, stages and answers, with how long each side took.
 
 ``decode`` reads the text of a recording (``recording.py``) and gives a ``Recording``: one ``Event`` for each command of the
-loader (AN3155), each synchronisation, each note of the session, and for whatever else went over the wire. ``trace_text.py``
-shows them.
+loader (AN3155), each synchronisation, each frame of the second-stage loader (``trace_stub.py``), each block of XMODEM, each
+note of the session, and for whatever else went over the wire. ``trace_text.py`` shows them.
 
 Invariants:
 
@@ -23,97 +23,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from enum import Enum, StrEnum
+from enum import Enum
 from statistics import median
 
-from bridged.protocol.an3155 import ACK, NACK, SYNC, Command, MassErase, checksum, looks_like_text
+from bridged.protocol import xmodem
+from bridged.protocol.an3155 import ACK, NACK, SYNC, Command, MassErase, checksum
 from bridged.protocol.recording import DONE, HAZARD_OVER, JOURNALED, Entry, Sign, parse
+from bridged.protocol.trace_event import SHOWN_BYTES, Answer, Event, Kind, Stage, said, shown
+from bridged.protocol.trace_stub import Frames
 
 HOST_LATE_S = 0.005  # A gap that one notices among thousands: the usual one is 0.1 ms, on the smallest gateway 0.5 ms.
 OUTLIER_SAMPLES = 8  # Before that nobody knows what is usual for a stage.
 OUTLIER_FACTOR, OUTLIER_S = 5.0, 0.010  # An answer is slow when it takes five times the usual and 10 ms more than it.
-SHOWN_BYTES = 24  # Of what nobody expected.
 UNREADABLE_LINES = 1000  # Told as one event.
-
-
-class Kind(StrEnum):
-    COMMAND = "command"
-    SYNC = "sync"
-    BYTES = "bytes"
-    SESSION = "session"
-    PHASE = "phase"
-    LINES = "lines"
-    FORMAT = "format"
-    HAZARD = "hazard"
-    BARRIER = "barrier"
-    RETRY = "retry"
-    WARNING = "warning"
-    COUNTERS = "counters"
-    END = "end"
-    NOTE = "note"
-    UNREADABLE = "unreadable"
-
-
-class Answer(StrEnum):
-    ACK = "ACK"
-    NACK = "NACK"
-    SILENCE = "silence"
-    GARBAGE = "garbage"
-    MISSING = "not recorded"
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One frame and its answer. ``silent_s``: how long was waited in vain. ``came``: the first bytes, where it is no ACK."""
-
-    name: str
-    at: float
-    sent_bytes: int
-    answer: Answer
-    answer_s: float | None = None
-    target_s: float | None = None
-    gap_s: float | None = None
-    silent_s: float | None = None
-    came: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One thing that happened. ``seconds``: until its last entry. ``flags``: what a person should look at, in words.
-
-    ``title`` and ``detail`` say it for people; ``address``, ``length`` and ``opcode`` are there where it is a command that has
-    them. ``entries``: the lines of the recording that it was made from.
-    """
-
-    kind: Kind
-    at: float
-    seconds: float
-    title: str
-    detail: str = ""
-    opcode: int | None = None
-    address: int | None = None
-    length: int | None = None
-    stages: tuple[Stage, ...] = ()
-    flags: tuple[str, ...] = ()
-    entries: tuple[Entry, ...] = ()
-
-    @property
-    def answer(self) -> Answer | None:
-        """How its last stage was answered."""
-        return self.stages[-1].answer if self.stages else None
-
-    @property
-    def sent_bytes(self) -> int:
-        return sum(entry.sent_bytes for entry in self.entries)
-
-    @property
-    def received_bytes(self) -> int:
-        return sum(entry.received_bytes for entry in self.entries)
-
-    @property
-    def end(self) -> int | None:
-        """Address after the last byte that it is about."""
-        return None if self.address is None or self.length is None else self.address + self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +92,7 @@ def _with_outliers(events: list[Event]) -> Iterator[Event]:
     times: dict[tuple[str, str], list[float]] = {}
     for event in events:
         for stage in event.stages:
-            if stage.target_s is not None:
+            if stage.target_s is not None and event.kind is not Kind.FRAME:  # Which wait for each other.
                 times.setdefault((event.title, stage.name), []).append(stage.target_s)
     usual = {key: median(found) for key, found in times.items() if len(found) >= OUTLIER_SAMPLES}
     for event in events:
@@ -250,17 +172,6 @@ def _opcode(entry: Entry) -> Command | None:
     return None
 
 
-def _shown(data: bytes) -> str:
-    text = data[:SHOWN_BYTES].hex(" ").upper()
-    return f"{text} and {len(data) - SHOWN_BYTES} more" if len(data) > SHOWN_BYTES else text
-
-
-def _said(data: bytes) -> str:
-    """What was received, as text where it is text."""
-    bare = data.strip(b"\x00\x7f")
-    return repr(bare[:200].decode("ascii", "replace").strip()) if looks_like_text(bare) else _shown(data)
-
-
 # --- the decoder --------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +184,7 @@ class _Frame:
     gap_s: float | None
     frame_s: float
     heard: list[Entry] = field(default_factory=list)
+    answers: tuple[int, int] = (ACK, NACK)
 
     @property
     def got(self) -> bytes:
@@ -282,7 +194,8 @@ class _Frame:
     def answer(self) -> Answer:
         got = self.got
         if got:
-            return {ACK: Answer.ACK, NACK: Answer.NACK}.get(got[0], Answer.GARBAGE)
+            good, bad = self.answers
+            return {good: Answer.ACK, bad: Answer.NACK}.get(got[0], Answer.GARBAGE)
         return Answer.SILENCE if self.heard else Answer.MISSING
 
     def stage(self) -> Stage:
@@ -301,7 +214,8 @@ class _Frame:
 
 @dataclass(slots=True)
 class _Open:
-    """What is being put together: a command, a synchronisation (``command`` None) or bytes that nothing explains."""
+    """What is being put together: a command, a synchronisation, a block of XMODEM (``command`` None) or bytes that nothing
+    explains."""
 
     kind: Kind
     command: Command | None = None
@@ -319,6 +233,8 @@ class _Decoder:
         self._open: _Open | None = None
         self._frame_s = 11 / 115200
         self._barrier_at: float | None = None
+        self._frames = Frames(self._done.append)
+        self._sent_blocks = _Blocks()
         self.wire_s = 0.0
 
     def run(self) -> list[Event]:
@@ -336,6 +252,7 @@ class _Decoder:
                 self._sent(entry, before)
             before = entry
         self._close()
+        self._frames.end()
         return self._done
 
     # --- bytes ---
@@ -344,6 +261,9 @@ class _Decoder:
         gap_s = None
         if before is not None and (before.sign not in (Sign.NOTE, Sign.OTHER) or before.text.startswith("hazard")):
             gap_s = max(0.0, entry.at - before.at)
+        if self._frames.sent(entry, self._frame_s, gap_s):
+            self._close()
+            return
         now = self._open
         if now is not None and now.command is not None and (name := self._expected(now, entry)):
             self._add(now, name, entry, gap_s)
@@ -353,6 +273,9 @@ class _Decoder:
             # Only Write Memory sends content; its first stages were in the half that was given up.
             lone = _Open(Kind.COMMAND, Command.WRITE_MEMORY, flags=["its beginning was not recorded"])
             self._begin(lone, "data", entry, gap_s)
+        elif self._sent_blocks.fits(entry):
+            self._begin(_Open(Kind.BLOCK), self._sent_blocks.name(entry), entry, gap_s)
+            self._open.frames[-1].answers = _XMODEM_ANSWERS  # type: ignore[union-attr]
         elif entry.data == bytes([SYNC]):
             self._begin(_Open(Kind.SYNC), "sync", entry, gap_s)
         elif now is not None and now.kind is Kind.BYTES and now.frames and now.frames[-1].sent.data == entry.data:
@@ -388,6 +311,9 @@ class _Decoder:
         now.entries.append(entry)
 
     def _received(self, entry: Entry) -> None:
+        if (self._open is None or not self._open.frames) and self._frames.received(entry, self._frame_s):
+            self._close()
+            return
         if self._open is None:
             self._open = _Open(Kind.BYTES)
         if self._open.frames:
@@ -400,6 +326,9 @@ class _Decoder:
         word, _, rest = entry.text.partition(" ")
         if word != "hazard":  # Which is declared in the middle of a command.
             self._close()
+        if word == "lines":
+            self._frames.end()  # Whatever ran in RAM does so no more.
+            self._sent_blocks = _Blocks()
         kind, title, flags = _NOTES.get(word, Kind.NOTE), rest, []
         if word == JOURNALED:
             kind = Kind.BARRIER
@@ -455,7 +384,7 @@ class _Decoder:
             return
         first, last = now.entries[0].at, now.entries[-1].at
         stages = tuple(frame.stage() for frame in now.frames)
-        make = {Kind.COMMAND: _command, Kind.SYNC: _synchronisation}.get(now.kind, _bytes)
+        make = {Kind.COMMAND: _command, Kind.SYNC: _synchronisation, Kind.BLOCK: self._sent_blocks.event}.get(now.kind, _bytes)
         event = make(now, Event(now.kind, first, max(0.0, last - first), "", stages=stages, entries=tuple(now.entries)))
         late = [
             f"the host took {stage.gap_s:.4f} s before {stage.name}"
@@ -499,13 +428,13 @@ def _trouble(frame: _Frame) -> list[str]:
         case Answer.ACK:
             return []
         case Answer.NACK:
-            more = f", then {_said(got[1:])}" if got[1:].strip(bytes([NACK])) else f" {len(got)} times" if len(got) > 1 else ""
+            more = f", then {said(got[1:])}" if got[1:].strip(bytes([NACK])) else f" {len(got)} times" if len(got) > 1 else ""
             return [f"NACK ({frame.name}){more}"]
         case Answer.SILENCE:
             seconds = frame.stage().silent_s or 0.0
             return [f"silence of {seconds:.3f} s ({frame.name})"]
         case Answer.GARBAGE:
-            return [f"{_said(got)} came instead of an ACK ({frame.name})"]
+            return [f"{said(got)} came instead of an ACK ({frame.name})"]
         case Answer.MISSING:
             return [f"no answer was recorded ({frame.name})"]
 
@@ -521,7 +450,7 @@ def _command(now: _Open, event: Event) -> Event:
         flags.append(f"broken off after {last.name}")
     for frame in frames[:-1] if complete else frames:
         if frame.answer is Answer.ACK and len(frame.got) > 1:
-            flags.append(f"{_said(frame.got[1:])} came after the ACK ({frame.name})")
+            flags.append(f"{said(frame.got[1:])} came after the ACK ({frame.name})")
     address = length = None
     if (stage := by_name.get("address")) is not None:
         address = int.from_bytes(stage.sent.data[:4], "big")
@@ -596,11 +525,11 @@ def _payload(command: Command, data: bytes, length: int | None) -> tuple[str, li
                 return "", [*_size(data, 6), *([] if data[:1] in (end, b"") else ["no ACK before the checksum"])]
             return f"CRC 0x{data[1:5].hex()}", ["the answer's checksum is wrong"] if checksum(data[1:]) else []
         case Command.WRITE_UNPROTECT | Command.READOUT_PROTECT | Command.READOUT_UNPROTECT:
-            return "", [] if data == end else [f"{_said(data) or 'nothing'} came instead of a second ACK"]
+            return "", [] if data == end else [f"{said(data) or 'nothing'} came instead of a second ACK"]
         case Command.SPECIAL | Command.EXTENDED_SPECIAL:
-            return _shown(data), []
+            return shown(data), []
         case _:
-            return "", [f"{_said(data)} came after the ACK"] if data else []
+            return "", [f"{said(data)} came after the ACK"] if data else []
 
 
 def _size(data: bytes, expected: int) -> list[str]:
@@ -619,13 +548,53 @@ def _counted(data: bytes) -> list[str]:
     return [] if data[-1] == ACK else ["no ACK at the end"]
 
 
+_XMODEM_ANSWERS = int(xmodem.Byte.ACK), int(xmodem.Byte.NAK)
+
+
+class _Blocks:
+    """A transfer by XMODEM: which block comes next, and where it belongs in what is sent."""
+
+    def __init__(self) -> None:
+        self.number, self.at, self.size = 1, 0, 0
+
+    def fits(self, entry: Entry) -> bool:
+        """Whether it is a block, or the end of a transfer that has begun."""
+        data = entry.data
+        if entry.sign is not Sign.SENT or not data:
+            return False
+        if data == bytes([xmodem.Byte.EOT]):
+            return self.at + self.size > 0
+        size = {xmodem.Byte.SOH: xmodem.SMALL, xmodem.Byte.STX: xmodem.LARGE}.get(data[0], 0)  # type: ignore[call-overload]
+        return bool(size) and len(data) in (size + 4, size + 5) and data[1] ^ data[2] == 0xFF
+
+    def name(self, entry: Entry) -> str:
+        return "end" if len(entry.data) == 1 else "block"
+
+    def event(self, now: _Open, event: Event) -> Event:
+        frame = now.frames[-1]
+        data, flags = frame.sent.data, _trouble(frame)
+        if len(data) == 1:
+            return replace(event, title="XMODEM end", flags=tuple(flags))
+        size = xmodem.LARGE if data[0] == xmodem.Byte.STX else xmodem.SMALL
+        crc = len(data) == size + 5
+        if xmodem.frame(data[1], data[3 : 3 + size], crc=crc) != data:
+            flags.append("wrong checksum sent")
+        if self.size and data[1] == (self.number + 1) & 0xFF:
+            self.at += self.size
+        elif self.size and data[1] != self.number:
+            flags.append(f"block {data[1]} came after {self.number}")
+        self.number, self.size = data[1], size
+        detail = f"number {data[1]}, {size} bytes, {'CRC' if crc else 'checksum'}"
+        return replace(event, title="XMODEM block", detail=detail, address=self.at, length=size, flags=tuple(flags))
+
+
 def _synchronisation(now: _Open, event: Event) -> Event:
     frame = now.frames[-1]
     got = frame.got
     flags: list[str] = []
     match frame.answer:
         case Answer.ACK:
-            flags = [f"then {_said(got[1:])}"] if got[1:] else []
+            flags = [f"then {said(got[1:])}"] if got[1:] else []
         case Answer.NACK:
             flags = ["NACK: it had been synchronised before, so it was not reset"]
         case Answer.SILENCE:
@@ -635,9 +604,9 @@ def _synchronisation(now: _Open, event: Event) -> Event:
         case Answer.GARBAGE if set(got) == {SYNC}:
             flags = ["7F came back: what is sent is received"]
         case Answer.GARBAGE if len(got) <= 4 and got[-1] == ACK:
-            flags = [f"{_shown(got[:-1])} came before the ACK"]
+            flags = [f"{shown(got[:-1])} came before the ACK"]
         case Answer.GARBAGE:
-            flags = [f"{_said(got)} came instead of an ACK"]
+            flags = [f"{said(got)} came instead of an ACK"]
     return replace(event, title="Synchronise", detail="7F", flags=tuple(flags))
 
 
@@ -646,9 +615,9 @@ def _bytes(now: _Open, event: Event) -> Event:
         got = b"".join(entry.data for entry in now.entries)
         if not got:
             return replace(event, title="Nothing heard")
-        return replace(event, title="Heard", detail=f"{_said(got)}" + (f" ({len(got)} bytes)" if len(got) > 1 else ""))
+        return replace(event, title="Heard", detail=f"{said(got)}" + (f" ({len(got)} bytes)" if len(got) > 1 else ""))
     sent = now.frames[0].sent.data
-    detail = _shown(sent) + (f", {len(now.frames)} times" if len(now.frames) > 1 else "")
+    detail = shown(sent) + (f", {len(now.frames)} times" if len(now.frames) > 1 else "")
     got = now.frames[-1].got
-    flags = [f"sent outside a command{f'; {_said(got)} came' if got else ''}"]
+    flags = [f"sent outside a command{f'; {said(got)} came' if got else ''}"]
     return replace(event, title="Bytes", detail=detail, flags=tuple(flags))

@@ -15,9 +15,12 @@ from statistics import median
 from typing import Any
 
 from bridged.protocol.an3155 import Command
-from bridged.protocol.trace import Event, Kind, Recording, Stage
+from bridged.protocol.stub import Verb
+from bridged.protocol.trace import Recording
+from bridged.protocol.trace_event import Event, Kind, Stage
 
-EXCHANGES = (Kind.COMMAND, Kind.SYNC, Kind.BYTES)
+EXCHANGES = (Kind.COMMAND, Kind.FRAME, Kind.BLOCK, Kind.SYNC, Kind.BYTES)
+_STREAMED = {Verb.ERASE, Verb.WRITE, Verb.FILL}
 HEAD = ("time", "what", "detail", "answer", "took")
 
 
@@ -62,26 +65,44 @@ def _printable(text: str) -> str:
 
 
 def _groups(events: Iterable[Event], fold: bool) -> Iterator[list[Event]]:
-    """Runs of one command without a flag, each beginning at or after the end of the one before; all else alone."""
-    group: list[Event] = []
+    """Runs of one command without a flag, each beginning at or after the end of the one before; all else alone.
+
+    Erases and data of the second-stage loader are sent in turn: two runs, side by side.
+    """
+    runs: list[list[Event]] = []
     for event in events:
         if fold and event.kind is Kind.BYTES and not event.sent_bytes and not event.received_bytes:
             continue  # It was listened whether anybody speaks, and nobody did.
-        if group and not (fold and _follows(group[-1], event)):
-            yield group
-            group = []
-        group.append(event)
-    if group:
-        yield group
+        if fold and event.kind is Kind.HAZARD and runs and all(run[-1].kind is Kind.FRAME for run in runs):
+            continue  # Of erases that are under way together; the first one was told before them.
+        run = next((run for run in runs if fold and _follows(run[-1], event)), None)
+        if run is not None:
+            run.append(event)
+            continue
+        if not (fold and _beside(runs, event)):
+            yield from runs
+            runs = []
+        runs.append([event])
+    yield from runs
+
+
+def _beside(runs: list[list[Event]], event: Event) -> bool:
+    """Whether ``event`` begins a run that goes on together with those that are open."""
+    last = [run[-1] for run in runs]
+    verbs = {e.opcode for e in (*last, event) if e.kind is Kind.FRAME and not e.flags}
+    return verbs <= _STREAMED and len(verbs) == len(last) + 1
 
 
 def _follows(before: Event, event: Event) -> bool:
-    if event.flags or before.flags or event.kind is not Kind.COMMAND or event.opcode != before.opcode:
+    if event.flags or before.flags or (event.kind, event.opcode) != (before.kind, before.opcode):
+        return False
+    if event.kind not in (Kind.COMMAND, Kind.FRAME, Kind.BLOCK) or event.answer is not before.answer:
         return False
     if before.end is None or event.end is None or event.address is None:
         return False
     # Blocks that are blank after an erase are not written; what is read at another place is another matter.
-    return before.end == event.address or (event.opcode == Command.WRITE_MEMORY and before.end < event.address)
+    skips = (Kind.COMMAND, Command.WRITE_MEMORY), (Kind.FRAME, Verb.WRITE), (Kind.FRAME, Verb.ERASE), (Kind.FRAME, Verb.FILL)
+    return before.end == event.address or ((event.kind, event.opcode) in skips and before.end < event.address)
 
 
 def _row(group: list[Event]) -> _Row:
@@ -97,8 +118,9 @@ def _row(group: list[Event]) -> _Row:
     gaps = sum(a.end != b.address for a, b in pairwise(group))
     detail = f"{first.address:#010x}..{last.end - 1:#010x}, {len(group)} blocks"
     detail += f", {gaps} gap{'' if gaps == 1 else 's'}" if gaps else ""
-    times = [s.target_s for event in group for s in event.stages[-1:] if s.target_s is not None]
-    answer = f"ACK in {span(median(times))} median, {span(max(times))} worst" if times else "ACK"
+    times = [seconds for event in group for stage in event.stages[-1:] if (seconds := _took_s(event, stage)) is not None]
+    said = str(first.answer or "ACK")
+    answer = f"{said} in {span(median(times))} median, {span(max(times))} worst" if times else said
     return _Row(first.at, first.title, detail, answer, took)
 
 
@@ -106,9 +128,12 @@ def _answer(event: Event) -> str:
     if not event.stages:
         return ""
     stage = event.stages[-1]
-    if stage.target_s is not None:
-        return f"{stage.answer} in {span(stage.target_s)}"
-    return str(stage.answer)
+    seconds = _took_s(event, stage)
+    return str(stage.answer) if seconds is None else f"{stage.answer} in {span(seconds)}"
+
+
+def _took_s(event: Event, stage: Stage) -> float | None:
+    return stage.answer_s if event.kind is Kind.FRAME else stage.target_s
 
 
 def span(seconds: float) -> str:
@@ -126,7 +151,7 @@ def span(seconds: float) -> str:
 def summary(recording: Recording) -> list[str]:
     """Lines: how much there was, where the time went, who was slowest."""
     sums, events = recording.sums, recording.events
-    commands = sum(event.kind is Kind.COMMAND for event in events)
+    commands = sum(event.kind in (Kind.COMMAND, Kind.FRAME, Kind.BLOCK) for event in events)
     marked = len(recording.flagged)
     lines = [
         f"{commands} command{'' if commands == 1 else 's'} in {sums.total_s:.3f} s; "
@@ -175,7 +200,7 @@ def json_lines(recording: Recording) -> Iterator[str]:
     for event in recording.events:
         yield _dumped(_object(event))
     sums = recording.sums
-    commands = sum(event.kind is Kind.COMMAND for event in recording.events)
+    commands = sum(event.kind in (Kind.COMMAND, Kind.FRAME, Kind.BLOCK) for event in recording.events)
     yield _dumped(
         {
             "event": "summary",
@@ -194,8 +219,8 @@ def json_lines(recording: Recording) -> Iterator[str]:
 
 def _object(event: Event) -> dict[str, Any]:
     shown: dict[str, Any] = {"event": event.kind.value, "at": _rounded(event.at), "seconds": _rounded(event.seconds)}
-    if event.kind is Kind.COMMAND:
-        shown |= {"command": event.title, "opcode": f"0x{event.opcode:02x}"}
+    if event.kind in (Kind.COMMAND, Kind.FRAME, Kind.BLOCK):
+        shown |= {"command": event.title, "opcode": None if event.opcode is None else f"0x{event.opcode:02x}"}
         shown |= {"address": None if event.address is None else f"{event.address:#010x}", "length": event.length}
         shown["detail"] = event.detail
     else:

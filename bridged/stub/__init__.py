@@ -18,10 +18,10 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-CODE_OFFSET = 0x280  # stub.h
+CODE_OFFSET = 0x2A0  # stub.h
 CODE_LIMIT_BYTES = 3072
 STACK_BYTES = 512
-POKES_MAX = 28
+POKES_MAX = 32
 PROTOCOL = 1
 
 # Words that the loader itself writes; the host sends zeros. "train" is first in the greeting's measured values.
@@ -34,7 +34,7 @@ FIELDS = (
     *("stack", "entry", "protocol", "build_0", "build_1", "ring_mask", "block_max", "train", "brr", "cpuid", "ccr"),
     *STATE_FIELDS,
     *("usart_status", "usart_data", "usart_cr1", "usart_brr", "cr1_off", "cr1_on", "watchdog", "rx_input", "rx_mask"),
-    *("inlet", "inlet_mask", "ring", "remaining", "block", "byte_limit", "greet_every", "confirm_within"),
+    *("inlet", "inlet_mask", "ring", "remaining", "block", "table", "byte_limit", "greet_every", "confirm_within"),
     *("flash_start", "flash_end", "flash_base", "bank2_start", "bank2_step"),
     *("key_at", "status_at", "control_at", "clear_at", "address_at"),
     *("busy", "errors", "clear", "lock", "program", "erase", "start", "sector_shift", "unit", "width", "poke_count"),

@@ -30,6 +30,7 @@ typedef uint32_t u32;
 #define CALL static __attribute__((noinline))
 
 #define MARK 0xA5
+#define CRC_POLYNOMIAL 0xEDB88320u
 #define RESIDUE 0xDEBB20E3u /* the running CRC-32 after a message and its CRC */
 #define HEADER 6
 #define PIECE 256 /* bytes handled between two looks at clock and watchdog */
@@ -140,28 +141,34 @@ static void wait_for(u32 status_bit)
 
 /* --- CRC-32 --------------------------------------------------------------------------------------------------------- */
 
-/* By half bytes: a table of 64 bytes, where a full one takes 1,024. */
-static const u32 crc_table[16] = {
-    0x00000000, 0x1DB71064, 0x3B6E20C8, 0x26D930AC, 0x76DC4190, 0x6B6B51F4, 0x4DB26158, 0x5005713C,
-    0xEDB88320, 0xF00F9344, 0xD6D6A3E8, 0xCB61B38C, 0x9B64C2B0, 0x86D3D2D4, 0xA00AE278, 0xBDBDF21C,
-};
+/* Most of what the CPU does with a byte is its CRC, twice. The table is made in RAM, not sent: a KiB takes a quarter of a second
+ * on the way in. */
+#define TABLE ((u32 *)MEMORY(C.table))
 
-INLINE u32 crc_step(u32 crc, u8 byte)
+static void make_table(void)
 {
-    crc ^= byte;
-    crc = (crc >> 4) ^ crc_table[crc & 15];
-    return (crc >> 4) ^ crc_table[crc & 15];
+    /* Of the numbers with one bit first, then of their sums: the CRC of a sum is that of its parts, by exclusive or. */
+    u32 *table = TABLE, crc = 1;
+    table[0] = 0;
+    for (u32 bit = 128; bit; bit >>= 1) {
+        crc = crc >> 1 ^ (CRC_POLYNOMIAL & -(crc & 1));
+        for (u32 n = 0; n < 256; n += 2 * bit)
+            table[n + bit] = table[n] ^ crc;
+    }
 }
+
+INLINE u32 crc_step(const u32 *table, u32 crc, u8 byte) { return crc >> 8 ^ table[(u8)(crc ^ byte)]; }
 
 CALL u32 crc_of(const u8 *at, u32 count)
 {
+    const u32 *table = TABLE;
     u32 crc = ~0u;
     while (count) {
         now();
         u32 piece = count < PIECE ? count : PIECE;
         count -= piece;
         do
-            crc = crc_step(crc, *at++);
+            crc = crc_step(table, crc, *at++);
         while (--piece);
     }
     return ~crc;
@@ -174,7 +181,7 @@ CALL void send(const void *data, u32 count)
     const u8 *at = data;
     while (count--) {
         u8 byte = *at++;
-        C.crc = crc_step(C.crc, byte);
+        C.crc = crc_step(TABLE, C.crc, byte);
         wait_for(TRANSMIT_EMPTY);
         put(C.usart_data, byte);
     }
@@ -215,9 +222,9 @@ INLINE u32 filled(void) { return (C.written - C.read) & C.ring_mask; }
 CALL int take(u8 *to, u32 count)
 {
     u32 begun = now();
-    const u8 *ring = MEMORY(C.ring);
+    const u32 *table = TABLE;
     while (count) {
-        u32 piece = filled();
+        u32 piece = filled(), read = C.read, to_end = C.ring_mask + 1 - read;
         if (!piece) {
             if (now() - begun > C.byte_limit)
                 return 0;
@@ -227,15 +234,17 @@ CALL int take(u8 *to, u32 count)
             piece = count;
         if (piece > PIECE)
             piece = PIECE;
+        if (piece > to_end)
+            piece = to_end;
         count -= piece;
-        u32 mask = C.ring_mask, read = C.read, crc = C.crc;
+        C.read = (read + piece) & C.ring_mask;
+        const u8 *from = MEMORY(C.ring) + read;
+        u32 crc = C.crc;
         do {
-            u8 byte = ring[read];
-            read = (read + 1) & mask;
-            crc = crc_step(crc, byte);
+            u8 byte = *from++;
+            crc = crc_step(table, crc, byte);
             *to++ = byte;
         } while (--piece);
-        C.read = read;
         C.crc = crc;
         begun = now();
     }
@@ -446,10 +455,12 @@ static int execute(u32 verb, u8 *at, u32 count)
     }
     if (verb == WRITE) /* address, then the bytes */
         return count < 4 ? fail(BAD_ARGUMENT, 0, count) : program(words[0], at + 4, count - 4);
-    /* FILL: address, length, byte */
-    u32 address = words[0], left = words[1], byte = words[2] & 0xFF;
+    /* CHECK: address, length, CRC-32 of what must be there, or nothing that follows is carried out; FILL: address, length, byte */
+    u32 address = words[0], left = words[1], byte = words[2];
     if (count != 12 || !in_flash(address, left))
         return fail(BAD_ARGUMENT, address, left);
+    if (verb == CHECK)
+        return crc_of(MEMORY(address), left) == byte ? 0 : fail(NOT_EQUAL, address, left);
     for (u32 n = 0; n < PIECE; n++)
         at[n] = (u8)byte;
     while (left && !failed) {
@@ -573,7 +584,7 @@ CALL void serve(void)
     }
     C.frames++;
     C.waiting = FOR_FRAME;
-    if (verb == ERASE || verb == WRITE || verb == FILL)
+    if (verb >= ERASE && verb <= CHECK)
         sequenced(verb, number, block, count);
     else
         unsequenced(verb, number, block, count);
@@ -581,6 +592,7 @@ CALL void serve(void)
 
 static void prepare(void)
 {
+    make_table();
     put(SYSTICK + 4, TICKS);
     put(SYSTICK, 5); /* on, at the CPU's clock, without interrupt */
     C.tick = get(SYSTICK + 8);

@@ -12,9 +12,9 @@
 
 #include <stdint.h>
 
-#define CODE_OFFSET 0x280
+#define CODE_OFFSET 0x2A0
 #define PROTOCOL 1
-#define POKES 28
+#define POKES 32
 
 struct poke {
     uint32_t address; /* bit 0 set: wait until (register & keep) == set, and write nothing */
@@ -79,6 +79,7 @@ struct context {
     uint32_t ring;
     uint32_t remaining;
     uint32_t block;
+    uint32_t table; /* of the CRC: 1,024 bytes */
 
     /* --- times in CPU cycles */
     uint32_t byte_limit; /* within a frame, at most 2^24 - 1 */
@@ -113,7 +114,7 @@ struct context {
 
 _Static_assert(sizeof(struct context) <= CODE_OFFSET, "the context must end before the code");
 
-enum verb { HELLO, ERASE, WRITE, FILL, CRC, READ, BAUD, STATUS, ABORT, GO, NAK = 0x7F, ANSWER = 0x80 };
+enum verb { HELLO, ERASE, WRITE, FILL, CHECK, CRC, READ, BAUD, STATUS, ABORT, GO, NAK = 0x7F, ANSWER = 0x80 };
 
 enum reason {
     NO_REASON,
@@ -128,7 +129,7 @@ enum reason {
     FLASH_ERROR, /* detail: the error bits of the controller */
     NOT_ERASED, /* after an erase; detail: what is there */
     NOT_BLANK, /* to be programmed, and holds something else: nothing was written there */
-    NOT_EQUAL /* programmed without an error, and reads differently */
+    NOT_EQUAL /* programmed without an error, and reads differently; or CHECK found something else */
 };
 
 enum waiting { FOR_FRAME, FOR_FIRST_FRAME, FOR_CONFIRMATION };

@@ -17,7 +17,10 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bridged.protocol.flow import Send
 
 HEADER_BYTES = 4096
 RESULT_BYTES = 128 * 1024  # Of JSON. An error that quotes 4 KiB of noise twice in hexadecimal has some 20 KiB.
@@ -34,12 +37,13 @@ _RECORD = struct.Struct("<dBI")  # time, kind, length of what follows
 
 _AT_PROGRESS, _AT_HAZARD, _AT_LINES, _AT_RESULT, _AT_HALF, _AT_USED = 16, 40, 48, 56, 64, 72
 _RING = HEADER_BYTES + RESULT_BYTES
-SENT, RECEIVED, REFERENCE, NOTE = 1, 2, 3, 4
+SENT, RECEIVED, REFERENCE, NOTE, BARE = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One entry of the flight recorder. ``kind``: SENT, RECEIVED, REFERENCE (address and length) or NOTE (text)."""
+    """One entry of the flight recorder. ``kind``: SENT, RECEIVED, REFERENCE (address and length), BARE (the same, of content
+    whose frame has entries of its own) or NOTE (text)."""
 
     at: float
     kind: int
@@ -106,6 +110,19 @@ class Board:
         self._used += size
         _LENGTH.pack_into(self._map, _AT_USED + 8 * self._half, self._used)
 
+    def record_sent(self, step: Send, at: float) -> None:
+        """Append what was sent: image content by its address, since who looks at it has the image."""
+        if step.payload_address is None:
+            self.record(SENT, step.data, at)
+            return
+        content = reference(step.payload_address, len(step.data) - step.before - step.behind)
+        if (step.before, step.behind) == (1, 1):
+            self.record(REFERENCE, content, at)
+            return
+        self.record(SENT, step.data[: step.before], at)
+        self.record(BARE, content, at)
+        self.record(SENT, step.data[-step.behind :], at)
+
     # --- read by the daemon ---------------------------------------------------------------------------------------
 
     @property
@@ -165,6 +182,9 @@ class Board:
             elif record.kind == REFERENCE and len(record.data) == _REFERENCE.size:
                 address, count = _REFERENCE.unpack(record.data)
                 text = f"= {address:#010x} {count}"
+            elif record.kind == BARE and len(record.data) == _REFERENCE.size:
+                address, count = _REFERENCE.unpack(record.data)
+                text = f"= {address:#010x} {count} 0"
             else:
                 text = ("> " if record.kind == SENT else "< ") + record.data.hex(" ").upper()
             lines.append(f"{record.at - start:12.6f} {text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from bridged import chips, config
@@ -60,8 +61,14 @@ def request_of(
         evidence=str(params.get("evidence") or "full"),
         second_stage=settings.stub,
         second_stage_baud=settings.stub_baud,
+        configured=_fingerprint(settings),
         receiver=_receiver(settings.xmodem),
     )
+
+
+def _fingerprint(settings: config.Target) -> str:
+    """Another one for any change in this target's configuration."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
 
 def wiring_of(settings: config.Lines, lines: wires.Lines) -> Wiring:

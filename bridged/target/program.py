@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bridged.chips.model import Sector
-from bridged.errors import EntryWouldBeLost, LoaderError, Nack, OutsideUnreadable, VerifyError
+from bridged.errors import EntryWouldBeLost, LoaderError, Nack, OutsideUnreadable, VerifyError, WrongSector
 from bridged.events import Phase, Planned, Retried, SectorProven
 from bridged.images.model import Image
 from bridged.images.plan import Plan, check_protected, make_plan
@@ -52,16 +52,17 @@ def program(request: Request, known: Known, image: Image, kept: bytes, result: R
     seconds = plan.estimate_s(result.baud)
     limit_s = _limit_s(plan, request, known, seconds)
     if request.second_stage == "auto":
+        from bridged.target import streaming
+
         limit_s *= 2  # It may be given up at the very end.
+        seconds = streaming.foreseen_s(request, known, plan, result) or seconds
     yield Report(Planned(len(plan.erase), plan.erase_bytes, plan.write_bytes, plan.outside_bytes, seconds, limit_s))
     if request.kind != "verify" and "vectors" not in request.force:
         check_vectors_for(image, known.chip, result.flash_bytes, request.spans)
     if saved is None and (yield from _sampled(plan, request, known, result)):
         return
     if request.second_stage == "auto":
-        from bridged.target import streaming
-
-        if not streaming.reason_not(request, known):
+        if not streaming.reason_not(request, known, result):
             closed = yield from _closed(request, known)
         stage = yield from streaming.begin(request, known, flash, result)
         if stage is not None:
@@ -69,6 +70,8 @@ def program(request: Request, known: Known, image: Image, kept: bytes, result: R
                 yield from _by_second_stage(stage, plan, saved, closed, limit_s)
                 yield from streaming.end(stage)
                 return
+            except WrongSector:
+                raise  # Bytes are lost that no plan named (P6): no other loader makes that good.
             except LoaderError as error:
                 yield from streaming.give_up(known.line, error, result)
             if stage.kept:  # From here on it is as if an interrupted job were resumed.
@@ -174,7 +177,7 @@ def _by_second_stage(
         parts = [] if request.discard_outside else (yield from streaming.keep(stage, plan, blank))
         result.bytes_kept = sum(len(d) for _, d in parts)
         plan = plan.keeping(Image.of(parts) if parts else None)
-    seconds = streaming.estimate_s(stage, plan, blank)
+    seconds = plan.streamed_s(stage.row, stage.link.baud, blank)
     erase_bytes = plan.erase_bytes - sum(s.size_bytes for s in blank)
     yield Report(Planned(len(plan.erase) - len(blank), erase_bytes, plan.write_bytes, result.bytes_kept, seconds, limit_s))
     yield Checkpoint()

@@ -52,6 +52,25 @@ class Receiver:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """How the second-stage loader ended here last: ``failures`` sessions in a row, the last ``age_s`` ago and for ``why``.
+
+    ``key``: of the loader's build, this target's configuration, the chip and its ROM loader; where one of them is another
+    now, it says nothing.
+    """
+
+    key: str = ""
+    failures: int = 0
+    age_s: float = 0.0
+    why: str = ""
+
+    @property
+    def enough(self) -> bool:
+        """Whether it is no longer tried; a single failure may have been an accident."""
+        return self.failures >= 2
+
+
+@dataclass(frozen=True, slots=True)
 class Past:
     """What the journal remembers of this target. ``uid``: of the chip that it is about, hex; another chip has no past.
 
@@ -61,7 +80,7 @@ class Past:
 
     ``good_bauds`` and ``bad_bauds``: rates that carried a whole session, and rates that failed not long ago. ``sectors``: what
     was last proven in its flash; never taken for granted, only looked at first. ``flash_bytes``, ``layout``: as it was last
-    identified, for a look ahead where protection lets nobody ask.
+    identified, for a look ahead where protection lets nobody ask. ``second_stage``: see ``Tried``.
     """
 
     uid: str = ""
@@ -73,6 +92,7 @@ class Past:
     flash_bytes: int = 0
     layout: str = ""
     settled: bool = True
+    second_stage: Tried = Tried()
 
 
 NO_PAST = Past()
@@ -92,7 +112,8 @@ class Request:
     ``spans``: where each of several images lies that were combined; empty for one image, which needs no telling apart.
     ``protect``: no sector that overlaps one of these may be erased. ``wishes``: about readout and write protection and option
     bytes. ``evidence``: full or sample, what an ensure is content with. ``past``: see ``Past``. ``second_stage``: auto or off;
-    ``second_stage_baud``: the highest rate that is tried with it. ``receiver``: see ``Receiver``.
+    ``second_stage_baud``: the highest rate that is tried with it. ``configured``: a fingerprint of all that is configured for
+    this target, for what is remembered only as long as nobody changes it. ``receiver``: see ``Receiver``.
     """
 
     kind: str
@@ -124,6 +145,7 @@ class Request:
     evidence: str = "full"
     second_stage: str = "off"
     second_stage_baud: int = 921600
+    configured: str = ""
     receiver: Receiver = Receiver()
 
     @property
@@ -190,12 +212,14 @@ class Request:
 def _past_to_list(past: Past) -> list[Any]:
     sectors = [[s.address, s.size_bytes, s.digest] for s in past.sectors]
     rates = list(past.good_bauds), list(past.bad_bauds)
-    return [past.uid, past.content, past.age_s, *rates, sectors, past.flash_bytes, past.layout, past.settled]
+    tried = [getattr(past.second_stage, name) for name in Tried.__slots__]
+    return [past.uid, past.content, past.age_s, *rates, sectors, past.flash_bytes, past.layout, past.settled, tried]
 
 
 def _past_from_list(data: list[Any]) -> Past:
-    uid, content, age_s, good, bad, sectors, *rest = data
-    return Past(uid, content, age_s, tuple(good), tuple(bad), tuple(SectorProven(*s) for s in sectors), *rest)
+    uid, content, age_s, good, bad, sectors, flash_bytes, layout, settled, tried = data
+    proven = tuple(SectorProven(*s) for s in sectors)
+    return Past(uid, content, age_s, tuple(good), tuple(bad), proven, flash_bytes, layout, settled, Tried(*tried))
 
 
 def _receiver_to_list(receiver: Receiver) -> list[Any]:
@@ -270,7 +294,7 @@ class Result:
     target computed. ``supply_range``: the voltage range that the loader was told, 0 for none. ``data``: for kind read.
     ``proof``: by what it was proven: ``read-back``, ``checksum`` (the ROM loader's own, as far as it goes) or ``crc-on-target``
     (computed by the second-stage loader). ``second_stage``: ``used``, at ``second_stage_baud``, or why it was not; empty where
-    nobody asked for it.
+    nobody asked for it. ``second_stage_key``: as in ``Tried``, for who remembers it.
     ``options``: option bytes ``before`` and ``after``, as ``chips.options.Decoded.to_dict`` shows them. ``protected``: readout
     protection is on. ``age_s``: of the record, where that is the evidence.
     """
@@ -310,6 +334,7 @@ class Result:
     proof: str = ""
     second_stage: str = ""
     second_stage_baud: int = 0
+    second_stage_key: str = ""
     data: bytes = b""
 
     def cost(self, phase: Phase) -> PhaseCost:

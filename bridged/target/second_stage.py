@@ -1,8 +1,8 @@
 """A row of ``chips.second_stage``, the flash of one part and the loader's code, put together: what is written to RAM.
 
-Pure: no flow, no wire. The RAM is divided from below: context and code, stack, inlet, ring, block. ``sector_code`` translates a
-sector of the chip tables into what the loader's ERASE takes, which is the number in the flash controller's register and not the
-code of AN3155.
+Pure: no flow, no wire. The RAM is divided from below: context and code, stack, inlet, ring, block, table of the CRC.
+``sector_code`` translates a sector of the chip tables into what the loader's ERASE takes, which is the number in the flash
+controller's register and not the code of AN3155.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ GREET_EVERY_S = 0.05
 CONFIRM_WITHIN_S = 0.5
 RATE_ERROR = 0.025  # of about 4 % that a receiver takes (half a bit in 10.5), shared with the other end's clock
 INLET_BYTES = 1024  # 10 ms at 921600 baud; the loader empties it at least every 3 ms, while it programs 256 bytes
+CRC_TABLE_BYTES = 1024
 SHORTEST_BRR = 16  # USARTDIV of 1 with oversampling by 16
 
 
@@ -42,9 +43,10 @@ def make_upload(row: SecondStage, flash: FlashMap, baud: int, code: stub.Code) -
     inlet, block_max = stack, row.block_bytes + 4
     ring = inlet + INLET_BYTES
     block = ring + row.ring_bytes
-    if block + block_max > row.ram.end:
+    table = block + block_max
+    if table + CRC_TABLE_BYTES > row.ram.end:
         raise Unsupported(
-            f"the second-stage loader needs {block + block_max - address} bytes of RAM from {address:#010x}, "
+            f"the second-stage loader needs {table + CRC_TABLE_BYTES - address} bytes of RAM from {address:#010x}, "
             f"and there are {row.ram.size}",
             pid=row.pid,
         )
@@ -74,6 +76,7 @@ def make_upload(row: SecondStage, flash: FlashMap, baud: int, code: stub.Code) -
         "ring": ring,
         "remaining": row.remaining,
         "block": block,
+        "table": table,
         "byte_limit": round(BYTE_WITHIN_S * row.clock_hz),
         "greet_every": round(GREET_EVERY_S * row.clock_hz),
         "confirm_within": round(CONFIRM_WITHIN_S * row.clock_hz),

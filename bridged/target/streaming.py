@@ -24,13 +24,13 @@ from functools import partial
 
 from bridged import stub
 from bridged.chips.model import FlashMap, Range, Sector
-from bridged.chips.second_stage import SecondStage, row_for, why_not
+from bridged.chips.second_stage import CRC_CYCLES, SecondStage, row_for, start_s, why_not
 from bridged.errors import LoaderError, SecondStageFailed, Unsupported, VerifyError
 from bridged.events import Phase, PhaseStarted, Retried, SectorErased, SectorProven, Warned
 from bridged.images.plan import Plan, make_plan
 from bridged.protocol import stub as wire
 from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Progress, Report, Step
-from bridged.protocol.stub import Command, Link
+from bridged.protocol.stub import Command, Link, Reason, Verb
 from bridged.target.dialogue import Dialogue, different, erase_wait_s, not_erased, wrong_sector
 from bridged.target.identify import Known
 from bridged.target.kept import encode_kept
@@ -41,11 +41,10 @@ STARTS = 2  # Go is answered by one byte, which may be hit.
 PIECE_BYTES = 16 * 1024  # One CRC: small enough to say where, and to show progress.
 PROBES, PROBE_BYTES = 16, 1024  # Sectors, and bytes of each, for whether there is any use in asking for the rest.
 QUESTION_BYTES = 64 * 1024  # Of one question, 0.2 s at 16 MHz: a lost one costs little.
-CRC_CYCLES = 32  # For one byte on a Cortex-M0+, twice what was counted in emulation.
 CHECK_BYTES = 256
+CHECK_S = 0.05
 READ_BYTES = 1024  # Of one READ; its answer comes again as a whole when a byte of it is hit.
 LEAST_BAUD = 115200  # Faster ones are tried, by halves.
-FACTOR = 1.1  # Of the estimate: answers and questions.
 PROOF = "crc-on-target"  # ``proof`` of a result: no byte was sent back, the target computed CRC-32 of its flash.
 
 Piece = tuple[int, int]  # Address and number of bytes.
@@ -67,7 +66,7 @@ class Stage:
 
     @property
     def byte_s(self) -> float:
-        return CRC_CYCLES / self.clock_hz
+        return 2 * CRC_CYCLES / self.clock_hz
 
     def run(self, commands: Sequence[Command]) -> Flow[None]:
         least_s = min(erase_wait_s([s]) for s in self.flash.sectors)
@@ -77,24 +76,47 @@ class Stage:
 # --- beginning, and giving up -----------------------------------------------------------------------------------------
 
 
-def reason_not(request: Request, known: Known) -> str:
+def key_of(request: Request, known: Known, result: Result) -> str:
+    """What a failure depends on, as far as anybody can know: our build, the configuration, the chip and its ROM loader."""
+    parts = stub.load().build.hex(), request.configured, result.uid, f"{known.chip.pid:x}", result.loader
+    return "/".join(parts)
+
+
+def reason_not(request: Request, known: Known, result: Result) -> str:
     """Why AN3155 does this job, for people; empty where the second-stage loader may."""
     if not known.line.may_reset or not request.wiring.can_restart:
         return "NRST is not wired, and without it nothing brings the ROM loader back"
     if request.one_shot:
         return "the loader could not be entered again afterwards (entry=one-shot)"
-    return why_not(known.chip, known.loader_id)
+    if why := why_not(known.chip, known.loader_id):
+        return why
+    tried = request.past.second_stage
+    if tried.enough and tried.key == key_of(request, known, result):
+        return (
+            f"it failed here {tried.failures} times in a row, last {tried.age_s / 3600:.0f} hours ago ({tried.why}); it is "
+            "tried again a week after that, and at once with another version of it or when this target's configuration changes"
+        )
+    return ""
+
+
+def foreseen_s(request: Request, known: Known, plan: Plan, result: Result) -> float:
+    """Seconds that ``plan`` may be expected to take with it, upload included; 0 where AN3155 does the job."""
+    if reason_not(request, known, result):
+        return 0.0
+    row = row_for(known.chip, request.supply_v)
+    return start_s(known.line.baud) + plan.streamed_s(row, request.second_stage_baud)
 
 
 def begin(request: Request, known: Known, flash: FlashMap, result: Result) -> Flow[Stage | None]:
     """Upload, Go, greeting, and the fastest rate that the line carries."""
     if request.second_stage != "auto":
         return None
-    if why := reason_not(request, known):
+    if why := reason_not(request, known, result):
         result.second_stage = f"not used: {why}"
         return None
     row = row_for(known.chip, request.supply_v)
     line = known.line
+    result.second_stage_key = key_of(request, known, result)
     try:
         stage = yield from _start(request, known, row, flash, result)
     except Unsupported as error:  # Before anything was sent.
@@ -258,13 +280,10 @@ def write(stage: Stage, plan: Plan, blank: Iterable[Sector]) -> Flow[None]:
     stage.kept = kept
     result.changed = True
     begun: float = yield Now()
-    if erase:
-        yield Report(PhaseStarted(Phase.ERASE, erase[0].size_bytes))
-        yield from stage.run([_erase(stage, erase[0])])
-        yield from _check_first(stage, erase[0], witnesses)
-    commands: list[Command] = []
     blocks = _blocks(plan, stage.row.block_bytes)
-    yield Report(PhaseStarted(Phase.WRITE, sum(n for found in blocks.values() for _, n in found)))
+    writing = Report(PhaseStarted(Phase.WRITE, sum(n for found in blocks.values() for _, n in found)))
+    yield Report(PhaseStarted(Phase.ERASE, erase[0].size_bytes)) if erase else writing
+    commands = [_erase(stage, erase[0], writing), *_first_checks(plan, erase[0], witnesses)] if erase else []
     done = 0
 
     def written(count: int, _seconds: float) -> Iterable[Step]:
@@ -279,7 +298,7 @@ def write(stage: Stage, plan: Plan, blank: Iterable[Sector]) -> Flow[None]:
             if not any(at in block for block in held):
                 data = plan.content.read(at, count, plan.chip.erased_value)
                 commands.append(wire.write(at, data, _write_s(plan, count), partial(written, count)))
-    yield from stage.run(commands)
+    yield from _run_from_first(stage, commands, erase[:1])
     yield Barrier("erased")
     edges = [edge for block in held for edge in (block.start, block.end)]
     pieces = [p for _, found in _cut(plan.flash, _content(plan), edges) for p in found]
@@ -307,19 +326,10 @@ def _report_proven(plan: Plan, sectors: Iterable[Sector]) -> Flow[None]:
         yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
 
 
-def estimate_s(stage: Stage, plan: Plan, blank: Iterable[Sector]) -> float:
-    """Seconds for typical erase times: a sector is erased while the ring fills, and then the rest of it comes."""
-    stays, byte_s = set(blank), stage.link.byte_s
-    seconds = plan.content.size_bytes * stage.byte_s / 2
-    for sector, blocks in _blocks(plan, stage.row.block_bytes).items():
-        on_wire_s = sum(n for _, n in blocks) * byte_s
-        hidden_s = min(on_wire_s, stage.link.ring_bytes * byte_s)
-        seconds += on_wire_s + (0.0 if sector in stays else max(0.0, sector.erase_typ_s - hidden_s))
-    return FACTOR * seconds
-
-
-def _erase(stage: Stage, sector: Sector) -> Command:
+def _erase(stage: Stage, sector: Sector, then: Report | None = None) -> Command:
     def told(seconds: float) -> Iterable[Step]:
+        if then is not None:
+            yield then
         yield Report(SectorErased(sector.address, sector.size_bytes, seconds))
         if seconds > sector.erase_max_s + 1:  # What was written before may be in it.
             text = f"erasing the sector at {sector.address:#010x} took {seconds:.1f} s: worn or slow flash"
@@ -361,16 +371,25 @@ def _witnesses(stage: Stage, sector: Sector) -> Flow[dict[int, bytes]]:
     return found
 
 
-def _check_first(stage: Stage, sector: Sector, witnesses: dict[int, bytes]) -> Flow[None]:
-    """The loader has looked at every word of the sector; that it was this one shows beside it, and in its ends."""
+def _first_checks(plan: Plan, sector: Sector, witnesses: dict[int, bytes]) -> list[Command]:
+    """Right behind the first erase, and before anything else: the loader has looked at every word of the sector; that it was
+    this one shows beside it, and in its ends. The target compares, so that what follows may be on its way already."""
     count = min(CHECK_BYTES, sector.size_bytes)
-    for address in (sector.address, sector.end - count):
-        data = yield from stage.link.read(address, count)
-        if data.count(stage.known.chip.erased_value) != count:
-            raise not_erased(sector, address, count)
-    for address, before in witnesses.items():
-        if (yield from stage.link.read(address, len(before))) != before:
-            raise wrong_sector(sector, address)
+    ends = dict.fromkeys((sector.address, sector.end - count), bytes([plan.chip.erased_value]) * count)
+    return [wire.check(address, data, CHECK_S) for address, data in (ends | witnesses).items()]
+
+
+def _run_from_first(stage: Stage, commands: Sequence[Command], first: Sequence[Sector]) -> Flow[None]:
+    """The whole stream. Raises ``NotErased`` and ``WrongSector`` where the checks behind the ``first`` erase refuse it."""
+    try:
+        yield from stage.run(commands)
+    except SecondStageFailed as error:
+        if (error.facts.get("verb"), error.facts.get("reason")) != (Verb.CHECK.name, Reason.NOT_EQUAL.name):
+            raise
+        sector, address = first[0], int(error.facts["address"] or 0)
+        if address in _range(sector):
+            raise not_erased(sector, address, min(CHECK_BYTES, sector.size_bytes)) from error
+        raise wrong_sector(sector, address) from error
 
 
 # --- proving ----------------------------------------------------------------------------------------------------------

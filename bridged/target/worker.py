@@ -52,7 +52,7 @@ from bridged.protocol.flow import (
 )
 from bridged.protocol.recording import DONE, JOURNALED, counters_note, note_of, one_line
 from bridged.target import lines, session
-from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
+from bridged.target.board import NOTE, RECEIVED, Board
 from bridged.target.request import Request
 from bridged.target.uart import Counters, Uart
 
@@ -303,10 +303,8 @@ class Driver:
                 sent = None
             if isinstance(what, bytes):
                 self._board.record(RECEIVED, what, at)
-            elif what.payload_address is None:
-                self._board.record(SENT, what.data, at)
             else:
-                self._board.record(REFERENCE, reference(what.payload_address, len(what.data) - 2), at)
+                self._board.record_sent(what, at)
         self._unrecorded.clear()
         if self._done is not None:
             self._board.set_progress(self._done)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bridged import chips
 from bridged.protocol.an3155 import Command
-from bridged.protocol.trace import Kind, decode
+from bridged.protocol.trace import decode
+from bridged.protocol.trace_event import Kind
 from bridged.protocol.trace_text import table
 from tests.e2e.gateway import Gateway, pairs
 from tests.support import require_tool

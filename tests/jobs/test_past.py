@@ -48,3 +48,28 @@ def test_blank_sectors_are_believed_only_while_no_erase_was_left_undone() -> Non
     assert past_of(TargetRecord("a"), (), NOW).settled, "a part that we never touched"
     assert not past_of(TargetRecord("a", uid="12"), (), NOW).settled
     assert not past_of(proven, (), NOW, in_doubt=True).settled, "it was another job, of other sectors, that was proven since"
+
+
+GIVEN_UP = {"baud": 115200, "second_stage": "given up: SECOND_STAGE_FAILED: it did not greet", "second_stage_key": "build/a/12"}
+
+
+def test_a_second_stage_that_fails_twice_in_a_row_is_no_longer_tried_for_a_week() -> None:
+    record = TargetRecord("a")
+    for number, enough in ((1, False), (2, True), (3, True)):
+        record = learned(record, GIVEN_UP, NOW + number)
+        tried = past_of(record, (), NOW + 100).second_stage
+        assert (tried.key, tried.failures, tried.enough) == ("build/a/12", number, enough)
+    assert tried.why == "SECOND_STAGE_FAILED: it did not greet"
+    assert tried.age_s == 97
+    assert not past_of(record, (), NOW + 3 + BAD_FOR_S).second_stage.enough
+    # A session that did not try it, and one that never asked for it, say nothing about it.
+    for result in ({**GIVEN_UP, "second_stage": "not used: it failed here"}, {"baud": 115200}):
+        assert learned(record, result, NOW + 50).second_stage == record.second_stage
+
+
+def test_what_is_remembered_of_the_second_stage_is_forgotten_with_what_it_depends_on() -> None:
+    record = learned(learned(TargetRecord("a"), GIVEN_UP, NOW), GIVEN_UP, NOW + 1)
+    worked = learned(record, {"baud": 115200, "second_stage": "used", "second_stage_key": "build/a/12"}, NOW + 2)
+    assert worked.second_stage == ""
+    other = learned(record, {**GIVEN_UP, "second_stage_key": "build/b/12"}, NOW + 2)
+    assert past_of(other, (), NOW + 3).second_stage.failures == 1

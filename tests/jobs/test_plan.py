@@ -44,6 +44,18 @@ def test_ranges_and_assumptions(image: Image, known: dict[str, Any], rows: list[
     assert len(plan["assumed"]) == assumed
 
 
+def test_where_the_second_stage_will_be_tried_the_estimate_is_its_own() -> None:
+    """And says what it would be without; a chip that is not in its table has only the one."""
+    without = dry_run(WHOLE_SECTORS, force=FORCED, **F756)
+    plan = dry_run(WHOLE_SECTORS, force=FORCED, second_stage_baud=921600, supply_v=3.3, **F756)
+    assert plan["seconds"] < without["seconds"] / 3
+    assert plan["assumed"] == [f"second-stage loader at 921600 baud; {without['seconds']:.0f} s without it"]
+    bytewise = dry_run(WHOLE_SECTORS, force=FORCED, second_stage_baud=921600, **F756)
+    assert bytewise["seconds"] > plan["seconds"], "x8, where nobody stated the supply"
+    other = dry_run(FIRMWARE, force=FORCED, chip="F429", second_stage_baud=921600)
+    assert other["seconds"] == dry_run(FIRMWARE, force=FORCED, chip="F429")["seconds"]
+
+
 @pytest.mark.parametrize(
     "known", [F756, {**F756, "discard_outside": True}, {"chip": "L476"}, {"chip": "H743"}, {"chip": "L053"}, {"chip": "F429"}]
 )

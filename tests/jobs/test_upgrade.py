@@ -26,6 +26,7 @@ FROZEN = (
     "b4067df85b66e6e4",
     "b399cbc55831f9b1",
     "8c4eb6bfc1c4a2bc",
+    "61ea25c91701b466",
 )
 
 # Rows as the first version wrote them; every later version has had all of these columns.

@@ -71,6 +71,7 @@ class Controller:
     fail_program: dict[int, str] = field(default_factory=dict)  # address of a unit: "error", "wrong" or "stuck"
     fail_erase: dict[int, str] = field(default_factory=dict)
 
+    ACCESS, ACCESS_AT_FIRST, WAIT_STATES = 0x00, 0, 0x7
     KEY, STATUS, CONTROL, CLEAR, ADDRESS = 0x04, 0x0C, 0x10, 0x0C, -1
     BUSY, LOCK, PROGRAM, ERASE, START = 1, 1, 1, 2, 4
     ERRORS, ONE_FOR_REFUSAL = 0, 0
@@ -78,6 +79,11 @@ class Controller:
 
     def __post_init__(self) -> None:
         self.banks = [Bank()]
+        self.access = self.ACCESS_AT_FIRST
+
+    @property
+    def wait_states(self) -> int:
+        return self.access & self.WAIT_STATES
 
     # --- registers
 
@@ -108,6 +114,8 @@ class Controller:
             return bank.control | (self.LOCK if bank.locked else 0)
         if register == self.CLEAR:
             return 0
+        if register == self.ACCESS:
+            return self.access
         if register in self.others():
             return self.others()[register]
         self.bad(f"read of register {offset:#x}")
@@ -130,6 +138,8 @@ class Controller:
             if self.busy(bank):
                 self.bad("sector address while busy")
             bank.address = value
+        elif register == self.ACCESS:
+            self.access = value
         elif register not in self.others():
             self.bad(f"write of {value:#x} to register {offset:#x}")
 
@@ -263,9 +273,7 @@ class F1(Controller):
     BUSY, LOCK, PROGRAM, ERASE, START = 1 << 0, 1 << 7, 1 << 0, 1 << 1, 1 << 6
     ERRORS, ONE_FOR_REFUSAL = 0x14, 0x10
     UNIT, WIDTHS = 2, (2,)
-
-    def others(self) -> dict[int, int]:
-        return {0x00: 0x30}
+    ACCESS_AT_FIRST = 0x30
 
     def chosen(self, bank: Bank) -> Area | None:
         return self.area_at(bank.address)
@@ -276,9 +284,7 @@ class F4(Controller):
 
     BUSY, LOCK, PROGRAM, ERASE, START = 1 << 16, 1 << 31, 1 << 0, 1 << 1, 1 << 16
     ERRORS, ONE_FOR_REFUSAL = 0xF2, 1 << 4
-
-    def others(self) -> dict[int, int]:
-        return {0x00: 0x705}
+    ACCESS_AT_FIRST, WAIT_STATES = 0x701, 0xF
 
     def widths(self, bank: Bank) -> tuple[int, ...]:
         return (1 << (bank.control >> 8 & 3),)
@@ -298,9 +304,7 @@ class L4(Controller):
     BUSY, LOCK, PROGRAM, ERASE, START = 1 << 16, 1 << 31, 1 << 0, 1 << 1, 1 << 16
     ERRORS, ONE_FOR_REFUSAL = 0xC3FA, 1 << 4
     UNIT, WIDTHS, ECC = 8, (4,), True
-
-    def others(self) -> dict[int, int]:
-        return {0x00: 0x600}
+    ACCESS_AT_FIRST = 0x601
 
     def chosen(self, bank: Bank) -> Area | None:
         number, second = bank.control >> 3 & 0xFF, bank.control >> 11 & 1
@@ -311,6 +315,7 @@ class G0(L4):
     """RM0444: as the L4; CFGBSY from the first word of a unit until it is programmed."""
 
     BUSY = 1 << 16
+    ACCESS_AT_FIRST = 0x40600
 
     def read(self, offset: int) -> int:
         value = super().read(offset)
@@ -329,8 +334,10 @@ class H7(Controller):
     BUSY, LOCK, PROGRAM, ERASE, START = 0x5, 1 << 0, 1 << 1, 1 << 2, 1 << 7
     ERRORS, ONE_FOR_REFUSAL = 0x07EE0000, 1 << 17
     UNIT, WIDTHS, ECC = 32, (4,), True
+    ACCESS_AT_FIRST, WAIT_STATES = 0x37, 0xF
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.banks = [Bank(1), Bank(2)]
         self.second = next((a.address for a in self.areas if a.bank == 2), 1 << 32)
 
@@ -344,9 +351,6 @@ class H7(Controller):
 
     def bank_at(self, address: int) -> Bank:
         return self.banks[address >= self.second]
-
-    def others(self) -> dict[int, int]:
-        return {0x00: 0x37}
 
     def chosen(self, bank: Bank) -> Area | None:
         number = bank.control >> 8 & 7

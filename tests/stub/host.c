@@ -14,12 +14,13 @@
 #define INLET_BYTES 256u
 #define BLOCK_MAX 1028u
 #define FLASH_BYTES 16384u
+#define TABLE_BYTES 1024u
 
 enum { STATUS_AT = 0x1000, DATA_AT = 0x1004, CR1_AT = 0x1008, BRR_AT = 0x100C, DOG_AT = 0x2000, LEFT_AT = 0x3000, FLASH_AT = 0x4000 };
-enum { RING = 0x20000000, BLOCK = 0x20010000, INLET = 0x20020000, FLASH = 0x08000000 };
+enum { RING = 0x20000000, BLOCK = 0x20010000, INLET = 0x20020000, TABLE_AT = 0x20030000, FLASH = 0x08000000 };
 
 struct context context;
-static uint8_t *inlet, *ring, *block, *flash;
+static uint8_t *inlet, *ring, *block, *flash, *table;
 static uint32_t arrived, ticks, idle;
 static const char *flash_file;
 
@@ -30,7 +31,7 @@ __attribute__((noreturn)) static void finish(void)
         abort();
     fflush(stdout);
     /* Freed, so that a leak report says something. */
-    free(inlet), free(ring), free(block), free(flash);
+    free(inlet), free(ring), free(block), free(flash), free(table);
     exit(0);
 }
 
@@ -44,6 +45,8 @@ uint8_t *memory_at(uint32_t address)
         return ring + (address - RING);
     if (address >= BLOCK && address - BLOCK < BLOCK_MAX)
         return block + (address - BLOCK);
+    if (address >= TABLE_AT && address - TABLE_AT < TABLE_BYTES)
+        return table + (address - TABLE_AT);
     finish(); /* READ and CRC may ask for any address; what is not there ends the run */
 }
 
@@ -88,13 +91,14 @@ int main(int argc, char **argv)
         return 2;
     flash_file = argv[1];
     inlet = malloc(INLET_BYTES), ring = malloc(RING_BYTES), block = malloc(BLOCK_MAX), flash = malloc(FLASH_BYTES);
-    if (!inlet || !ring || !block || !flash)
+    table = malloc(TABLE_BYTES);
+    if (!inlet || !ring || !block || !flash || !table)
         return 2;
     memset(flash, 0, FLASH_BYTES);
     context = (struct context){
         .protocol = PROTOCOL, .ring_mask = RING_BYTES - 1, .block_max = BLOCK_MAX, .brr = 139,
         .usart_status = STATUS_AT, .usart_data = DATA_AT, .usart_cr1 = CR1_AT, .usart_brr = BRR_AT, .watchdog = DOG_AT,
-        .inlet = INLET, .inlet_mask = INLET_BYTES - 1, .ring = RING, .remaining = LEFT_AT, .block = BLOCK,
+        .inlet = INLET, .inlet_mask = INLET_BYTES - 1, .ring = RING, .remaining = LEFT_AT, .block = BLOCK, .table = TABLE_AT,
         .byte_limit = 40000, .greet_every = 4000000, .confirm_within = 4000000,
         .flash_start = FLASH, .flash_end = FLASH + FLASH_BYTES, .flash_base = FLASH_AT, .bank2_start = ~0u,
         .key_at = 4, .status_at = 0xC, .control_at = 0x10, .clear_at = 0xC, .address_at = 0x14,

@@ -2,7 +2,8 @@
 
 Anything that real hardware would refuse, ignore or punish is written into ``violations``: an access to a peripheral whose
 clock is off or that is not there, a store of another width than a word, a byte sent while the transmitter is full or the pins
-are not the USART's, a DMA that is changed while it runs, that serves another request, or whose memory it cannot reach.
+are not the USART's, a DMA that is changed while it runs, that serves another request, or whose memory it cannot reach; a clock
+that is faster than flash and buses are at that moment, a PLL out of its range or changed while it runs.
 
 Time is virtual. The CPU runs in slices of instructions (``SLICE``), each worth ``cycles`` clocks; within a slice time moves on
 with each access to a peripheral. Where the loader only waits, time is moved to the next thing that happens, so that an erase of
@@ -32,7 +33,8 @@ from tests.stub.parts import DmaKind, Part
 emulator: Any = unicorn  # it has no type hints
 
 SLICE = 256  # instructions between two looks at the time
-CYCLES_PER_INSTRUCTION = 1.5  # of a Cortex-M0+; memory of the bus matrix and wait states make it worse than 1
+CYCLES_PER_INSTRUCTION = 1.5  # of a Cortex-M0+; the bus matrix makes it worse than 1
+FLASH_READS = 1 / 12  # of an instruction, where it computes a CRC or compares: each takes as long as flash has wait states
 ACCESS_INSTRUCTIONS = 8  # what an access to a peripheral is worth within a slice
 IDLE_POLLS = 3  # looks at something that did not happen yet, after which the time is moved on
 LONGEST_SKIP_NS = 500_000
@@ -90,7 +92,7 @@ class Usart:
 
     @property
     def format(self) -> Format:
-        return Format(self.machine.part.clock_hz * self.machine.oscillator / max(1, self.reg("brr")), "N")
+        return Format(self.machine.usart_hz / max(1, self.reg("brr")), "N")
 
     def read(self, offset: int) -> int:
         machine = self.machine
@@ -240,7 +242,7 @@ class Machine:
     flash_content: bytes = b""
     drop_or_flip: Callable[[int, int], bytes] | None = None  # from the host: number and value of a byte to what arrives
     spoil_answers: Callable[[int, int], bytes] | None = None
-    core_clock_hz: int | None = None  # of the CPU where it differs from the nominal one, for the gate on overruns
+    faster: float = 1.0  # than its registers say, flash and buses too: for the gate on overruns
 
     violations: list[str] = field(default_factory=list)
     now_ns: int = 0
@@ -286,7 +288,9 @@ class Machine:
         cpu.hook_add(emulator.UC_HOOK_MEM_UNMAPPED, self._unmapped)
         first, last = part.areas[0].address, part.areas[0].address + span - 1
         cpu.hook_add(emulator.UC_HOOK_MEM_WRITE, self._store, None, first, last)
-        self.tick_base = 0
+        self.tick_base, self.ticks = 0, 0.0
+        self.clock = part.clock(self.rcc.values)
+        self.set_clock()
         self.systick = {0x10: 0, 0x14: 0}
         self.slice_left, self.access_ns = 0, 0
         self.output: deque[Burst] = deque()
@@ -337,6 +341,25 @@ class Machine:
         if wrong:
             self.bad(f"USART: {wrong}")
 
+    def set_clock(self) -> None:
+        """After something that may have changed it."""
+        was, self.clock = self.clock, self.part.clock(self.rcc.values)
+        self.ticks += (self.now_ns - self.tick_base) * was.core * self.oscillator * self.faster / 1e9
+        self.tick_base = self.now_ns
+        self.cpu_hz = max(1.0, self.clock.core * self.oscillator * self.faster)
+        self.usart_hz = self.clock.apb2 * self.oscillator * self.faster
+        self.slice_cycles = SLICE * (self.cycles + FLASH_READS * self.flash.wait_states)
+        if wrong := self.part.limits.broken(self.clock, self.flash.wait_states):
+            self.bad(f"RCC: {wrong}")
+
+    def check_pll(self, offset: int, value: int) -> None:
+        """Before a register of RCC is written."""
+        frozen, bits = self.part.limits.frozen
+        if bits and offset == frozen and self.rcc.values[0] >> 24 & 1 and (value ^ self.rcc.values[frozen]) & bits:
+            self.bad(f"RCC: the PLL is changed while it is on ({value:#x})")
+        if bits and not offset and not value >> 24 & 1 and self.clock.vco:
+            self.bad("RCC: the PLL is switched off while everything runs from it")
+
     def inlet_is_empty(self) -> bool:
         at = self.load_address + 4 * FIELDS.index("taken")
         (taken,) = struct.unpack("<I", self.read(at, 4))
@@ -377,7 +400,11 @@ class Machine:
             return
         if name != "watchdog":
             self.progress()
+        if name == "rcc":
+            self.check_pll(address - base, value)
         device.write(address - base, value)
+        if name == "rcc" or (name == "flash" and address - base == self.flash.ACCESS):
+            self.set_clock()
 
     def _pin(self) -> int:
         self._move_pin()
@@ -394,8 +421,7 @@ class Machine:
         if size != 4:
             self.bad(f"core register {offset:#x} read with {size} bytes")
         if offset == 0x18:
-            cycles = round((self.now_ns - self.tick_base) * self.cpu_hz / 1e9)
-            return -cycles & 0xFFFFFF
+            return -round(self.ticks + (self.now_ns - self.tick_base) * self.cpu_hz / 1e9) & 0xFFFFFF
         if offset in self.systick:
             return self.systick[offset]
         if offset == 0xD00:
@@ -429,10 +455,6 @@ class Machine:
 
     # --- time
 
-    @property
-    def cpu_hz(self) -> float:
-        return (self.core_clock_hz or self.part.clock_hz) * self.oscillator
-
     def progress(self) -> None:
         self.polls = 0
 
@@ -455,7 +477,7 @@ class Machine:
     def advance(self, until_ns: int) -> None:
         """Let the CPU run until ``until_ns``."""
         while self.now_ns < until_ns and not self.halted and not self.violations:
-            slice_ns = round(SLICE * self.cycles * 1e9 / self.cpu_hz)
+            slice_ns = round(self.slice_cycles * 1e9 / self.cpu_hz)
             self.access_ns = slice_ns * ACCESS_INSTRUCTIONS // SLICE
             self.slice_left = SLICE
             started, self.skip_to, self.looked = self.now_ns, None, False

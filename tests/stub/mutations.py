@@ -81,7 +81,7 @@ def scenario(code: stub.Code, name: str = "L476") -> None:
     must(len(heard) == len(greeting) and wire.frame(Verb.HELLO | 0x80, 0, heard[7:43]) == heard)
     found = wire.greeting_of(heard[7:43])
     must(found.build == code.build and abs(found.clock_hz(115200, 0) / b.row.clock_hz / 1.02 - 1) < 0.006)
-    must(found.cpuid == b.machine.part.cpuid and found.ccr == 0x200 and abs(found.brr - 142) <= 1)
+    must(found.cpuid == b.machine.part.cpuid and found.ccr == 0x200 and abs(found.brr - 496) <= 3)
     exchange(b, wire.frame(Verb.HELLO, 1), 47)
     page, data = 2048, pattern(1, 1024)
 
@@ -131,6 +131,8 @@ def scenario(code: stub.Code, name: str = "L476") -> None:
         (Verb.WRITE, struct.pack("<I", at) + data[:4]),
         (Verb.WRITE, b"123"),
         (Verb.FILL, bytes(8)),
+        (Verb.CHECK, bytes(8)),
+        (Verb.CHECK, struct.pack("<III", FLASH, 0x100001, 0)),
         (Verb.CRC, bytes(8)),
         (Verb.CRC, struct.pack("<III", FLASH, 4, 1026)),
         (Verb.READ, struct.pack("<II", FLASH, 4101)),
@@ -146,22 +148,26 @@ def scenario(code: stub.Code, name: str = "L476") -> None:
     must(exchange(b, wire.frame(Verb.FILL, 3, fill), 11) == wire.frame(Verb.FILL | 0x80, 3))
     must(b.machine.flash_is(FLASH + page + 1528, 288) == b"\xff" * 8 + b"\x5a" * 272 + b"\xff" * 8)
     content = b.machine.flash_is(FLASH, 3 * page)
+    good = struct.pack("<III", FLASH + 5, 3000, zlib.crc32(content[5:3005]))
+    must(exchange(b, wire.frame(Verb.CHECK, 4, good), 11, 0.3) == wire.frame(Verb.CHECK | 0x80, 4))
+    bad = struct.pack("<III", FLASH + 5, 3000, zlib.crc32(content[5:3005]) ^ 1)
+    must(refusal(exchange(b, wire.frame(Verb.CHECK, 5, bad), 27, 0.3)) == wire.Refusal(5, Reason.NOT_EQUAL, FLASH + 5, 3000))
     sums = struct.pack("<3I", *(zlib.crc32(content[n * page : n * page + page]) for n in range(3)))
     asked = wire.frame(Verb.CRC, 9, struct.pack("<III", FLASH, page, 3))
     must(exchange(b, asked, 23, 0.3) == wire.frame(Verb.CRC | 0x80, 9, sums))
     asked = wire.frame(Verb.READ, 10, struct.pack("<II", FLASH + page - 3, 77))
     must(exchange(b, asked, 88) == wire.frame(Verb.READ | 0x80, 10, content[page - 3 : page + 74]))
-    for number, bank2 in ((4, struct.pack("<III", FLASH + 0x80000, 256, page)),):
+    for number, bank2 in ((5, struct.pack("<III", FLASH + 0x80000, 256, page)),):
         must(exchange(b, wire.frame(Verb.ERASE, number, bank2), 11) == wire.frame(Verb.ERASE | 0x80, number))
     must(b.machine.flash.erases[-1] == FLASH + 0x80000)
     status = wire.status_of(exchange(b, wire.frame(Verb.STATUS, 1), 51)[7:47])
-    must((status.expected, status.stopped, status.bad_frames, status.gaps) == (5, False, 1, 1))
-    must(status.frames == 31 and status.bad_headers >= 1 and status.pauses == 1)
+    must((status.expected, status.stopped, status.bad_frames, status.gaps) == (6, False, 1, 1))
+    must(status.frames == 35 and status.bad_headers >= 1 and status.pauses == 1)
     b.link.baud = 115200
-    must(b.run(b.link.change_rate(460800, 35)))
-    must(not b.run(b.link.change_rate(230400, 35)))
+    must(b.run(b.link.change_rate(460800, 124)))
+    must(not b.run(b.link.change_rate(230400, 124)))
     must(b.run(b.link.abort()).stopped)
-    told = refusal(exchange(b, wire.frame(Verb.WRITE, 5, struct.pack("<I", FLASH) + data), 27))
+    told = refusal(exchange(b, wire.frame(Verb.WRITE, 6, struct.pack("<I", FLASH) + data), 27))
     must(told.reason is Reason.STOPPED)
     must(all(bank.locked for bank in b.machine.flash.banks) and b.machine.longest_watchdog_gap < 8192)
     must(b.machine.stack_used() <= 256)
@@ -186,7 +192,7 @@ def families(code: stub.Code) -> None:
                 b.run(b.link.run([other], 3))
                 raise Unexpected
             except SecondStageFailed as error:
-                must(error.facts == {"reason": "NOT_BLANK", "address": start + 64, "detail": 0})
+                must(error.facts == {"verb": "WRITE", "reason": "NOT_BLANK", "address": start + 64, "detail": 0})
             b.run(b.link.hello())
         if bank2:
             told = refusal(exchange(b, wire.frame(Verb.WRITE, 0, struct.pack("<I", bank2 - 32) + bytes(64)), 27))

@@ -75,7 +75,7 @@ def test_the_ring_is_never_overfilled_while_it_erases() -> None:
         *(wire.write(FLASH + at, data[at : at + 4096], 1.0) for at in range(0, len(data), 4096)),
     ]
     before = b.uart.now_ns
-    b.run(b.link.change_rate(460800, 35))
+    b.run(b.link.change_rate(460800, 139))
     b.run(b.link.run(commands))
     assert b.machine.flash_is(FLASH, len(data)) == data
     assert b.run(b.link.status()).bad_frames == 0

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from bridged.chips.model import Range
-from bridged.errors import BridgedError, Canceled, EntryWouldBeLost, NotAllowed, Stopped, VerifyError
+from bridged import stub
+from bridged.chips.model import Range, Sector
+from bridged.errors import BridgedError, Canceled, EntryWouldBeLost, NotAllowed, Stopped, VerifyError, WrongSector
 from bridged.events import Phase, PhaseStarted, Planned, SectorErased, SectorProven, Warned
 from bridged.images.model import Image, Span
+from bridged.jobs.past import learned, past_of
+from bridged.jobs.records import TargetRecord
 from bridged.protocol import stub as wire
 from bridged.protocol.flow import Send
 from bridged.sim import virtual
@@ -19,6 +22,7 @@ from bridged.sim.virtual import PowerCut
 from bridged.target import session, streaming
 from bridged.target.request import Past, Request, Result
 from tests.stub.bench import ALL, pattern
+from tests.stub.flash_models import Bank
 from tests.stub.machine import Machine
 from tests.stub.sessions import Sessions, hits, hits_back
 from tests.target.bench import WIRED, Bench, make_image
@@ -33,6 +37,10 @@ def used(name: str, count: int = 0, **settings: Any) -> Sessions:
     return s
 
 
+def sectors_of(s: Sessions) -> tuple[Sector, ...]:
+    return s.chip.flash_map(len(s.whole.rom.memory.flash)).sectors
+
+
 def cuts(s: Sessions) -> list[float]:
     return [seconds for _, seconds in s.account.hazards]
 
@@ -45,6 +53,14 @@ def test_flash_verify_ensure_and_the_same_flash_as_by_an3155(name: str) -> None:
     assert (result.second_stage, result.proof, result.evidence, result.changed) == ("used", "crc-on-target", "full", True)
     assert result.second_stage_baud > 880_000
     assert result.bytes_compared == result.bytes_checksummed
+    foreseen, planned = s.events(Planned)
+    took_s = sum(result.phases[p].seconds for p in ("write", "verify"))
+    # With the erase times of the chip tables, where the emulated part has others.
+    emulated = {a.address: s.whole.part.times.erase[a.size] / 1e9 for a in s.whole.part.areas}
+    erased = [e.address for e in s.events(SectorErased)]
+    took_s += sum(x.erase_typ_s - emulated[x.address] for x in sectors_of(s) if x.address in erased)
+    assert 0.8 * took_s < planned.seconds < 1.15 * took_s, "the estimate is that of the loader that does it"
+    assert planned.seconds < foreseen.seconds < planned.seconds + 2.1, "and before it runs its start is in it"
     assert result.bytes_compared >= 41_003
     assert result.banner == "bench application"
     assert s.events(Warned) == []
@@ -180,7 +196,7 @@ def test_at_no_moment_half_an_image_can_start() -> None:
     reference.run("flash", new)
     steps = reference.account.all.sends
     seen = set()
-    for cut in range(1, steps, 5):
+    for cut in (*range(1, steps, 5), steps - 1):
         s = Sessions("G071")
         s.load(content)
         barriers: list[bytes] = []
@@ -253,6 +269,32 @@ def test_the_simulated_parts_never_greet() -> None:
     assert "did not greet" in result.second_stage
 
 
+def test_where_it_failed_twice_it_is_not_tried_again_until_something_changes() -> None:
+    """Two seconds are lost twice, and then no more; another build, configuration or chip, or a week, is a new chance."""
+    s = used("F407", deaf=True)
+    image = make_image(s.chip, 4096)
+    record = TargetRecord("a")
+    seconds = []
+    for now in (1e9, 1e9 + 60, 1e9 + 3720):
+        result = s.run("flash", image, past=past_of(record, (), now), configured="first", chip="F407")
+        seconds.append(result.seconds)
+        record = learned(record, result.to_dict(), now)
+        assert s.holds(image)
+    assert result.second_stage.startswith("not used: it failed here 2 times in a row, last 1 hours ago (SECOND_STAGE_FAILED: ")
+    assert "it is tried again a week after that, and at once with another version of it or when" in result.second_stage
+    assert s.events(Warned) == []
+    assert seconds[2] < seconds[1] - 1.5
+    past = past_of(record, (), 1e9 + 3721)
+    again = s.run("flash", image, past=past, configured="second", chip="F407")
+    assert again.second_stage.startswith("given up: ")
+    key = past.second_stage.key
+    assert key.split("/")[:2] == [stub.load().build.hex(), "first"]
+    for other in (key.replace(key[:16], "0" * 16), f"{key}0"):
+        changed = dataclasses.replace(past, second_stage=dataclasses.replace(past.second_stage, key=other))
+        again = s.run("verify", image, past=changed, configured="first", chip="F407")
+        assert again.second_stage.startswith("given up: ")
+
+
 @pytest.mark.parametrize(
     ("name", "request_", "why"),
     [
@@ -292,6 +334,35 @@ def test_a_line_that_dies_in_the_middle_is_given_up_and_the_job_goes_on() -> Non
     assert result.second_stage.startswith("given up: SECOND_STAGE_FAILED: command ")
     assert [b.state for b in s.account.barriers] == ["erasing", "erasing", "erased"]
     assert s.boots()
+
+
+@pytest.mark.parametrize("beside", [-1, 1])
+def test_an_erase_that_takes_a_neighbour_along_ends_the_job_before_anything_else_is_touched(beside: int) -> None:
+    """What follows is on its way already, and the target carries none of it out."""
+
+    def wide(machine: Machine) -> None:
+        erase, areas = machine.flash.start_erase, machine.flash.areas
+
+        def both(bank: Bank) -> None:
+            erase(bank)
+            area = machine.flash.chosen(bank)
+            assert area is not None
+            other = areas[areas.index(area) + beside]
+            machine.write(other.address, b"\xff" * other.size)
+
+        machine.flash.start_erase = both  # type: ignore[method-assign]
+
+    s = used("L476", on_start=wide)
+    before = s.flash
+    image = make_image(s.chip, 10_000, offset=0x4000)
+    with pytest.raises(WrongSector) as caught:
+        s.run("flash", image, force=frozenset({"vectors"}))
+    assert caught.value.facts["address"] == (0x08004800 if beside > 0 else 0x08003F00)
+    first, size = min(0x4000, 0x4000 + beside * 2048), 4096
+    assert s.flash[:first] == before[:first]
+    assert s.flash[first : first + size] == b"\xff" * size
+    assert s.flash[first + size :] == before[first + size :]
+    assert s.whole.erases == 1
 
 
 def test_a_word_that_does_not_take_is_a_doubt() -> None:

@@ -11,10 +11,11 @@ from bridged import chips
 from bridged.sim.device import Device
 from bridged.sim.loader import Timing
 from bridged.sim.wire import Burst, Format
+from bridged.stub import CODE_LIMIT_BYTES, CODE_OFFSET
 from tests.stub.machine import Machine
 from tests.stub.parts import PARTS
 
-IMAGE_BYTES = 0x280 + 3072
+IMAGE_BYTES = CODE_OFFSET + CODE_LIMIT_BYTES
 OBEY_BOOT0 = {"G071": {"nBOOT_SEL": 0}}  # From the factory the pin is ignored.
 
 
