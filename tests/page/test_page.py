@@ -113,7 +113,11 @@ def test_a_dropped_elf_is_planned_flashed_watched_and_remembered(tmp_path: Path)
         phases = list(dict.fromkeys(phase for phase, _ in seen if phase))
         assert [phase for phase in phases if phase in ("erase", "write", "verify")] == ["erase", "write", "verify"]
         assert any(text and " at " in text and "/s" in text for _, text in seen), "throughput was never shown"
-        assert "every byte was read back and compared" in await page.text("#end")
+        said = await page.text("#end")
+        assert "every byte was read back and compared" in said
+        assert "Compared" in said
+        assert "bytes compared" not in said, "the rest is folded away"
+        assert "bytes compared" in await page.js("document.querySelector('#figures').textContent")
         assert gateway.device("m1").memory.read(0x08000000, 4) != b"\xff" * 4
         await page.go(f"{url}/#/t/m1")
         await page.says("app.elf", "section[aria-label=Target]")
@@ -149,6 +153,8 @@ def test_a_failure_shows_cause_evidence_remedy_and_the_recording(tmp_path: Path)
         await page.says("Write Memory", "#trace")
         await picture(page, "failure")
         assert await page.js("document.activeElement.id") == "trace"
+        end = "document.querySelector('#trace').scrollTop + document.querySelector('#trace').clientHeight"
+        assert await page.js(f"document.querySelector('#trace').scrollHeight - ({end})") < 2, "it opens where it failed"
 
     allowed = ("network: Failed to load resource: the server responded with a status of 422",)
     run(tmp_path, body, complaints=allowed, settings={"faults": ["nack:0x31:0:address:*"]})

@@ -10,6 +10,15 @@ const ORDER = {
 };
 ORDER.ensure = ORDER.flash;
 
+// What a person wants to know of a result; everything else is there, and folded away.
+const plain = (text) => (value) => (value ? text(value) : "");
+const RESULT = [
+  ["Chip", "names", plain(String)], ["Unique id", "uid", plain(String)], ["Flash", "flash_bytes", plain(bytes)], ["Loader", "loader", plain(String)],
+  ["Erased", "sectors_erased", plain((n) => `${n} sector${n === 1 ? "" : "s"}`)], ["Written", "bytes_written", plain(bytes)],
+  ["Compared", "bytes_compared", plain(bytes)], ["Kept", "bytes_kept", plain(bytes)], ["Wire", "baud", plain((n) => `${n} baud`)],
+  ["It says", "banner", plain(String)], ["Started by", "boot", plain((text) => text.replaceAll("_", " "))],
+];
+
 export function jobView(id, may, signal) {
   const title = h("h1", { tabindex: "-1" }, `Job ${id}`);
   const head = h("div");
@@ -92,7 +101,9 @@ export function jobView(id, may, signal) {
       if (Object.keys(problem.facts || {}).length) parts.push(h("h3", null, "Evidence"), facts(Object.entries(problem.facts).map(([key, value]) => [key, shown(key, value)])));
     }
     parts.push(h("h3", null, "Job"), facts([["Kind", job.kind], ["Image", job.image && job.image.split(",").map((one) => one.slice(0, 19) + "…" + one.slice(71)).join(", ")], ["By", job.principal], ["Created", when(job.created)], ["Ended", when(job.ended)],
-      ...Object.entries(result).filter(([, value]) => typeof value !== "object").map(([key, value]) => [key.replaceAll("_", " "), shown(key, value)])]));
+      ...RESULT.filter(([, key]) => key in result).map(([name, key, text]) => [name, text(result[key])])]));
+    const figures = Object.entries(result).filter(([key, value]) => typeof value !== "object" && key !== "kind").map(([key, value]) => [key.replaceAll("_", " "), shown(key, value)]);
+    if (figures.length) parts.push(h("details", { id: "figures" }, h("summary", null, "All figures"), facts(figures)));
     for (const finding of result.findings || []) parts.push(h("div", { class: `box ${finding.level === "problem" ? "bad" : "warn"}` }, h("strong", null, `${finding.code || finding.level}: `), finding.text || finding.message || "", finding.remedy && h("p", null, finding.remedy)));
     if (job.trace) {
       const text = h("pre", { id: "trace", tabindex: "0", "aria-label": "Decoded recording", hidden: true });
@@ -105,7 +116,12 @@ export function jobView(id, may, signal) {
     end.replaceChildren(h("section", { class: "card", "aria-label": "Result" }, parts));
   }
 
-  const shown = (key, value) => (typeof value === "number" && /(^|_)(address|addr|start|end)$/.test(key) ? hex(value) : String(value));
+  const shown = (key, value) => {
+    if (typeof value !== "number") return String(value);
+    if (/(^|_)(address|addr|start|end)$/.test(key)) return hex(value);
+    if (key === "opcode" || key === "pid") return `0x${value.toString(16)}`;
+    return String(Math.round(value * 1000) / 1000);
+  };
 
   (async () => {
     try {
