@@ -6,11 +6,19 @@
 #
 # Unit and sockets, the user, device rules, folders, the journal's catalogue, and a configuration without targets unless there
 # is one. Repeating it after an upgrade is how the new unit gets into place. `--root DIR`: into another system's tree, and then
-# nothing is reloaded. (The Debian package does all this by itself.)
+# nothing is reloaded. `--remove`: takes all of it away again, but not the configuration, the state and the environment itself.
+# (The Debian package does all this by itself.)
 set -eu
 
-root=
-[ "${1:-}" = --root ] && root=$2
+root= remove=
+while [ $# -gt 0 ]; do
+	case "$1" in
+	--root) root=$2 && shift ;;
+	--remove) remove=yes ;;
+	*) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p;}' "$0" >&2 && exit 2 ;;
+	esac
+	shift
+done
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 prefix=${BRIDGED_PREFIX:-$(dirname -- "$(dirname -- "$here")")}
 case "$prefix" in
@@ -24,24 +32,42 @@ esac
 units=$here
 [ -d "$here/systemd" ] && units=$here/systemd
 
-put() { install -D -m 644 "$units/$1" "$root$2"; }
+put() { if [ "$remove" ]; then rm -f "$root$2"; else install -D -m 644 "$units/$1" "$root$2"; fi; }
+link() {
+	if [ "$remove" ]; then
+		[ ! -L "$root$2" ] || [ "$(readlink "$root$2")" != "$1" ] || rm "$root$2"
+	elif [ -e "$1" ] && [ ! -e "$root$2" ]; then
+		mkdir -p "$(dirname "$root$2")"
+		ln -sf "$1" "$root$2"
+	fi
+}
 
+if [ "$remove" ] && [ -z "$root" ] && [ -d /run/systemd/system ]; then
+	# In order: a running job finishes the command it is in. It goes on if bridged is installed again.
+	systemctl disable --now $(systemctl list-units --all --no-legend --plain 'bridged*.socket' | cut -d' ' -f1) bridged.service || true
+fi
 for unit in bridged.service bridged.socket bridged-http.socket bridged-console@.socket; do
 	put $unit /etc/systemd/system/$unit
 done
-sed -i "s|/opt/bridged/|$prefix/|" "$root/etc/systemd/system/bridged.service"
+[ "$remove" ] || sed -i "s|/opt/bridged/|$prefix/|" "$root/etc/systemd/system/bridged.service"
 put bridged.tmpfiles /etc/tmpfiles.d/bridged.conf
 put bridged.sysusers /etc/sysusers.d/bridged.conf
 put bridged.catalog /usr/local/lib/systemd/catalog/bridged.catalog
 put 60-bridged.rules /etc/udev/rules.d/60-bridged.rules
 put bridged.modules /etc/modules-load.d/bridged.conf
-[ -e "$root/etc/bridged/bridged.toml" ] || put bridged.toml /etc/bridged/bridged.toml
-if [ ! -e "$root/usr/local/bin/bridged" ]; then
-	mkdir -p "$root/usr/local/bin"
-	ln -s "$prefix/bin/bridged" "$root/usr/local/bin/bridged"
-fi
+[ "$remove" ] || [ -e "$root/etc/bridged/bridged.toml" ] || put bridged.toml /etc/bridged/bridged.toml
+# Where shells and man look.
+link "$prefix/bin/bridged" /usr/local/bin/bridged
+for file in man/man1/bridged.1 man/man5/bridged.toml.5 bash-completion/completions/bridged zsh/site-functions/_bridged; do
+	link "$prefix/share/$file" "/usr/local/share/$file"
+done
 
 [ -z "$root" ] || exit 0
+if [ "$remove" ]; then
+	[ ! -d /run/systemd/system ] || systemctl daemon-reload
+	echo "Removed. Left: $prefix, /etc/bridged, /var/lib/bridged, /var/log/bridged, and the user bridged."
+	exit 0
+fi
 systemd-sysusers bridged.conf
 systemd-tmpfiles --create bridged.conf
 if [ -d /run/systemd/system ]; then

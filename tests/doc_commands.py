@@ -33,7 +33,7 @@ _BLOCK = re.compile(r"^(?:<!-- not run: ([^>]+) -->\n)?( *)```(\w*)\n(.*?)^\2```
 OTHERS = {
     *("apt", "cat", "curl", "cut", "echo", "grep", "jq", "minisign", "nc", "pip", "pipx", "printf", "python3", "reboot", "sed"),
     *("sha256sum", "socat", "stat", "systemd-sysusers", "tail", "telnet", "usermod", "chown", "groupadd", "ssh", "readelf"),
-    *("raspi-config", "timedatectl", "git", "cd", "man", "openssl"),
+    *(".", "raspi-config", "timedatectl", "git", "cd", "man", "openssl"),
 }
 PUNCTUATION = re.compile(r"[();<>|&{}!]+")
 
@@ -90,6 +90,8 @@ def check(words: list[str]) -> None:
         _bridged(rest)
     elif name.endswith("/bin/pip"):
         return
+    elif name.startswith("/opt/bridged/share/bridged/"):
+        assert (ROOT / "systemd" / Path(name).name).exists(), f"{name} is not what the wheel brings along"
     elif name.startswith("./"):
         assert (ROOT / name).exists(), f"{name} is no file of this project"
     else:

@@ -5,6 +5,7 @@ What is meant by which block is said in ``tests/doc_commands.py``.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import gzip
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from bridged import app
+from bridged import app, cli
 from bridged.api.requests import KINDS, VERB_OF, values_of
 from bridged.images.formats import parse
 from bridged.jobs.model import JobKind
@@ -78,6 +79,16 @@ def test_each_command_can_be_typed(page: Path) -> None:
         if re.match(r"(bridged|sudo|make|systemctl|journalctl) [^…=]*$|(bridged|sudo|journalctl) [^…]*$", text):
             for words in commands(text):
                 check(words)
+
+
+def test_examples_of_the_help_can_be_typed() -> None:
+    """Those at the end of ``--help``, of all and of each command."""
+    choices = next(action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
+    said = [cli.EXAMPLES, *(parser.epilog or "" for parser in choices.values())]
+    typed = [re.sub(r"  +.*", "", row.strip()) for text in said for row in text.splitlines() if row.startswith("  bridged ")]
+    assert len(typed) > 25
+    for row in typed:
+        check(row.split())
 
 
 def test_each_request_is_understood(page: Path) -> None:
@@ -243,7 +254,7 @@ def test_the_python_example_works(desk: Desk) -> None:
 def test_getting_started_word_for_word(desk: Desk, tmp_path: Path) -> None:
     """Three terminals; other ports, another directory than /tmp, and a wire that takes no time: the rest as it stands."""
     page = ROOT / "docs" / "getting-started.md"
-    simulated, served, you = (block.text for block in BY_PAGE["docs/getting-started.md"])
+    _, simulated, served, you = (block.text for block in BY_PAGE["docs/getting-started.md"])
     simulated = simulated.rstrip() + " --baud-unpaced\n"
     settings = next(block.text for block in blocks(page) if block.language == "toml")
     ports = {"7100": free_port(), "7101": free_port(), "7102": free_port()}

@@ -79,11 +79,11 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
 # --- the service, where pip installed it, and a bare Raspberry Pi
 
 
-def install_service(wheel: zipfile.ZipFile, prefix: Path, root: Path) -> subprocess.CompletedProcess[str]:
+def install_service(wheel: zipfile.ZipFile, prefix: Path, root: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """As from an environment at ``prefix``, into the tree at ``root``."""
     for name in wheel.namelist():
         place = name.partition(".data/data/")[2]
-        if place.startswith("share/bridged/"):
+        if place.startswith("share/"):
             path = prefix / place
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(wheel.read(name))
@@ -91,7 +91,7 @@ def install_service(wheel: zipfile.ZipFile, prefix: Path, root: Path) -> subproc
     (prefix / "bin" / "bridged").write_text("#!/bin/sh\n")
     (prefix / "bin" / "bridged").chmod(0o755)
     script = prefix / "share" / "bridged" / "install-service.sh"
-    return subprocess.run(["sh", script, "--root", root], capture_output=True, text=True, check=False)
+    return subprocess.run(["sh", script, "--root", root, *more], capture_output=True, text=True, check=False)
 
 
 def test_the_wheel_makes_a_service_of_itself(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
@@ -105,10 +105,20 @@ def test_the_wheel_makes_a_service_of_itself(wheel: zipfile.ZipFile, tmp_path: P
     installed = {f"etc/systemd/system/{name}" for name in UNITS}
     assert installed < found
     assert {"etc/sysusers.d/bridged.conf", "etc/tmpfiles.d/bridged.conf", "etc/udev/rules.d/60-bridged.rules"} < found
+    manual = root / "usr/local/share/man/man5/bridged.toml.5"
+    assert manual.resolve() == prefix / "share/man/man5/bridged.toml.5"
+    assert (root / "usr/local/share/bash-completion/completions/bridged").exists()
     # Its own configuration is kept when the next version is installed.
     (root / "etc/bridged/bridged.toml").write_text("# mine\n")
     assert install_service(wheel, prefix, root).returncode == 0
     assert (root / "etc/bridged/bridged.toml").read_text() == "# mine\n"
+    # What somebody else has put there stays, too.
+    (root / "usr/local/share/zsh/site-functions/_bridged").unlink()
+    (root / "usr/local/share/zsh/site-functions/_bridged").write_text("# mine\n")
+    assert install_service(wheel, prefix, root, "--remove").returncode == 0
+    left = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+    assert left == {"etc/bridged/bridged.toml", "usr/local/share/zsh/site-functions/_bridged"}
+    assert install_service(wheel, prefix, root, "--nonsense").returncode == 2
 
 
 def test_an_environment_in_a_home_directory_is_no_place_for_a_service(wheel: zipfile.ZipFile, tmp_path: Path) -> None:

@@ -160,6 +160,13 @@ def test_the_script_for_a_bare_machine(machine: Container, tmp_path: Path) -> No
     machine.run(install_it + " --no-uart && systemctl restart bridged")
     assert "# mine" in machine.read("/etc/bridged/bridged.toml").decode()
     assert "250 PONG" in say(machine, "PING")
+    # And away again, but for what was configured and what happened.
+    machine.run("systemctl enable --now bridged-http.socket")
+    machine.run("/opt/bridged/share/bridged/install-service.sh --remove")
+    assert machine.try_("systemctl cat bridged.service").status != 0
+    assert machine.try_("find /etc/systemd /usr/local -name '*bridged*' | grep .").status != 0
+    assert "# mine" in machine.read("/etc/bridged/bridged.toml").decode()
+    machine.run("test -e /var/lib/bridged/state.db")
 
 
 def test_the_package_for_arm64_is_put_together_here(tmp_path: Path) -> None:
