@@ -44,7 +44,8 @@ link() {
 
 if [ "$remove" ] && [ -z "$root" ] && [ -d /run/systemd/system ]; then
 	# In order: a running job finishes the command it is in. It goes on if bridged is installed again.
-	systemctl disable --now $(systemctl list-units --all --no-legend --plain 'bridged*.socket' | cut -d' ' -f1) bridged.service || true
+	systemctl stop 'bridged*.socket' bridged.service || true
+	systemctl disable bridged.service bridged.socket bridged-http.socket bridged-console@.socket || true
 fi
 for unit in bridged.service bridged.socket bridged-http.socket bridged-console@.socket; do
 	put $unit /etc/systemd/system/$unit

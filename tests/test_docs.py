@@ -153,6 +153,13 @@ def test_the_first_screen_of_the_readme_says_what_this_is() -> None:
         assert words in text, words
 
 
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Paths from the top of the repository, and within ``bridged/`` where the page of its rooms says them so."""
+    named = re.findall(r"`((?:[\w.*-]+/)+[\w.*-]+\.(?:py|toml|c|h|md|sh|service|yml|lock|css|js))`", page.read_text())
+    gone = [name for name in named if not any([*ROOT.glob(name), *(ROOT / "bridged").glob(name), *page.parent.glob(name)])]
+    assert [name for name in gone if not name.startswith("share/")] == []
+
+
 def test_the_index_leads_to_every_page() -> None:
     text = (ROOT / "docs" / "README.md").read_text()
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - set(re.findall(r"\]\(([\w-]+\.md)\)", text)) == {"README.md"}

@@ -22,6 +22,7 @@ import pytest
 
 from bridged import app, cli
 from bridged.api.requests import KINDS, VERB_OF, values_of
+from bridged.cli.arguments import EXAMPLES
 from bridged.images.formats import parse
 from bridged.jobs.model import JobKind
 from bridged.protocol import line
@@ -83,8 +84,8 @@ def test_each_command_can_be_typed(page: Path) -> None:
 
 def test_examples_of_the_help_can_be_typed() -> None:
     """Those at the end of ``--help``, of all and of each command."""
-    choices = next(action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
-    said = [cli.EXAMPLES, *(parser.epilog or "" for parser in choices.values())]
+    choices = next(action for action in cli.whole_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
+    said = [EXAMPLES, *(parser.epilog or "" for parser in choices.values())]
     typed = [re.sub(r"  +.*", "", row.strip()) for text in said for row in text.splitlines() if row.startswith("  bridged ")]
     assert len(typed) > 25
     for row in typed:

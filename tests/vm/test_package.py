@@ -161,7 +161,7 @@ def test_the_script_for_a_bare_machine(machine: Container, tmp_path: Path) -> No
     assert "# mine" in machine.read("/etc/bridged/bridged.toml").decode()
     assert "250 PONG" in say(machine, "PING")
     # And away again, but for what was configured and what happened.
-    machine.run("systemctl enable --now bridged-http.socket")
+    machine.run("systemctl enable bridged-http.socket bridged-console@m1.socket")
     machine.run("/opt/bridged/share/bridged/install-service.sh --remove")
     assert machine.try_("systemctl cat bridged.service").status != 0
     assert machine.try_("find /etc/systemd /usr/local -name '*bridged*' | grep .").status != 0
