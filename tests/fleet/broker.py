@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -35,11 +36,15 @@ def binary(which: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
+    """Below those that the kernel gives to anybody who connects: a node that was killed finds its own free again."""
     with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in socks]
+        found: list[int] = []
+        while len(found) < count:
+            sock = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                sock.bind(("127.0.0.1", random.randrange(20000, 32000)))
+                found.append(int(sock.getsockname()[1]))
+        return found
 
 
 @dataclass
