@@ -303,7 +303,8 @@ class Pull:
                 elif one.subject == reply and status != "100":
                     if status in ("404", "408"):  # no messages; none in time
                         break
-                    text = (one.headers or {}).get("Description", "no consumer answers")
+                    said = (one.headers or {}).get("Description", "")
+                    text = said if said and status != "503" else "no consumer answers"  # With that brokers name the subject.
                     raise FleetUnreachable(f"{what}: {text} ({status})", status=int(status))
         return found
 
