@@ -9,8 +9,8 @@ What happens again and again is a ``Notice``: it has a MESSAGE_ID that never cha
 (``systemd/bridged.catalog``, made from here), which ``journalctl -x`` shows: what it means, and what to do. Everything else is
 a message without one.
 
-Our own lines and not a library: the protocol is one datagram, systemd-python has no wheel on any platform and would make a
-compiler part of every installation. This module knows nothing of jobs and targets but the names of their fields.
+Our own lines and not systemd-python: its sendv waits for a journal that stands still, for as long as that stands, and so would
+the daemon (``SEND_LIMIT_S``). This module knows nothing of jobs and targets but the names of their fields.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What systemd and the daemon say to each other: readiness and status, passed sockets, the watchdog."""
+"""What systemd and the daemon say to each other: readiness and status, passed sockets, the watchdog.
+
+The library systemd-python (Debian: python3-systemd, extra ``systemd``) is used where it is installed. It has no wheel on any
+platform, so nobody needs it: without it one datagram of ours says the same.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,11 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from bridged.logs import Notice, note
 
+try:
+    from systemd import daemon as library  # type: ignore[attr-defined]  # mypy takes our folder systemd/ for it.
+except ImportError:
+    library = None
+
 log = logging.getLogger("bridged")
 
 Beat = Callable[[], Awaitable[object]]
@@ -18,12 +27,11 @@ Beat = Callable[[], Awaitable[object]]
 
 
 class Notifier:
-    """sd_notify(3): one datagram a message to the socket in $NOTIFY_SOCKET; without one nothing is sent.
-
-    Our own lines and not a library: systemd-python has no wheel on any platform and needs a compiler to say these few words.
-    """
+    """sd_notify(3): one datagram a message to the socket in $NOTIFY_SOCKET; without one nothing is sent."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        # The library knows the environment of its process and no other.
+        self._library = library if environment is os.environ else None
         address = environment.get("NOTIFY_SOCKET", "")
         # "@" stands for the zero byte with which an address in the abstract namespace begins.
         self._address = "\0" + address[1:] if address.startswith("@") else address
@@ -35,8 +43,12 @@ class Notifier:
         if not self._address:
             return
         # A notification that is lost is no reason to stop: systemd has its own time-outs.
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.sendto("\n".join(assignments).encode(), self._address)
+        with contextlib.suppress(OSError):
+            if self._library:
+                self._library.notify("\n".join(assignments))
+                return
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.sendto("\n".join(assignments).encode(), self._address)
 
     def status(self, text: str) -> None:
         self.send(f"STATUS={text}")

@@ -33,9 +33,12 @@ from bridged.errors import ConfigError, JournalError, StorageFailed, TooMany
 from bridged.jobs.journal import FILE_NAME, Journal
 from bridged.jobs.model import Job, JobKind, JobState
 from bridged.jobs.records import Change, OpenSession
+from tests.support import missing
 from tests.test_client import Certificates
 
 SERVE = [sys.executable, "-c", "import sys; from bridged import app; sys.exit(app.serve(sys.argv[1:]))"]
+ROOT = Path(__file__).parents[1]
+DEBIAN_PYTHON = "/usr/bin/python3"
 LIMIT_S = 30.0  # For what takes a fraction of a second on an idle machine.
 
 
@@ -502,6 +505,24 @@ def test_notifications_reach_both_kinds_of_address(tmp_path: Path, abstract: boo
         assert heard.recv(100) == b"READY=1\nSTATUS=two targets"
         assert notifier.watchdog_s == 30.0
     notifier.send("READY=1")  # Nobody listens any more: no reason to fail.
+
+
+def test_the_library_of_systemd_is_used_where_it_is_installed(tmp_path: Path) -> None:
+    """Debian's, with Debian's Python: there is no wheel of it. Where it is missing our lines say the same."""
+    if subprocess.run([DEBIAN_PYTHON, "-c", "import systemd.daemon"], capture_output=True, check=False).returncode:
+        missing("Debian's python3-systemd", "apt install python3-systemd")
+    notify = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bridged import systemd; "
+        "print(systemd.library.__name__); systemd.Notifier().send('READY=1', 'STATUS=two targets'); "
+        "systemd.Notifier({'NOTIFY_SOCKET': sys.argv[1]}).send('STATUS=ours')"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(address := str(tmp_path / "n"))
+        heard.settimeout(LIMIT_S)
+        command = [DEBIAN_PYTHON, "-c", notify, address]
+        said = subprocess.run(command, env={"NOTIFY_SOCKET": address}, capture_output=True, text=True, check=True).stdout
+        assert said == "systemd.daemon\n"
+        assert [heard.recv(100), heard.recv(100)] == [b"READY=1\nSTATUS=two targets", b"STATUS=ours"]
 
 
 def test_without_systemd_nothing_is_sent_and_a_watchdog_for_others_is_not_ours() -> None:

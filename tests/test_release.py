@@ -127,7 +127,7 @@ def reachable(ran: subprocess.CompletedProcess[str]) -> None:
 
 @pytest.mark.parametrize("platform", ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"])
 def test_everything_has_a_wheel(platform: str, tmp_path: Path) -> None:
-    """With the extras, in the versions of the lock: neither a gateway nor a desk needs a compiler."""
+    """With the extras but `systemd`, in the versions of the lock: neither a gateway nor a desk needs a compiler."""
     wanted = f"bridged[sign,fleet] @ file://{ROOT}\n"
     ran = resolve(
         platform,
@@ -155,7 +155,7 @@ def test_everything_has_a_wheel(platform: str, tmp_path: Path) -> None:
 
 
 def test_that_check_can_fail(tmp_path: Path) -> None:
-    """It has a source archive only, which is why sd_notify and the journal's protocol are a few lines of ours."""
+    """It has a source archive only, which is why nobody needs it: sd_notify is a few lines of ours where it is missing."""
     ran = resolve("aarch64-unknown-linux-gnu", "systemd-python==235\n", tmp_path)
     assert ran.returncode != 0
     assert "no usable wheels" in " ".join(ran.stderr.split()), ran.stderr
