@@ -22,7 +22,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import itertools
 import logging
 import os
 import resource
@@ -63,6 +62,7 @@ DEFAULT_STATE = config.DEFAULT_STATE
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; the unit does not start it again after this.
 TIDY_S = 60.0
+CERTIFICATE_S = 86400.0  # Between looks at when the own one ends.
 OTHER_DESCRIPTORS = 768  # Journal, store, parsers, threads, handshakes, and some ten for each target and its session.
 
 
@@ -504,9 +504,11 @@ class Daemon:
 
     async def _tidy(self) -> None:
         """Keep a part of the image store free, and never at the cost of an image that a job or a last known good one needs."""
-        for turn in itertools.count(1):
+        looked = time.monotonic()
+        while True:
             await asyncio.sleep(TIDY_S)
-            if turn % (86400 // int(TIDY_S)) == 0:
+            if time.monotonic() - looked >= CERTIFICATE_S:
+                looked = time.monotonic()
                 self._look_at_certificate()
             try:
                 await asyncio.to_thread(self.store.collect, self.jobs.pinned())

@@ -82,6 +82,7 @@ OUTSIDE = {
     "aiohttp": {"api.web"},
     "prometheus_client": {"api.metrics"},
     "nats": {"fleet.link"},
+    "systemd": {"systemd"},
     "bincopy": {"images.formats"},
     "elftools": {"images.formats"},
     "cryptography": {"images.minisign", "fleet.credentials"},
