@@ -319,7 +319,8 @@ class Daemon:
     async def _hawkbit(self) -> Ddi:
         """Loaded here and nowhere else, as HTTP."""
         from bridged.api.tls import secret_file
-        from bridged.fleet.ddi import PRINCIPAL, Ddi, Notes, Server, read_token
+        from bridged.fleet.ddi import PRINCIPAL, Ddi, Notes
+        from bridged.fleet.ddi_http import Server, read_token
 
         settings, name = self.config.hawkbit, self.config.gateway.name
         token = await asyncio.to_thread(read_token, secret_file(settings.token)) if settings.token else ""

@@ -27,7 +27,8 @@ from bridged.api.guarded import Guarded
 from bridged.config.file import load
 from bridged.errors import BadRequest, ConfigError, CorruptImage, FleetError
 from bridged.fleet import ddi
-from bridged.fleet.ddi import Ddi, Notes, Server
+from bridged.fleet.ddi import Ddi, Notes
+from bridged.fleet.ddi_http import Http, Server
 from bridged.jobs.model import JobState
 from bridged.protocol.verbs import Scope
 from tests.e2e.virtual_gateway import VirtualGateway
@@ -268,7 +269,7 @@ def test_the_server_says_when(tmp_path: Path, hawkbit: Hawkbit) -> None:
 
 
 def test_links_that_are_not_followed() -> None:
-    http = ddi.Http(Server("https://updates.example.org/x", "TargetToken secret"))
+    http = Http(Server("https://updates.example.org/x", "TargetToken secret"))
     assert http._link("https://updates.example.org/x/", "/y") == "https://updates.example.org/y"
     for href in ("http://updates.example.org/", "file:///etc/passwd", ""):
         with pytest.raises(FleetError, match="is not followed"):
