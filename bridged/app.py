@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from bridged.api.entrance import Entrance
     from bridged.api.guarded import Guarded
     from bridged.api.http import HttpServer
+    from bridged.api.tls import Ending
     from bridged.console.room import Console
     from bridged.console.server import Listeners
     from bridged.fleet.connector import Connector
@@ -62,7 +63,7 @@ DEFAULT_STATE = config.DEFAULT_STATE
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; the unit does not start it again after this.
 TIDY_S = 60.0
-CERTIFICATE_S = 86400.0  # Between looks at when the own one ends.
+CERTIFICATE_S = 86400.0  # Between looks at when our own ones end.
 OTHER_DESCRIPTORS = 768  # Journal, store, parsers, threads, handshakes, and some ten for each target and its session.
 
 
@@ -239,7 +240,7 @@ class Daemon:
         for console in self.consoles.values():
             console.record = partial(record, self.authority)
         self.tls = await asyncio.to_thread(Tls, settings.tls) if settings.tls.certificate else None
-        self._look_at_certificate()
+        await self._look_at_certificates()
         self.line = LineServer(
             self.jobs,
             self.store,
@@ -510,16 +511,28 @@ class Daemon:
             await asyncio.sleep(TIDY_S)
             if time.monotonic() - looked >= CERTIFICATE_S:
                 looked = time.monotonic()
-                self._look_at_certificate()
+                await self._look_at_certificates()
             try:
                 await asyncio.to_thread(self.store.collect, self.jobs.pinned())
             except BridgedError as error:
                 log_error(error, "tidying the image store")
 
-    def _look_at_certificate(self) -> None:
-        """At the start, when it is read again, and each day: who is far away learns of it before nobody gets in any more."""
-        if self.tls is not None and (text := self.tls.expiring(time.time())):
-            log.warning("%s", text)
+    async def _look_at_certificates(self) -> None:
+        """At the start, at a reload, and each day: who is far away learns of it before nobody gets in any more."""
+        for one in await self._endings():
+            if text := one.warning(time.time()):
+                log.warning("%s", text)
+
+    async def _endings(self) -> list[Ending]:
+        """Of the certificates that we show: to clients, as it is in use, and to the broker, as the next connection reads it."""
+        from bridged.api.tls import ending
+
+        found = [self.tls.ending] if self.tls is not None else []
+        if reference := self.config.fleet.certificate:
+            # The connector says what is wrong with the file when it connects.
+            with contextlib.suppress(ConfigError, OSError, ValueError):
+                found.append(await asyncio.to_thread(ending, "fleet.certificate", reference))
+        return found
 
     async def _drain_when_asked(self) -> None:
         await self._drain.wait()
@@ -533,6 +546,8 @@ class Daemon:
         self.metrics.refresh(self.jobs.targets())
         for name, console in self.consoles.items():
             self.metrics.refresh_console(name, console.figures())
+        for one in await self._endings():
+            self.metrics.certificate_ends.labels(one.setting).set(one.expires)
         self.metrics.connections.set(self.line.connections)
         self.metrics.staging.set(await asyncio.to_thread(lambda: self.store.usage_bytes))
         self.metrics.staging_limit.set(self.store.limit_bytes)
@@ -588,7 +603,7 @@ class Daemon:
                 await asyncio.to_thread(self.tls.reload)
             except ConfigError as error:
                 log_error(error, "reload")
-            self._look_at_certificate()
+        await self._look_at_certificates()
         if waiting:
             log.warning("reload: takes effect with `systemctl restart bridged`: %s", ", ".join(waiting))
         else:

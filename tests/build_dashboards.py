@@ -103,6 +103,13 @@ OVERVIEW = (
         "s",
         text="sessions are processes of their own and not delayed by this",
     ),
+    Panel(
+        "Certificates end in",
+        ((f"bridged_tls_certificate_expiry_timestamp_seconds{{{G}}} - time()", "{{instance}}: {{setting}}"),),
+        "s",
+        "stat",
+        text="less than three weeks is an alert; nothing is shown where there is no TLS",
+    ),
     Panel("Memory of the daemon", ((f"process_resident_memory_bytes{{{G}}}", "{{instance}}"),), "bytes"),
     Panel(
         "Processor time",

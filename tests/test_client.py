@@ -30,7 +30,7 @@ from bridged.api.auth import Authority
 from bridged.api.handshakes import PENDING, PENDING_EACH, Handshakes
 from bridged.api.line import LineServer
 from bridged.api.line_link import Limits
-from bridged.api.tls import Tls
+from bridged.api.tls import Tls, ending
 from bridged.client import Client, Gateway, LinkLost, LocalFile, Refused
 from bridged.client import gateway as gateways
 from bridged.client import link as link_module
@@ -432,12 +432,15 @@ def test_a_renewed_certificate_needs_no_restart(served: Served, tmp_path: Path) 
 
 def test_a_certificate_that_ends_is_told_before(tmp_path: Path) -> None:
     certificate, key = Certificates(tmp_path).make("gw.example", days=1)
-    tls = Tls(config.Tls(str(certificate), str(key)))
+    ends = Tls(config.Tls(str(certificate), str(key))).ending
     day = 86400.0
-    assert abs(tls.expires - time.time() - day) < 120
-    assert tls.expiring(tls.expires - 22 * day) == ""
-    assert "expires in 20 days (20" in tls.expiring(tls.expires - 20 * day)
-    assert "has expired, and clients refuse it" in tls.expiring(tls.expires + 1)
+    assert abs(ends.expires - time.time() - day) < 120
+    assert ends.warning(ends.expires - 22 * day) == ""
+    assert "expires in 20 days (20" in ends.warning(ends.expires - 20 * day)
+    assert "has expired, and clients refuse it" in ends.warning(ends.expires + 1)
+    fleet = ending("fleet.certificate", str(certificate))
+    assert fleet.expires == ends.expires
+    assert "has expired, and the broker refuses it" in fleet.warning(ends.expires + 1)
 
 
 def test_an_authority_that_was_taken_out_is_believed_no_longer(served: Served, tmp_path: Path) -> None:

@@ -150,6 +150,8 @@ def test_a_real_prometheus_scrapes_a_real_daemon(tmp_path: Path) -> None:
                 assert wait_for(f"a scrape of {job}", lambda job=job: value(f'up{{job="{job}"}}') == "1")
                 assert value(f'bridged_jobs_total{{job="{job}",target="m1",kind="reset",result="succeeded"}}') == "1"
                 assert value(f'sum(bridged_jobs_total{{job="{job}",target="m1"}})') == "1"
+            left_s = value("bridged_tls_certificate_expiry_timestamp_seconds{setting='tls.certificate'} - time()")
+            assert 0 < float(left_s) <= 86400, "made for a day"
             assert wait_for("the mistake", lambda: value("bridged_config_last_reload_successful") == "0")
             wait_for(
                 "its alert",

@@ -189,6 +189,11 @@ class Metrics:
         self.staging = gauge("staging_bytes", "Space that staged images and uploads take.")
         self.staging_limit = gauge("staging_limit_bytes", "Space that they may take.")
         self.auth_failures = counter("auth_failures_total", "Tokens that were wrong, revoked or expired, on any listener.")
+        self.certificate_ends = gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the certificate ends that this setting names: tls.certificate, or the one that is shown to a broker.",
+            "setting",
+        )
         self.reload_ok = gauge("config_last_reload_successful", "1 unless the last reload met a configuration with mistakes.")
         self.reload_at = gauge("config_last_reload_success_timestamp_seconds", "When the configuration in force was read.")
         self.connections = gauge("line_connections", "Open connections of the line protocol.")

@@ -6,6 +6,8 @@ of the configuration, what a listener there must speak (P7): plain text on loopb
 says ``plaintext:`` or ``tls:`` in front of it; ``by_certificate`` is the stricter rule for consoles.
 Document: docs/security.md.
 
+When the certificates that a gateway shows end is an ``Ending`` each: for people in the log, for machines in the metrics.
+
 TLS 1.2 at least; with ``tls.client_ca`` certificates of clients are checked against it, and ``api.auth`` gives their names
 rights. Secrets are named, never written, in the configuration: a file, or ``credential:NAME`` of systemd.
 """
@@ -17,6 +19,7 @@ import ssl
 import stat
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,36 @@ def secret_file(reference: str, environment: Mapping[str, str] = os.environ) -> 
     if not folder:
         raise ConfigError(f"{reference}: systemd gave no credentials ($CREDENTIALS_DIRECTORY); say LoadCredential={name}:FILE")
     return Path(folder, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """When the certificate that a setting names ends, in UTC seconds: ``tls.certificate``, which clients see, or
+    ``fleet.certificate``, which the broker sees."""
+
+    setting: str
+    file: str
+    expires: float
+
+    def warning(self, now: float) -> str:
+        """A sentence for people where it ends soon, or has ended: from then on nobody comes in, or we do not."""
+        left_s = self.expires - now
+        if left_s > EXPIRES_SOON_S:
+            return ""
+        refuses, then = "clients refuse", "renew it, then `systemctl reload bridged`"
+        if self.setting != "tls.certificate":
+            refuses, then = "the broker refuses", "renew it; the next connection uses the new one"
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.expires))
+        days = round(left_s / 86400)
+        says = f"expires in {days} day{'' if days == 1 else 's'}" if left_s > 0 else f"has expired, and {refuses} it"
+        return f"{self.setting} {self.file} {says} ({when}): {then}"
+
+
+def ending(setting: str, reference: str, environment: Mapping[str, str] = os.environ) -> Ending:
+    """Of the first certificate in the file, which is our own one. Raises ``ConfigError``, ``OSError`` or ``ValueError``."""
+    # The only decoder of certificates in the standard library; the module `ssl` tests itself with it.
+    decoded = ssl._ssl._test_decode_cert(secret_file(reference, environment))  # type: ignore[attr-defined]
+    return Ending(setting, reference, float(ssl.cert_time_to_seconds(decoded["notAfter"])))
 
 
 class _Newest(ssl.SSLContext):
@@ -91,24 +124,12 @@ class Tls:
                 context.options |= ssl.OP_NO_TICKET
                 context.num_tickets = 0
             what = f"reading tls.certificate {certificate}"
-            # The only decoder of certificates in the standard library; the module `ssl` tests itself with it.
-            decoded = ssl._ssl._test_decode_cert(certificate)  # type: ignore[attr-defined]
-            expires = float(ssl.cert_time_to_seconds(decoded["notAfter"]))
+            ends = ending("tls.certificate", settings.certificate, self._environment)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise ConfigError(
                 f"{what}: {getattr(error, 'reason', None) or getattr(error, 'strerror', None) or error}"
             ) from error
-        self._newest.current, self.expires = context, expires
-
-    def expiring(self, now: float) -> str:
-        """A sentence for people where the certificate ends soon, or has ended: from then on no client comes in. UTC seconds."""
-        left_s = self.expires - now
-        if left_s > EXPIRES_SOON_S:
-            return ""
-        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.expires))
-        days = round(left_s / 86400)
-        says = f"expires in {days} day{'' if days == 1 else 's'}" if left_s > 0 else "has expired, and clients refuse it"
-        return f"tls.certificate {self._settings.certificate} {says} ({when}): renew it, then `systemctl reload bridged`"
+        self._newest.current, self.ending = context, ends
 
 
 def _no_password() -> str:
