@@ -381,7 +381,7 @@ MACHINE_GROUPS: dict[str, dict[str, Entry]] = {
         "DOCTOR_RATE_JITTER": Entry(
             Level.NOTE,
             "This chip measures the rate wrong now and then, and the configured one is higher than is safe.",
-            "Leave baud out: bridged begins where this chip is sure.",
+            "Leave baud out: bridged begins where this chip is sure. Where it is missed, jobs go at a lower one and say so.",
         ),
         "DOCTOR_STLINK_DEAF": Entry(
             Level.PROBLEM,

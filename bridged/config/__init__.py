@@ -337,7 +337,12 @@ class Target:
     )
     chip: str = _f("", "Expected chip: a name (F756), or a product id (0x449); empty: any known.", kind="chip")
     baud: int = _f(
-        0, "First baud rate tried with the loader; 0: 57600 on an F7, else 115200.", low=1200, high=1000000, zero=True
+        0,
+        "Baud rate of the loader; 0: 57600 on an F7, else 115200. With NRST lower ones are tried where it does not work, with a"
+        " warning (docs/jobs.md#how-fast).",
+        low=1200,
+        high=1000000,
+        zero=True,
     )
     bauds: list[int] = _f(
         list,

@@ -15,7 +15,7 @@ from bridged.events import Identified
 from bridged.jobs import policy, rollback
 from bridged.jobs.journal import Journal
 from bridged.jobs.lane import Lane, Live
-from bridged.jobs.model import WITH_IMAGE, Job
+from bridged.jobs.model import WITH_IMAGE, Job, JobKind
 from bridged.jobs.past import learned, past_of
 from bridged.jobs.ports import Clock
 from bridged.jobs.records import TargetRecord
@@ -108,6 +108,8 @@ class Known:
         differs = job.kind in WITH_IMAGE and not job.touched and job.params.get("mode") != "full"
         sectors = self._journal.sectors(name) if differs else ()
         past = past_of(self.of(name), sectors, self._clock.utc(), in_doubt=self._journal.in_doubt(name))
+        if job.kind is JobKind.DOCTOR:
+            past = replace(past, bad_bauds=())  # It looks anew: the cable may be another since.
         return past if differs else replace(past, settled=False)
 
     def _put(self, record: TargetRecord, **changes: Any) -> TargetRecord:

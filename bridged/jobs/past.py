@@ -53,12 +53,12 @@ def second_stage(record: TargetRecord, now: float) -> Tried:
 def learned(record: TargetRecord, result: Mapping[str, Any], now: float) -> TargetRecord:
     """The record after a session that ended well, at ``now``."""
     rates = _rates(record)
-    for baud in result.get("bad_bauds") or ():
-        rates[int(baud)] = (rates.get(int(baud), (0.0, 0.0))[0], now)
+    failed = {int(baud) for baud in result.get("bad_bauds") or ()}
+    for baud in failed:
+        rates[baud] = (rates.get(baud, (0.0, 0.0))[0], now)
     if baud := int(result.get("baud") or 0):
-        rates[baud] = (now, rates.get(baud, (0.0, 0.0))[1])
-        if rates[baud][1] >= now:  # It failed in this very session, and was all that was left.
-            rates[baud] = (0.0, rates[baud][1])
+        # One that failed in this very session was all that was left.
+        rates[baud] = (0.0, now) if baud in failed else (now, rates.get(baud, (0.0, 0.0))[1])
     newest = sorted(rates.items(), key=lambda item: max(item[1]))[-RATES:]
     text = json.dumps({str(b): [round(g), round(f)] for b, (g, f) in sorted(newest)}, separators=(",", ":"))
     return replace(record, rates=text, second_stage=_second_stage(record, result, now))

@@ -13,8 +13,9 @@ from bridged.images.content import Source
 from bridged.images.model import Span
 from bridged.jobs.lane import Lane
 from bridged.jobs.model import JobKind
-from bridged.jobs.past import second_stage
+from bridged.jobs.past import past_of, second_stage
 from bridged.jobs.records import TargetRecord
+from bridged.target.configured import likely_baud_of
 from bridged.target.wishes import wishes_of
 
 PLANS_WAITING = 8  # Who may only look can have images parsed: one at a time, or they take the threads and memory of jobs.
@@ -60,7 +61,7 @@ def _plan(
         chip=settings.chip,
         flash_bytes=settings.flash_kib * 1024,
         layout=settings.layout,
-        baud=settings.baud,
+        baud=likely_baud_of(settings, past_of(record, (), now), record.pid),
         seen=Seen(record.pid, record.flash_bytes, record.layout),
         spans=made.spans,
         discard_outside=options.get("outside") == "discard",

@@ -14,6 +14,7 @@ from bridged.protocol.xmodem import How
 from bridged.target import lines as wires
 from bridged.target.expect import Conversation
 from bridged.target.request import NO_PAST, Past, Receiver, Request, Wiring
+from bridged.target.speed import likely_baud
 from bridged.target.wishes import wishes_of
 
 
@@ -64,6 +65,14 @@ def request_of(
         configured=_fingerprint(settings),
         receiver=_receiver(settings.xmodem),
     )
+
+
+def likely_baud_of(settings: config.Target, past: Past, pid: int) -> int:
+    """The rate that a session will probably use, for an estimate. ``pid``: of the part that answered last, 0 for none."""
+    driven = wires.wired(settings.lines)
+    wiring = Wiring(has_reset=wires.Line.RESET in driven, has_power=wires.Line.POWER in driven)
+    asked = Request("flash", wiring, settings.chip, settings.baud, bauds=tuple(settings.bauds), past=past)
+    return likely_baud(asked, chips.find(settings.chip) if settings.chip else chips.CHIPS.get(pid))
 
 
 def _fingerprint(settings: config.Target) -> str:

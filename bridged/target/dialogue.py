@@ -44,7 +44,7 @@ from bridged.protocol.an3155 import Loader, Timing
 from bridged.protocol.flow import Checkpoint, Drain, Flow, Hazard, Now, Receive, Report
 from bridged.target.entry import Connected, enter
 from bridged.target.request import Request, Result
-from bridged.target.speed import STEP_DOWN_AFTER, VOLTAGE_ADDRESS, first_baud, lower_baud, voltage_code
+from bridged.target.speed import VOLTAGE_ADDRESS, lower_baud, too_many, voltage_code
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ class Dialogue:
         self.erasing = False
         self.recoveries = 0  # Accidents so far; a refusal that is meant begins as one.
         self.mended = 0  # Commands that did in the end what they should.
-        self._reconnected = 0  # At this rate.
+        self._reconnections: list[float] = []  # At this rate: when.
         self._wide = 0
 
     # --- commands -------------------------------------------------------------------------------------------------
@@ -370,12 +370,7 @@ class Dialogue:
     def reconnect(self, *, keep_out: bytes = b"") -> Flow[None]:
         """Bring the loader back to a command boundary. ``keep_out``: content of a Write Memory that may be half received."""
         if self.may_reset:
-            self._reconnected += 1
-            again_at = self.baud
-            if self._reconnected >= STEP_DOWN_AFTER and self.baud > first_baud(self.request, self.chip):
-                again_at, self._reconnected = lower_baud(self.baud, self.request, self.chip), 0
-                self.result.bad_bauds.append(self.baud)
-                yield from self._told("rate", f"{STEP_DOWN_AFTER} reconnections at {self.baud} baud: on at {again_at}")
+            again_at = yield from self._rate()
             connected = yield from self._enter_again(again_at)
             if connected.pid != self.pid:
                 raise WrongChip(
@@ -383,10 +378,23 @@ class Dialogue:
                     expected=self.pid,
                     found=connected.pid,
                 )
+            if connected.baud != self.baud:
+                self._reconnections.clear()
             self.loader, self.timing, self.baud = connected.loader, connected.timing, connected.baud
             self.result.baud = connected.baud
             return
         yield from an3155.resynchronise(self.timing, keep_out)
+
+    def _rate(self) -> Flow[int]:
+        """At which rate to reconnect: a lower one where this one makes too many errors."""
+        now: float = yield Now()
+        self._reconnections.append(now)
+        lower = lower_baud(self.baud, self.request, self.chip)
+        if lower == self.baud or not too_many(self._reconnections):
+            return self.baud
+        yield from self._told("rate", f"{len(self._reconnections)} reconnections at {self.baud} baud: on at {lower}")
+        self.result.fails_at(self.baud)
+        return lower
 
 
 def pieces(start: int, end: int, most: int) -> Iterable[tuple[int, int]]:

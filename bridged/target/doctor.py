@@ -40,6 +40,7 @@ from bridged.target.expect import printable
 from bridged.target.identify import Known, identify
 from bridged.target.protection import read_options
 from bridged.target.request import Request, Result
+from bridged.target.speed import start_baud
 from bridged.target.way_back import other_bank
 
 LISTEN_S = 1.0
@@ -79,6 +80,7 @@ def examine(request: Request, result: Result) -> Flow[list[Finding]]:
         here.append((yield from _why_no_loader(request, chip, error, manners)))
         _pins(chip, here)
     else:
+        result.baud = connected.baud
         line = Dialogue(request, result, connected)
         try:
             yield from _ask(request, connected, line, manners, result, here)
@@ -133,7 +135,7 @@ def _listen(request: Request, chip: Chip | None, here: list[Finding]) -> Flow[Ma
 
 def _loader_starts(request: Request, chip: Chip | None) -> Flow[bool]:
     """After a reset with BOOT0 low: is it the loader that answers?"""
-    baud = request.baud or (chip.first_baud if chip else 115200)
+    baud = start_baud(request, chip)
     timing = Timing.at(baud)
     yield SetFormat(baud, chip.parity if chip else "E")
     yield SetLines(reset=True, boot0=False)

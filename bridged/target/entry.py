@@ -60,16 +60,16 @@ from bridged.protocol.flow import (
 )
 from bridged.target.expect import Heard, printable, talk
 from bridged.target.request import Boot, Request, Result
-from bridged.target.speed import CHECK_BYTES, faster_bauds, first_baud
+from bridged.target.speed import CHECK_BYTES, faster_bauds, first_baud, lower_bauds, must_prove, start_baud
 
-LOWER_BAUDS = (57600, 38400, 19200, 9600)  # AN2606 advises 56000/57600 where the autobaud misses; below only for long wires.
+TESTED_BAUD = 115200  # The highest that ST tests (AN3155): worth a second reset before going lower, for one may miss it (F7).
 UNKNOWN_STARTUP_S = (0.1, 0.6, 2.6)  # AN2606: most parts < 0.1 s, H7A3 0.545 s, L47x without a crystal 2.56 s.
 STARTUP_MARGIN = 1.2
 STARTUP_LEAST_S = 0.02
 BANNER_BYTES = 256
 POWER_OFF_S = 0.5
 JUMP_S = 0.1
-START_S, START_MOST_S = 1.0, 5.0  # Until an application that says nothing is taken to be up; times eight, within ENTER_LIMIT_S.
+START_S, START_MOST_S = 1.0, 5.0  # Until an application that says nothing is taken to be up; twelve times in ENTER_LIMIT_S.
 FIRST_WORDS_S = 0.2
 STALE_QUIET_S = 0.001
 STALE_DRAINS = 20  # The kernel holds up to 68 KiB of what a talkative application said while the session was being started.
@@ -105,20 +105,26 @@ def _expected(request: Request) -> Chip | None:
 
 
 def _attempts(request: Request, chip: Chip | None, again_at: int | None, *, erased: bool) -> list[tuple[int, float]]:
-    """(baud, start-up wait) of each attempt: the waits that this chip may need, then lower rates (AN2606, autobaud).
+    """(baud, start-up wait) of each attempt: the waits that this chip may need, then lower rates, each once (AN2606, autobaud).
 
     ``again_at``: the rate at which the loader was reached before in this session. The rate is measured anew at each reset, so
-    it gets some tries. Otherwise the rates that are faster than the safe one come first, each once. ``erased``: see ``enter``.
+    it gets some tries. Otherwise the rates that are faster than the safe one come first, each once, or twice where it worked
+    before; and where the safe one failed not long ago, it comes last. ``erased``: see ``enter``.
     """
-    first = again_at or first_baud(request, chip)
+    first = again_at or start_baud(request, chip)
     if request.startup_s:
         waits = [request.startup_s]
     else:
         waits = [max(STARTUP_LEAST_S, s * STARTUP_MARGIN) for s in (chip.startup_s if chip else UNKNOWN_STARTUP_S)]
-    plan = [] if again_at else [(baud, waits[0]) for baud in faster_bauds(request, chip)]
+    plan = []
+    for baud in () if again_at else faster_bauds(request, chip):
+        plan += [(baud, waits[0])] * (2 if baud in request.past.good_bauds else 1)
     plan += [(first, wait) for wait in waits]
     plan += [(first, waits[0])] * (2 if again_at else 1)
-    plan += [(baud, waits[0]) for baud in LOWER_BAUDS if baud < first]
+    for baud in lower_bauds(first, request, chip):
+        plan += [(baud, waits[0])] * (2 if baud == TESTED_BAUD else 1)
+    if not again_at and first != (safe := first_baud(request, chip)):
+        plan.append((safe, waits[0]))
     if (request.wiring.has_reset or request.wiring.has_power) and not erased:
         return plan
     return [(first, max(waits))] * (1 if erased else 2) if request.by_application else [(first, waits[0])]
@@ -155,14 +161,19 @@ def _try_all(
 ) -> Flow[Connected]:
     last: LoaderError | None = None
     told: LoaderError | None = None  # The most telling error: silence says less than noise.
+    impossible: dict[int, BaudUnavailable] = {}
+    failed: dict[int, bool] = {}  # Rate: whether more than silence was heard.
+    safe = first_baud(request, chip)
     if not again:
         yield from phase_started(Phase.ACTIVATE)
     for number, (baud, wait_s) in enumerate(attempts, start=1):
         if isinstance(last, SyncNoise | Garbled) and wait_s != attempts[0][1]:
             continue  # It answered, so it was up: a longer wait changes nothing.
+        if baud in impossible:
+            continue
         yield Checkpoint()
         timing = Timing.at(baud)
-        faster = baud > first_baud(request, chip) and not again
+        faster = baud > safe and not again
         try:
             if request.by_application:
                 restart = request.wiring.can_restart and (again or number > 1)
@@ -170,15 +181,14 @@ def _try_all(
             else:
                 said = yield from _into_loader(request, chip, baud, wait_s, application=number == 1 and not again)
         except BaudUnavailable as error:
-            if not faster:
-                raise
-            yield from _too_fast(baud, error, result)
+            impossible[baud], failed[baud] = error, True
+            yield from _too_fast(baud, error)
             continue
         if not again:
             yield from phase_started(Phase.SYNC)
         try:
             connected = yield from _synchronise(timing, baud, number, wait_s, said, request)
-            if faster:
+            if not again and number < len(attempts) and must_prove(baud, safe, connected.chip):
                 yield from _believe(connected)
         except ApplicationRunning as error:
             if not request.by_application or number == len(attempts):
@@ -186,8 +196,9 @@ def _try_all(
             last = told = error
             yield Report(Retried("sync", f"it was asked to jump into its loader and did not: {error.message}"))
         except LoaderError as error:
+            failed[baud] = failed.get(baud, False) or not isinstance(error, NoSync)
             if faster:
-                yield from _too_fast(baud, error, result)
+                yield from _too_fast(baud, error)
                 yield Drain(0.02, 0.2)
                 continue
             if isinstance(error, Loopback) and isinstance(last, Loopback):
@@ -215,7 +226,16 @@ def _try_all(
             last = told = Garbled(f"Get ID answered {connected.pid:#05x} and then {again_pid:#05x}")
             continue
         result.pid = connected.pid
+        # Silence says nothing against a rate where only a longer wait brought an answer.
+        waited = wait_s > attempts[0][1]
+        result.fails_at(*(rate for rate, heard in failed.items() if rate > baud and (heard or not waited)))
+        if baud < safe and not again:
+            why = "failed here not long ago" if safe in request.past.bad_bauds else "did not work"
+            text = f"{safe} baud, which is {'configured' if request.baud else 'usual'}, {why}: it goes at {baud} baud"
+            yield Report(Warned("RATE_LOWERED", text))
         return connected
+    if told is None and impossible:
+        raise impossible[max(impossible)]
     assert told is not None
     raise _explained(told, chip, request, len(attempts)) from told
 
@@ -308,27 +328,27 @@ def _synchronise(timing: Timing, baud: int, number: int, wait_s: float, said: by
     return Connected(loader, pid, chip, timing, baud, number, wait_s, sync.already, said + sync.junk)
 
 
-def _too_fast(baud: int, error: BridgedError, result: Result) -> Flow[None]:
-    result.bad_bauds.append(baud)
+def _too_fast(baud: int, error: BridgedError) -> Flow[None]:
     yield Report(Retried("rate", f"{error.code} at {baud} baud, a lower rate is next: {error.message}"))
 
 
 def _believe(connected: Connected) -> Flow[None]:
     """A high rate is used when it carried bytes of either parity (Get, Get ID) and the same flash twice.
 
-    A protected part refuses to be read: an orderly NACK says that it understood.
+    A protected part refuses to be read: an orderly NACK says that it understood; and so does one to the address, twice.
     """
     if connected.chip is None:
         return
     address, timing = connected.chip.flash_base, connected.timing
-    try:
-        first = yield from an3155.read_memory(address, CHECK_BYTES, timing)
-        second = yield from an3155.read_memory(address, CHECK_BYTES, timing)
-    except Nack as error:
-        if error.facts.get("stage") == "opcode":
-            return
-        raise
-    if first != second:
+    found: list[bytes] = []
+    for _ in range(2):
+        try:
+            found.append((yield from an3155.read_memory(address, CHECK_BYTES, timing)))
+        except Nack as error:
+            if error.facts.get("stage") == "opcode":
+                return
+            found.append(b"")
+    if found[0] != found[1]:
         raise Garbled(f"two readings of {CHECK_BYTES} bytes at {address:#010x} differ", address=address)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import bridged
 from bridged.errors import BadRequest, BridgedError, SessionDied
-from bridged.events import Event, Planned, decode
+from bridged.events import Event, Planned, Synced, decode
 from bridged.images import memfd
 from bridged.images.model import Image
 from bridged.target import lines as wires
@@ -59,6 +59,7 @@ class Session:
         self.past_deadline = False
         self.erased = False  # It has asked whether it may begin to erase.
         self.limit_s = enter_limit_s(request)
+        self._baud = 0  # The lowest so far.
         self._uart, self._lines, self._request = uart, lines, request
         self._on_event, self._on_progress, self._on_barrier = on_event, on_progress, on_barrier
         self._on_heard = on_heard
@@ -180,7 +181,17 @@ class Session:
         if isinstance(event, Planned):
             self.limit_s = event.limit_s
             self._deadline = time.monotonic() + event.limit_s
+        elif isinstance(event, Synced):
+            self._stretch(event.baud)
         self._on_event(event)
+
+    def _stretch(self, baud: int) -> None:
+        """What was planned at a higher rate takes longer at ``baud``, and nobody may end it half-way for that."""
+        if 0 < baud < self._baud:
+            more_s = max(0.0, self._deadline - time.monotonic()) * (self._baud / baud - 1)
+            self._deadline += more_s
+            self.limit_s += more_s
+        self._baud = min(baud, self._baud or baud)
 
     async def _barrier(self, message: dict[str, Any]) -> None:
         kept = os.pread(self.out, int(message["kept_bytes"]), 0)

@@ -337,6 +337,10 @@ class Result:
     second_stage_key: str = ""
     data: bytes = b""
 
+    def fails_at(self, *bauds: int) -> None:
+        """Rates that failed, each noted once."""
+        self.bad_bauds += [baud for baud in bauds if baud not in self.bad_bauds]
+
     def cost(self, phase: Phase) -> PhaseCost:
         """What a phase took so far, to be added to."""
         return self.phases.setdefault(phase.value, PhaseCost())

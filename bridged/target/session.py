@@ -61,7 +61,7 @@ from bridged.target.protection import (
     when_protected,
 )
 from bridged.target.request import Request, Result
-from bridged.target.speed import first_baud
+from bridged.target.speed import start_baud
 
 READ_BYTES = 256  # Of a part that is in no table.
 
@@ -202,7 +202,7 @@ def _protect_now(request: Request, line: Dialogue, image: Image | None, result: 
 def _configured(request: Request) -> tuple[Chip | None, Timing]:
     """What is known of a part whose loader is not talked to: enough to see that it is in there again after a reset."""
     chip = chips.find(request.chip) if request.chip else None
-    return chip, Timing.at(first_baud(request, chip))
+    return chip, Timing.at(start_baud(request, chip))
 
 
 def _know(request: Request, line: Dialogue, result: Result) -> Flow[Known | None]:

@@ -10,13 +10,21 @@ Documents: AN3155 (baud rate), AN2606 (how each loader measures it; the voltage 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bridged.chips.model import Chip
 from bridged.target.request import Request
 
 # A loader that times the edges by software is off by up to 6 % at 115200 and by more above (AN2606); users report 256000 as
 # the last rate that works with some. Beyond it only what this very target has done before.
 SOFTWARE_MOST_BAUD = 256000
-STEP_DOWN_AFTER = 3  # Reconnections at one rate, until a lower one is taken.
+HARDWARE_MOST_BAUD = 1_000_000  # What a configuration takes.
+# Below what is safe, each half of the one before. 115200 is what ST tests; AN2606 advises 56000/57600 where the autobaud misses
+# that; still lower rates are for long wires.
+DESCENT = (460800, 230400, 115200, 57600, 38400, 19200, 9600)
+# Reconnections at one rate until a lower one is taken: close together, or in all. One costs half a second, a lower rate doubles
+# the time of all that is left; and a session has no more than 40 accidents.
+STEP_DOWN_AFTER, STEP_DOWN_WITHIN_S, STEP_DOWN_MOST = 3, 10.0, 10
 CHECK_BYTES = 64  # Read twice before a high rate is believed.
 
 VOLTAGE_ADDRESS = 0xFFFF0000  # A virtual location of the loaders of F2, F4 and F7 (AN2606).
@@ -26,26 +34,75 @@ _VOLTAGE_CODES = ((2.7, 3), (2.4, 2), (2.1, 1))  # Lowest supply in volts; 4 wou
 
 def first_baud(request: Request, chip: Chip | None) -> int:
     """The rate that is safe: configured, or preferred by the chip."""
-    return request.baud or (chip.first_baud if chip else 115200)
+    return request.baud or _usual(chip)
+
+
+def start_baud(request: Request, chip: Chip | None) -> int:
+    """The safe rate, or the one that took its place where it failed not long ago: nobody climbs down twice."""
+    safe, bad = first_baud(request, chip), request.past.bad_bauds
+    if safe not in bad:
+        return safe
+    return next((baud for baud in lower_bauds(safe, request, chip) if baud not in bad), safe)
 
 
 def faster_bauds(request: Request, chip: Chip | None) -> tuple[int, ...]:
     """Rates above the safe one that are worth a reset, highest first."""
     if not request.bauds or not (request.wiring.has_reset or request.wiring.has_power):
         return ()
-    safe = first_baud(request, chip)
-    most = max(request.bauds)
-    if chip is None or not chip.hardware_autobaud:
-        # A chip whose table says 57600 has a loader that misses higher rates now and then (F7).
-        most = safe if chip and chip.first_baud < 115200 else SOFTWARE_MOST_BAUD
+    safe, most = first_baud(request, chip), _most(chip)
+    if chip and chip.first_baud < 115200:
+        most = safe  # Its loader misses higher rates now and then (F7), or knows none.
     found = {baud for baud in request.bauds if safe < baud and (baud <= most or baud in request.past.good_bauds)}
     return tuple(sorted(found - set(request.past.bad_bauds), reverse=True))
 
 
+def lower_bauds(below: int, request: Request, chip: Chip | None) -> tuple[int, ...]:
+    """Rates to come down to, highest first, so that a session is no slower than its wire: the steps that everybody has, and
+    those of the configured ladder. What failed here before is not among them while something else is."""
+    most = _most(chip)
+    found = {baud for baud in (*DESCENT, *request.bauds) if baud < below and (baud <= most or baud in request.past.good_bauds)}
+    return tuple(sorted(found - set(request.past.bad_bauds) or found, reverse=True))
+
+
 def lower_baud(baud: int, request: Request, chip: Chip | None) -> int:
-    """The rate to go on with when ``baud`` makes too many errors; the same one where there is none but the safe one's own."""
-    lower = [other for other in (*faster_bauds(request, chip), first_baud(request, chip)) if other < baud]
-    return max(lower, default=baud)
+    """The rate to go on with when ``baud`` makes too many errors. Below what the chip prefers only where the configured ladder
+    goes there: a wire that loses bytes at the usual rate does so at a lower one, and takes longer."""
+    usual = min(_usual(chip), first_baud(request, chip))
+    lower = (*faster_bauds(request, chip), first_baud(request, chip), *lower_bauds(baud, request, chip))
+    return max((other for other in lower if other < baud and (other >= usual or other in request.bauds)), default=baud)
+
+
+def too_many(reconnections: Sequence[float]) -> bool:
+    """Whether so many at one rate, at these times, are worth a lower one."""
+    close = reconnections[-STEP_DOWN_AFTER:]
+    return len(reconnections) >= STEP_DOWN_MOST or (
+        len(close) == STEP_DOWN_AFTER and close[-1] - close[0] <= STEP_DOWN_WITHIN_S
+    )
+
+
+def must_prove(baud: int, safe: int, chip: Chip | None) -> bool:
+    """Whether answers to Get and Get ID are too little to believe in ``baud``: it is above what is ``safe`` or usual."""
+    return baud > min(safe, _usual(chip))
+
+
+def likely_baud(request: Request, chip: Chip | None) -> int:
+    """What a session will probably end up with: for an estimate beforehand."""
+    known = [baud for baud in faster_bauds(request, chip) if baud in request.past.good_bauds]
+    return max(known, default=start_baud(request, chip))
+
+
+def _usual(chip: Chip | None) -> int:
+    return chip.first_baud if chip else 115200
+
+
+def _most(chip: Chip | None) -> int:
+    """The highest rate that is tried unasked. The row of an F7 prefers 57600, because its loader measures 115200 wrong now and
+    then: after a reset it may be right (AN2606), but twice as wrong at twice the rate is beyond any receiver."""
+    if chip is None:
+        return SOFTWARE_MOST_BAUD
+    if chip.first_baud < 115200:
+        return chip.max_baud
+    return HARDWARE_MOST_BAUD if chip.hardware_autobaud else SOFTWARE_MOST_BAUD
 
 
 def voltage_code(request: Request, chip: Chip) -> int:

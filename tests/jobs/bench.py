@@ -110,6 +110,8 @@ class Script:
     evidence: str = "full"
     changed: bool = True
     content: str = ""
+    baud: int = 0
+    bad_bauds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,8 @@ class ScriptedTarget:
             "evidence": script.evidence if kind in ("flash", "ensure", "verify", "erase") else "",
             "content": script.content or (image.digest if image else ""),
             "uid": script.uid,
+            "baud": script.baud,
+            "bad_bauds": list(script.bad_bauds),
             "bytes_written": 512,
             "health": self.health if kind in ("flash", "ensure") and script.changed else "",
         }

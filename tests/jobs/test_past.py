@@ -26,6 +26,13 @@ def test_a_rate_that_works_again_is_good_and_one_that_fails_later_is_bad() -> No
     assert (past.good_bauds, past.bad_bauds) == ((115200,), (460800,))
 
 
+def test_a_rate_that_failed_and_was_all_that_was_left_is_not_good() -> None:
+    record = learned(TargetRecord("a"), {"baud": 115200, "bad_bauds": []}, NOW)
+    record = learned(record, {"baud": 115200, "bad_bauds": [115200]}, NOW + 100)
+    past = past_of(record, (), NOW + 101)
+    assert (past.good_bauds, past.bad_bauds) == ((), (115200,))
+
+
 def test_it_does_not_grow() -> None:
     record = TargetRecord("a")
     for number in range(100):

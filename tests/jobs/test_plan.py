@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from bridged.config import Target
+from bridged.config import Lines, Target
 from bridged.errors import BridgedError, ImageDoesNotFit, ImageNotBootable, NotAllowed, TooMany, UnknownChip, UnknownTarget
 from bridged.images.dry_run import Seen, dry_run
 from bridged.images.model import Image
+from bridged.jobs.past import past_of
 from bridged.jobs.plans import PLANS_WAITING
+from bridged.jobs.records import TargetRecord
+from bridged.target.configured import likely_baud_of
 from tests.api.fakes import PLANNED
 from tests.jobs.bench import FIRMWARE, Bench, run
 
@@ -22,6 +26,8 @@ WHOLE_SECTORS = Image.of([(0x08000000, bytes(65536))])
 TWO_PLACES = Image.of([(0x08000000, bytes(1024)), (0x08010000, bytes(65536))])
 F756: dict[str, Any] = {"chip": "F756", "flash_bytes": 1 << 20}
 FORCED = frozenset({"vectors"})
+GOOD, BAD = (5.0, 0.0), (0.0, 5.0)  # When a rate was last good, and last bad.
+WIRED = Lines(kind="socket", socket="/nowhere", nrst="nrst", boot0="boot0")
 Row = tuple[str, int, int, int, int, int]  # action, first and last sector, bytes written, kept, lost
 
 
@@ -93,6 +99,27 @@ def test_the_ranges_are_the_whole_flash_and_the_sums_are_theirs(image: Image, kn
 def test_what_cannot_be_planned(image: Image, known: dict[str, Any], error: type[BridgedError]) -> None:
     with pytest.raises(error):
         dry_run(image, force=FORCED, **known)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates", "pid", "expected"),
+    [
+        ({"chip": "H743"}, {}, 0, 115200),
+        ({"chip": "H743"}, {921600: GOOD}, 0, 921600),
+        ({"chip": "H743"}, {921600: BAD, 460800: GOOD}, 0, 460800),
+        ({"chip": "H743"}, {921600: (5.0, 3.0), 460800: GOOD}, 0, 921600),
+        ({"chip": "H743", "lines": Lines()}, {921600: GOOD}, 0, 115200),  # Nothing can reset it: no ladder.
+        ({"chip": "H743", "bauds": [], "baud": 460800}, {460800: BAD, 115200: GOOD}, 0, 230400),
+        ({}, {}, 0x449, 57600),
+        ({"chip": "H743", "bauds": [], "baud": 9600}, {}, 0, 9600),
+    ],
+)
+def test_the_estimate_is_for_the_rate_that_the_target_has_shown(
+    settings: dict[str, Any], rates: dict[int, tuple[float, float]], pid: int, expected: int
+) -> None:
+    target = Target(**{"port": "/dev/ttyS0", "bauds": [921600, 460800], "lines": WIRED, **settings})
+    record = TargetRecord("m1", rates=json.dumps({str(baud): at for baud, at in rates.items()}))
+    assert likely_baud_of(target, past_of(record, (), 10.0), pid) == expected
 
 
 def test_a_vector_table_that_flash_would_refuse_is_refused_here() -> None:

@@ -208,6 +208,24 @@ def test_what_a_flash_proved_is_what_the_next_may_leave_alone(tmp_path: Path) ->
     run(work)
 
 
+def test_a_rate_that_failed_is_known_to_every_job_but_an_examination_which_looks_anew(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            bench["m1"].scripts = [
+                Script(baud=115200, bad_bauds=(460800,)),
+                Script(fail_at="boot", error=Nack("no"), baud=9600, bad_bauds=(115200,)),
+                Script(),
+                Script(baud=460800),
+            ]
+            for kind in (JobKind.FLASH, JobKind.FLASH, JobKind.IDENTIFY, JobKind.DOCTOR, JobKind.VERIFY):
+                await bench.end(await bench.submit(kind=kind))
+            rates = [(run.past.good_bauds, run.past.bad_bauds) for run in bench["m1"].runs]
+            known = (115200,), (460800,)
+            assert rates == [((), ()), known, known, ((115200,), ()), ((115200, 460800), ())]
+
+    run(work)
+
+
 def test_read_keeps_its_bytes_in_a_file(tmp_path: Path) -> None:
     async def work() -> None:
         async with Bench(tmp_path) as bench:

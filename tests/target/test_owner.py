@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from bridged import chips, config, errors
-from bridged.events import Event, Phase, PhaseStarted, SectorErased, Warned
+from bridged.events import Event, Phase, PhaseStarted, Planned, SectorErased, Synced, Warned, encode
 from bridged.images.model import Image
 from bridged.protocol import trace
 from bridged.protocol.flow import SetLines
@@ -25,6 +26,7 @@ from bridged.sim.pty import PtyDevice
 from bridged.target import owner, process
 from bridged.target.lines_open import open_lines
 from bridged.target.owner import Target
+from bridged.target.request import Request
 from tests.target.bench import make_image
 
 # Much longer than an L476 needs: long enough to be killed in, short enough for a test.
@@ -228,6 +230,29 @@ def test_a_session_past_its_deadline_is_ended_and_the_target_released(tmp_path: 
         assert not rig.device.lines["boot0"]
 
     play(tmp_path, act, timing=Timing(startup_s=60))
+
+
+def test_a_lower_rate_gives_what_is_left_as_much_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    nothing: Any = None
+    session = process.Session(nothing, nothing, Request("flash"), lambda _event: None, nothing, nothing, nothing)
+
+    def say(event: Event) -> None:
+        session._take(json.dumps(encode(event)).encode())
+
+    say(Synced(921600, 1, ""))
+    say(Planned(1, 2048, 2048, 0, 10.0, 100.0))
+    assert session._deadline == 1100.0
+    now = 1040.0
+    say(Synced(921600, 1, ""))
+    assert session._deadline == 1100.0
+    say(Synced(230400, 1, ""))
+    assert (session._deadline, session.limit_s) == (1040.0 + 4 * 60, 280.0)
+    say(Synced(230400, 1, ""))
+    say(Synced(921600, 1, ""))
+    assert session._deadline == 1280.0, "never shorter, and never twice for the same"
+    session.close()
 
 
 def test_lines_that_fail_mark_the_target_broken(tmp_path: Path) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from bridged import chips
 from bridged.errors import BaudUnavailable
 from bridged.events import Phase, Retried, Warned
+from bridged.jobs.past import learned, past_of
+from bridged.jobs.records import TargetRecord
 from bridged.protocol.flow import Send, SetFormat
 from bridged.sim import virtual
+from bridged.sim.device import Mode
+from bridged.sim.loader import Timing
 from bridged.target import session
-from bridged.target.request import Past, Request, Wiring
-from bridged.target.speed import faster_bauds, lower_baud, voltage_code
+from bridged.target.request import Past, Request, Result, Wiring
+from bridged.target.speed import faster_bauds, lower_baud, too_many, voltage_code
 from tests.target.bench import WIRED, Bench, make_image
 
 LADDER = (921600, 460800, 256000, 230400, 115200, 57600)
@@ -39,9 +47,101 @@ def test_rates_that_are_worth_a_reset(chip: str, settings: dict[str, object], ex
     assert faster_bauds(request(chip, **settings), chips.find(chip)) == expected
 
 
-def test_the_next_lower_rate() -> None:
-    chip = chips.find("H743")
-    assert [lower_baud(b, request(), chip) for b in (921600, 230400, 115200)] == [460800, 115200, 115200]
+@pytest.mark.parametrize(
+    ("chip", "settings", "expected"),
+    [
+        ("H743", {}, (921600, 460800, 256000, 230400, 115200, 57600)),
+        ("H743", {"bauds": ()}, (115200,)),  # nobody asked for less than what ST tests
+        ("H743", {"bauds": (), "baud": 921600}, (921600, 460800, 230400, 115200)),
+        ("F407", {"bauds": (), "baud": 921600}, (921600, 230400, 115200)),  # by software: 460800 is not worth it
+        ("F407", {"bauds": (), "baud": 460800, "past": Past(bad_bauds=(230400,))}, (460800, 115200)),
+        ("F756", {"bauds": (), "baud": 460800}, (460800, 115200, 57600)),
+        ("F756", {"bauds": ()}, (57600,)),
+        ("F373", {"bauds": (), "baud": 115200}, (115200, 57600)),  # 57600 is the limit of its loader
+    ],
+)
+def test_a_session_with_errors_steps_down_to_the_next_rate(
+    chip: str, settings: dict[str, object], expected: tuple[int, ...]
+) -> None:
+    asked, found = request(chip, **settings), chips.find(chip)
+    steps = [expected[0]]
+    while (lower := lower_baud(steps[-1], asked, found)) != steps[-1]:
+        steps.append(lower)
+    assert tuple(steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("times", "enough"),
+    [((0, 4, 9), True), ((0, 4, 11), False), ((0, 100, 105, 109), True), (range(0, 180, 20), False), (range(0, 200, 20), True)],
+)
+def test_a_lower_rate_is_for_errors_that_come_often(times: Sequence[float], enough: bool) -> None:
+    assert too_many(list(times)) is enough
+
+
+# Fixed rates that the part does not manage: where the session ends up, and how many resets that costs in all, the one into the
+# application at its end included. The second time begins with what worked.
+@pytest.mark.parametrize(
+    ("chip", "fixed", "most", "used", "failed", "resets"),
+    [
+        ("H743", 460800, 300_000, 230400, [460800], 4),
+        ("H743", 921600, 500_000, 460800, [921600], 4),
+        ("H743", 460800, 115200, 115200, [460800, 230400], 5),
+        ("H743", 460800, 60_000, 57600, [460800, 230400, 115200], 7),
+        ("F407", 460800, None, 230400, [460800], 4),
+        ("F756", 460800, None, 115200, [460800], 4),
+        ("F756", 460800, 60_000, 57600, [460800, 115200], 6),
+    ],
+)
+def test_a_fixed_rate_that_is_too_high_costs_some_resets_once_and_no_more_time_than_it_must(
+    chip: str, fixed: int, most: int | None, used: int, failed: list[int], resets: int
+) -> None:
+    bench = Bench(chip, settings={"max_baud": most, "rate_error": 0.0})
+    image = make_image(bench.chip, 4096)
+    stats = bench.device.stats
+    first = bench.run("flash", image, baud=fixed)
+    assert (first.baud, sorted(first.bad_bauds, reverse=True)) == (used, failed)
+    assert bench.holds(image)
+    assert [w.code for w in bench.events(Warned)] == ["RATE_LOWERED"]
+    assert stats.resets - stats.power_cycles == resets
+    # As the journal hands it on, and for as long as it does (``jobs.past``).
+    past = past_of(learned(TargetRecord("a"), first.to_dict(), 1e9), (), 1e9 + 60)
+    again = bench.run("verify", image, baud=fixed, past=past)
+    assert (again.baud, again.bad_bauds) == (used, [])
+    assert stats.resets - stats.power_cycles == resets + 2
+    assert [w.code for w in bench.events(Warned)] == ["RATE_LOWERED"], "every time it says that it is not what is configured"
+    # It was mended: after a week, or where examine looks (``jobs.known``).
+    better = Bench(chip, settings={"max_baud": 1_000_000, "rate_error": 0.0})
+    assert better.run("identify", baud=fixed, past=replace(past, bad_bauds=())).baud == fixed
+
+
+def test_what_is_remembered_is_never_the_reason_why_a_target_is_not_reached() -> None:
+    # 115200 carries nothing any more, and what failed last week would work.
+    bench = Bench("H743", settings={"max_baud": 1_000_000, "rate_error": 0.0})
+    only = frozenset({460800})
+
+    def deaf(_number: int, step: object) -> None:
+        if isinstance(step, SetFormat):
+            bench.device._max_baud = 1_000_000 if step.baud in only else 1200
+
+    past = Past(good_bauds=(115200,), bad_bauds=(460800, 230400))
+    flow = session.run(request(kind="identify", bauds=(), baud=460800, past=past))
+    assert virtual.run(flow, bench.device, before=deaf).baud == 460800
+
+
+def test_silence_is_held_against_no_rate_where_the_loader_only_needed_longer() -> None:
+    # A part that nobody named needs half a second; all faster rates were tried after a tenth.
+    bench = Bench("H743", settings={"max_baud": 1_000_000, "timing": Timing(startup_s=0.5)}, request={"chip": ""})
+    result = bench.run("identify", bauds=LADDER)
+    assert (result.baud, result.bad_bauds) == (115200, [])
+
+
+def test_a_rate_that_worked_before_has_two_tries() -> None:
+    def run(past: Past) -> Result:
+        bench = Bench("H743", settings={"max_baud": 1_000_000, "faults": ["lose:0x00:0:opcode"]})
+        return bench.run("identify", bauds=(460800,), past=past)
+
+    assert run(Past()).baud == 115200
+    assert run(Past(good_bauds=(460800,))).baud == 460800
 
 
 @pytest.mark.parametrize(
@@ -64,16 +164,30 @@ def test_the_highest_rate_that_the_loader_measures_is_used(most: int, used: int,
     assert bench.boots()
 
 
-def test_a_rate_that_the_driver_cannot_make_is_passed_over() -> None:
+@pytest.mark.parametrize("settings", [{}, {"bauds": (), "baud": 921600}])
+def test_a_rate_that_the_driver_cannot_make_is_passed_over(settings: dict[str, Any]) -> None:
     bench = Bench("H743", settings={"max_baud": 1_000_000})
 
     def no_fast_divider(_number: int, step: object) -> None:
         if isinstance(step, SetFormat) and step.baud > 500_000:
             raise BaudUnavailable("the divider ends there", baud=step.baud)
 
-    flow = session.run(request(kind="identify"))
+    flow = session.run(request(kind="identify", **settings))
     result = virtual.run(flow, bench.device, before=no_fast_divider)
     assert (result.baud, result.bad_bauds) == (460800, [921600])
+
+
+def test_a_driver_that_can_make_no_rate_is_told_as_such() -> None:
+    def no_divider(_number: int, step: object) -> None:
+        if isinstance(step, SetFormat) and step.parity == "E":
+            raise BaudUnavailable("there is no divider", baud=step.baud)
+
+    bench = Bench("H743")
+    bench.put(make_image(bench.chip, 4096))
+    with pytest.raises(BaudUnavailable):
+        virtual.run(session.run(request(kind="identify")), bench.device, before=no_divider)
+    bench.uart.pause(1.0)
+    assert bench.device.mode is Mode.APPLICATION, "the last reset was into it"
 
 
 def test_a_rate_that_makes_errors_is_left_for_a_lower_one_and_the_job_goes_on() -> None:
@@ -93,6 +207,20 @@ def test_a_rate_that_makes_errors_is_left_for_a_lower_one_and_the_job_goes_on() 
     result = virtual.run(session.run(request(), image), bench.device, before=too_long)
     assert result.baud == 256000
     assert result.bad_bauds == [921600, 460800]
+    assert bench.holds(image)
+
+
+def test_a_rate_that_a_reset_no_longer_brings_back_is_left_and_remembered() -> None:
+    # It was measured right once; after the reset in the middle it never is again.
+    bench = Bench("H743", settings={"max_baud": 1_000_000, "faults": ["lose:0x31:20:data"]})
+    image = make_image(bench.chip, 16384)
+
+    def worse(_number: int, step: object) -> None:
+        if isinstance(step, SetFormat) and bench.device.stats.commands[0x31] > 20:
+            bench.device._max_baud = 300_000
+
+    result = virtual.run(session.run(request(), image), bench.device, before=worse)
+    assert (result.baud, result.bad_bauds) == (256000, [921600, 460800])
     assert bench.holds(image)
 
 
