@@ -61,7 +61,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("api.line_link:Limits.drain_timeout_s", "Time in which a client fetches nothing of an answer", "closed"),
         Row("api.line_link:Limits.heartbeat_s", "Time without a line in WATCH and WAIT", "a sign of life is sent"),
         Row("api.line_link:Limits.linger_s", "Time for the last line to be fetched", "closed"),
-        Row("api.line_link:KEEPALIVE_IDLE_S", "Silence on TCP before the kernel asks whether the client lives", "probes"),
+        Row("api.entrance:KEEPALIVE_IDLE_S", "Silence on TCP before the kernel asks whether the client lives", "probes"),
         Row("api.line_link:Limits.mistakes", "Mistakes in a row", "429 `TOO_MANY`, closed", "lines"),
         Row("app:OTHER_DESCRIPTORS", "Files open besides connections", "fewer connections than configured; a warning", "files"),
     ),
@@ -215,7 +215,6 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("target.lease:LOCK_LIMIT_S", "Time of a lock", "shortened to this"),
         Row("protocol.telnet:SUB_BYTES", "A telnet subnegotiation", "skipped"),
         Row("protocol.rfc2217:SIGNATURE_CHARS", "A signature of an RFC 2217 client", "cut"),
-        Row("console.server:KEEPALIVE_IDLE_S", "Silence of a client's machine before the kernel asks for it", "probes"),
         Row("console.server:SEND_BUFFER_BYTES", "What the kernel holds for one client on TCP", "waits in `console.buffer_kib`"),
         Row("console.server:REPLIES_BYTES", "Answers of telnet that a client has not fetched", "closed"),
         Row(

@@ -2,7 +2,8 @@
 
 An ``Entrance`` opens the listeners of one server, or takes those that were passed in (socket activation), by the rule that it
 is given (``tls.transport`` or ``tls.by_certificate``: P7). Where that says TLS, handshakes are bounded (``handshakes``), and
-the server calls ``taken`` for each connection that it has counted itself. It knows no protocol.
+the server calls ``taken`` for each connection that it has counted itself; from then on the kernel looks whether the other end
+still lives. It knows no protocol.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from bridged.api.tls import HANDSHAKE_S, Tls, transport
 from bridged.config.values import Listen
 from bridged.errors import ConfigError
 
+# A client whose machine vanished is found within 30 + 3 * 10 s, also while nobody has anything to say to it.
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
 SHUTDOWN_S = 1.0  # For the other side's farewell in TLS; asyncio alone waits 30 s for who does not say one.
 
 Serve = Callable[..., Awaitable[asyncio.Server]]
@@ -61,7 +64,21 @@ class Entrance:
 
     def taken(self, info: Callable[[str], Any]) -> None:
         """``info``: ``get_extra_info`` of a connection that its server bounds from here on."""
-        self.handshakes.taken(info("socket").fileno())
+        sock = info("socket")
+        self.handshakes.taken(sock.fileno())
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            keep_alive(sock)
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel find clients whose machine or link died without a word."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    # A client with bytes on their way to it is not asked by keep-alive: these count from the oldest unacknowledged one.
+    user_timeout_ms = (KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL_S) * 1000
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
 
 
 def port_of(servers: list[asyncio.Server]) -> int:

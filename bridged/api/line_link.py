@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -28,8 +27,6 @@ from bridged.protocol.verbs import VERBS, Scope
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 64 * 1024  # What asyncio reads at once, and a quarter of what the store syncs at once.
-# A client on TCP whose machine vanished is found within 30 + 3 * 10 s, also while nobody has anything to say to it.
-KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +135,6 @@ class Link:
         self.wrong_tokens = 0
         self.peer = Peer.of(writer.get_extra_info)
         self.become(shared.authority.known(self.peer))
-        sock = writer.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            _keep_alive(sock)
         writer.transport.set_write_buffer_limits(high=self.limits.write_buffer_bytes)
 
     def begin(self) -> None:
@@ -231,14 +225,6 @@ class Link:
                 # Half a conversation is still to be sent; a client that does not fetch it must not keep us.
                 loop = asyncio.get_running_loop()
                 loop.call_later(self.limits.drain_timeout_s, writer.transport.abort)
-
-
-def _keep_alive(sock: socket.socket) -> None:
-    """Have the kernel find clients whose machine or link died without a word."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
 Command = Callable[[Link, dict[str, Any]], Awaitable[None]]

@@ -38,8 +38,6 @@ from bridged.target.uart import Counters
 log = logging.getLogger(__name__)
 
 BACKLOG = 128  # A burst of reconnecting clients is taken within this; one console has room for 32 anyway.
-# A client whose machine vanished is found within 30 + 3 * 10 s, also while the target says nothing.
-KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
 SEND_BUFFER_BYTES = 128 * 1024  # Of the kernel, for one client; by itself it takes 4 MiB for one that does not read.
 REPLIES_BYTES = 64 * 1024  # Of telnet's answers that a client has not fetched, beside the bytes of the target.
 # The first line of a request, and the beginning of one that is longer than what was read: a page chooses method and path.
@@ -79,17 +77,6 @@ class Entrance(Protocol):
     def taken(self, info: Callable[[str], Any]) -> None: ...
 
 
-def keep_alive(sock: socket.socket) -> None:
-    """Have the kernel find clients whose machine or link died without a word."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    # A client with bytes on their way to it is not asked by keep-alive: these count from the oldest unacknowledged one.
-    user_timeout_ms = (KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL_S) * 1000
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
-
-
 class Raw(asyncio.Protocol):
     """Bytes and nothing else. Also the part that ``Telnet`` shares with it."""
 
@@ -112,7 +99,6 @@ class Raw(asyncio.Protocol):
         self._transport = transport
         sock = transport.get_extra_info("socket")
         if sock.family != socket.AF_UNIX:
-            keep_alive(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         who = self._admit(transport.get_extra_info, self.console.name)

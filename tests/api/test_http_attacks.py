@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -595,6 +596,10 @@ def test_connections_are_bounded_and_the_refused_are_told(tmp_path: Path) -> Non
         idle = [await asyncio.open_connection("127.0.0.1", bench.port) for _ in range(5)]
         found = await bench.raw(b"")
         assert status(found) == 503
+        for one in bench.server._server.connections:
+            assert one.transport is not None
+            sock = one.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000, "the kernel finds who vanished"
         assert b"Retry-After: " in found
         assert b'"TOO_MANY"' in found
         idle[0][1].close()

@@ -277,6 +277,9 @@ def test_tcp_finds_clients_that_vanished(tmp_path: Path) -> None:
         options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
         idle, interval, probes = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
         assert idle + interval * probes == 60
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000, (
+            "those of a stream, with bytes on their way"
+        )
 
     run(tmp_path, body)
 

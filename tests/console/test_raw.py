@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bridged import errors
+from bridged.api import entrance
 from bridged.config.file import InvalidConfig, load
 from bridged.config.values import listeners
 from bridged.console import room, server
@@ -300,7 +301,7 @@ def test_half_open_clients_are_found_by_the_kernel(tmp_path: Path) -> None:
         assert isinstance(sink, server.Raw)
         sock = sink._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == server.KEEPALIVE_IDLE_S
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == entrance.KEEPALIVE_IDLE_S
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
         await client.close()
 
