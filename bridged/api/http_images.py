@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from bridged.api import web
-from bridged.api.http_call import CHUNK_BYTES, Answer, Body, Call, Operation, Param, go_on, reply
+from bridged.api.http_body import receive
+from bridged.api.http_call import Answer, Body, Call, Operation, Param, reply
 from bridged.api.http_jobs import COUNT, CURSOR, send_file
 from bridged.api.http_problem import Refused
-from bridged.api.ports import StagedFile, Upload
+from bridged.api.ports import StagedFile
 from bridged.api.replies import utc
-from bridged.api.transfers import Transfer, in_thread
+from bridged.api.transfers import in_thread
 from bridged.errors import BadRequest, ImageTooLarge, UnknownImage
 from bridged.protocol.verbs import TYPES, Scope
 
@@ -106,50 +107,12 @@ async def put_image(call: Call) -> web.StreamResponse:
     _, _, known = await in_thread(services.store.have, sha256, who)
     upload = await services.transfers.open(services.store, who, size, sha256, 0, name, type_hint)
     with services.transfers.running(who, sha256) as transfer:
-        staged = await receive(call, upload, transfer, size)
+        _, staged = await receive(call, upload, transfer, size)
     if staged is None:
         raise BadRequest(f"fewer than the {size} bytes of the file came")
     call.jobs.note("put", detail=f"sha256:{staged.sha256} {name}".rstrip())
     where = {"Location": f"/v1/images/sha256:{sha256}"}
     return reply(await in_thread(image_resource, staged), 200 if known else 201, where)
-
-
-async def receive(call: Call, upload: Upload, transfer: Transfer, left: int, resumed: bool = False) -> StagedFile | None:
-    """The body into ``upload``: the staged image when ``left`` bytes have come, else nothing, and what came can be resumed.
-
-    A client that goes away, or is silent for too long, raises; what was written until then is kept.
-    """
-    received, finished = 0, False
-    go_on(call.request)
-    try:
-        while piece := await piece_of(call, transfer):
-            received += len(piece)
-            if received > left:
-                raise BadRequest(f"more than the {left} bytes that are missing came", missing=left)
-            await in_thread(upload.write, piece)
-        if received < left:
-            return None
-        staged: StagedFile = await in_thread(upload.finish)
-        finished = True
-        return staged
-    finally:
-        if not finished:
-            await in_thread(upload.abandon)
-        call.services.on_upload(received, resumed)
-
-
-async def piece_of(call: Call, transfer: Transfer) -> bytes:
-    """The next bytes of the body, empty at its end."""
-    try:
-        async with transfer.waiting(call.limits.idle_timeout_s):
-            return await call.request.content.read(CHUNK_BYTES)
-    except TimeoutError:
-        text = f"no byte of the body came for {call.limits.idle_timeout_s:g} s; what was synced is kept"
-        if transfer.taken:
-            text = "another request goes on with this upload; what was synced is kept"
-        raise Refused(BadRequest(text), 408) from None
-    except web.BROKEN_OFF as error:
-        raise BadRequest("the body broke off; what was synced is kept") from error
 
 
 _WHERE = {"Location": "where the image is"}

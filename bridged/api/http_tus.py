@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from email.utils import formatdate
 
 from bridged.api import web
-from bridged.api.http_call import Answer, Body, Call, Operation, Param, check_media, go_on
-from bridged.api.http_images import piece_of
+from bridged.api.http_body import receive
+from bridged.api.http_call import Answer, Body, Call, Operation, Param, check_media
 from bridged.api.http_problem import Refused
-from bridged.api.ports import StagedFile, Unfinished, Upload
-from bridged.api.transfers import Transfer, in_thread
+from bridged.api.ports import Unfinished
+from bridged.api.transfers import in_thread
 from bridged.errors import BadRequest, DigestMismatch, ImageTooLarge, TooMany, UnknownImage
 from bridged.protocol.verbs import TYPES, Scope
 
@@ -181,38 +181,14 @@ class Uploads:
         except TooMany as error:
             raise Refused(error, 423, {"Tus-Resumable": VERSION, "Retry-After": "5"}) from error
         with services.transfers.running(who, sha256) as transfer:
-            taken = await self._receive(call, upload, transfer, size - offset, checksum)
+            taken, staged = await receive(call, upload, transfer, size - offset, resumed=offset > 0, check=checksum)
+        if staged is not None:
+            call.jobs.note("put", detail=f"sha256:{staged.sha256} {staged.name}".rstrip())
         if known is not None:
             known.offset = offset + taken
             if known.offset == size:
                 self._known.pop((who, sha256), None)
         return offset + taken
-
-    async def _receive(self, call: Call, upload: Upload, transfer: Transfer, left: int, checksum: Checksum | None) -> int:
-        received, ended = 0, False
-        go_on(call.request)
-        try:
-            while piece := await piece_of(call, transfer):
-                received += len(piece)
-                if received > left:
-                    await in_thread(upload.take_back)
-                    raise BadRequest(f"more than the {left} bytes that are missing came", missing=left)
-                if checksum is not None:
-                    checksum.update(piece)
-                await in_thread(upload.write, piece)
-            if checksum is not None and not checksum.right:
-                await in_thread(upload.take_back)
-                error = DigestMismatch("this piece does not have the checksum that was sent with it; nothing of it was kept")
-                raise Refused(error, WRONG_CHECKSUM, {"Tus-Resumable": VERSION})
-            if received == left:
-                staged: StagedFile = await in_thread(upload.finish)
-                ended = True
-                call.jobs.note("put", detail=f"sha256:{staged.sha256} {staged.name}".rstrip())
-            return received
-        finally:
-            if not ended:
-                await in_thread(upload.abandon)
-            call.services.on_upload(received, left != 0)
 
     async def _state(self, call: Call, sha256: str, offset: int) -> dict[str, str]:
         pending = await in_thread(call.services.store.pending, call.principal.name, sha256)
@@ -294,9 +270,11 @@ class Checksum:
     def update(self, data: bytes) -> None:
         self._hash.update(data)
 
-    @property
-    def right(self) -> bool:
-        return self._hash.digest() == self._expected
+    def done(self) -> None:
+        """Raises ``Refused``."""
+        if self._hash.digest() != self._expected:
+            error = DigestMismatch("this piece does not have the checksum that was sent with it; nothing of it was kept")
+            raise Refused(error, WRONG_CHECKSUM, {"Tus-Resumable": VERSION})
 
 
 def _check_version(call: Call) -> None:

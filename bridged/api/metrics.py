@@ -185,7 +185,9 @@ class Metrics:
         )
         self.last_success = gauge("last_success_timestamp_seconds", "When a job last succeeded; 0: never.", "target")
         self.upload_bytes = counter("upload_bytes_total", "Bytes of images that clients sent.")
-        self.uploads_resumed = counter("uploads_resumed_total", "Uploads that went on where an earlier one had broken off.")
+        self.uploads_resumed = counter(
+            "uploads_resumed_total", "Uploads that went on where an earlier connection, or piece, had ended."
+        )
         self.staging = gauge("staging_bytes", "Space that staged images and uploads take.")
         self.staging_limit = gauge("staging_limit_bytes", "Space that they may take.")
         self.auth_failures = counter("auth_failures_total", "Tokens that were wrong, revoked or expired, on any listener.")
