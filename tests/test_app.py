@@ -402,8 +402,7 @@ def leave_in_session(state: Path, target: str, hazard_s: float) -> None:
     job = Job("j-1", JobKind.FLASH, target, JobState.RUNNING, 1, "", "", {}, "test", time.time())
     journal.admit(job, "", "{}").result()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    since = time.clock_gettime(time.CLOCK_BOOTTIME)
-    journal.apply(Change(session=OpenSession(target, job.id, hazard_s, since, boot, time.time()))).result()
+    journal.apply(Change(session=OpenSession(target, job.id, hazard_s, boot, time.time()))).result()
     journal.close()
 
 

@@ -107,6 +107,8 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT, WITHOUT ROWID;
     """,
     "ALTER TABLE targets ADD COLUMN second_stage TEXT NOT NULL DEFAULT '';",
+    # Nobody ever read it: of a hazard counts when the daemon died, not when its stage began.
+    "ALTER TABLE sessions DROP COLUMN since_boot_s;",
 )
 VERSION = len(MIGRATIONS)
 

@@ -16,13 +16,12 @@ class OpenSession:
     """A target in the hands of a session: it is released at the next start if nobody closes this entry before (P4).
 
     ``hazard_s``: the longest that any one command of the running stage may need (P9), 0 where nothing is at risk.
-    ``since_boot_s``: CLOCK_BOOTTIME of this boot, ``boot_id``, when the entry was written; ``at`` the same in UTC seconds.
+    ``boot_id``: of the boot in which the entry was written; ``at``: when, in UTC seconds.
     """
 
     target: str
     job: str
     hazard_s: float
-    since_boot_s: float
     boot_id: str
     at: float
 

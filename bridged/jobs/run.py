@@ -306,7 +306,7 @@ class Runner:
 
     def _opened(self, lane: Lane, live: Live, hazard_s: float) -> OpenSession:
         clock = self._clock
-        return OpenSession(lane.name, live.job.id, hazard_s, clock.boottime(), clock.boot_id, clock.utc())
+        return OpenSession(lane.name, live.job.id, hazard_s, clock.boot_id, clock.utc())
 
     async def _barrier(self, lane: Lane, live: Live, state: str, hazard_s: float, kept: bytes) -> None:
         """Returns when the journal has it. ``erased`` ends the hazard; every other state begins a destructive stage."""

@@ -590,7 +590,7 @@ def _journal_bytes() -> bytes:
                 updates=(update_of(running, 101.0, event={"event": "x"}),),
                 proven=(SectorProven(0x08000000, 16384, "ab" * 32),),
                 backup=Backup("0011", b"kept"),
-                session=OpenSession("m1", "job1", 4.0, 77.0, "boot", 101.0),
+                session=OpenSession("m1", "job1", 4.0, "boot", 101.0),
                 target=TargetRecord("m1", pid=0x449, uid="0011", good_image="f" * 64),
             )
         ).result(10)

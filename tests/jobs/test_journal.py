@@ -58,7 +58,7 @@ def test_a_job_comes_back_as_it_was(tmp_path: Path) -> None:
     job = a_job()
     assert admit(journal, job) == job.id
     running = advance(job, JobState.RUNNING, phase="erase", started=101.0, attempts=1, touched=True, done=5, total=10)
-    session = OpenSession("m1", job.id, 4.0, 77.0, "boot", 101.0)
+    session = OpenSession("m1", job.id, 4.0, "boot", 101.0)
     record = TargetRecord("m1", pid=0x449, uid="0011", good_image="f" * 64)
     backup = Backup("0011", b"\x00\xffkept")
     apply(journal, Change(running, (update_of(running, 101.0),), (SECTOR,), backup, session, target=record))

@@ -32,7 +32,7 @@ DIED = SessionDied("killed")
 
 
 def test_hazard_that_is_left() -> None:
-    session = OpenSession("m1", "j", 10.0, 500.0, "boot-1", 0.0)
+    session = OpenSession("m1", "j", 10.0, "boot-1", 0.0)
     for boot_id, boottime, left_s in (
         ("boot-1", 501.0, 10.0),
         ("boot-1", 900.0, 10.0),
@@ -53,7 +53,7 @@ def test_only_the_target_that_was_in_a_session_is_released_and_after_its_hazard(
         jobs = {n: Job(f"job-{n}", JobKind.RESET, n, JobState.QUEUED, 1, "", "", {}, "", 1.0) for n in names}
         for job in jobs.values():
             bench.journal.admit(job, "", "{}").result(5)
-        session = OpenSession("a", "job-a", hazard_s, time.boot_s, time.boot_id, 1.0)
+        session = OpenSession("a", "job-a", hazard_s, time.boot_id, 1.0)
         bench.journal.apply(Change(replace(jobs["a"], state=JobState.RUNNING, attempts=1, seq=5), session=session)).result(5)
         async with bench:
             assert bench["b"].wires.until == (time.mono_s + hazard_s), "told before anybody could open its port"
@@ -84,7 +84,7 @@ def test_a_part_that_was_empty_is_started_by_its_release_after_a_crash(tmp_path:
         bench = Bench(tmp_path)
         job = Job("job", JobKind.RESET, "m1", JobState.QUEUED, 1, "", "", {}, "", 1.0)
         bench.journal.admit(job, "", "{}").result(5)
-        session = OpenSession("m1", "job", 0.0, 0.0, "x", 1.0)
+        session = OpenSession("m1", "job", 0.0, "x", 1.0)
         running = replace(job, state=JobState.RUNNING, attempts=1, seq=5)
         record, backup = TargetRecord("m1", pid=0x460), Backup("0011", EMPTY_BEFORE)
         bench.journal.apply(Change(running, session=session, backup=backup, target=record)).result(5)
@@ -119,7 +119,7 @@ def test_a_target_that_cannot_be_released_fails_its_job_and_stays_in_the_journal
         bench = Bench(tmp_path)
         job = Job("job", JobKind.RESET, "m1", JobState.QUEUED, 1, "", "", {}, "", 1.0)
         bench.journal.admit(job, "", "{}").result(5)
-        session = OpenSession("m1", "job", 0.0, 0.0, "x", 1.0)
+        session = OpenSession("m1", "job", 0.0, "x", 1.0)
         bench.journal.apply(Change(replace(job, state=JobState.RUNNING, attempts=1, seq=5), session=session)).result(5)
         bench["m1"].release_error = LineUnavailable("NRST does not move")
         async with bench:
@@ -140,7 +140,7 @@ def test_a_target_that_is_absent_after_a_crash_is_released_when_it_comes(tmp_pat
         bench = Bench(tmp_path)
         job = Job("job", JobKind.RESET, "m1", JobState.QUEUED, 1, "", "", {}, "", 1.0)
         bench.journal.admit(job, "", "{}").result(5)
-        session = OpenSession("m1", "job", 0.0, 0.0, "x", 1.0)
+        session = OpenSession("m1", "job", 0.0, "x", 1.0)
         bench.journal.apply(Change(replace(job, state=JobState.RUNNING, attempts=1, seq=5), session=session)).result(5)
         bench["m1"].set_state("absent", "unplugged")
         async with bench:

@@ -27,9 +27,10 @@ FROZEN = (
     "b399cbc55831f9b1",
     "8c4eb6bfc1c4a2bc",
     "61ea25c91701b466",
+    "ad772829dbc1b500",
 )
 
-# Rows as the first version wrote them; every later version has had all of these columns.
+# Rows as the first version wrote them.
 ROWS = """
 INSERT INTO jobs (id, kind, target, state, seq, image, content, params, principal, created, started, ended, phase, reason, done,
     total, attempts, touched, error, result) VALUES
@@ -49,9 +50,9 @@ INSERT INTO targets (name, pid, family, names, uid, flash_bytes, layout, loader,
 
 
 def of_version(path: Path, version: int) -> None:
-    """A file as a daemon of that version left it."""
+    """A file as daemons of all versions up to that one left it."""
     with sqlite3.connect(path) as connection:
-        connection.executescript("PRAGMA journal_mode = WAL;" + "".join(MIGRATIONS[:version]) + ROWS)
+        connection.executescript("PRAGMA journal_mode = WAL;" + "".join([MIGRATIONS[0], ROWS, *MIGRATIONS[1:version]]))
         connection.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};")
     connection.close()
 
