@@ -555,10 +555,12 @@ class RolloutChanged(FleetError):
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """Advice for a person at the target: the likely cause in one sentence, then what to do."""
+    """Advice for a person at the target: the likely cause in one sentence, then what to do. ``sign``: what is seen by who has
+    not looked at the code; docs/troubleshooting.md goes by it. Empty where nobody could see anything but the code."""
 
     cause: str
     remedy: str
+    sign: str = ""
 
 
 HINTS: dict[str, Hint] = {
@@ -573,10 +575,12 @@ HINTS: dict[str, Hint] = {
     "IMAGE_FORMAT": Hint(
         "The bytes are none of the formats that were asked for.",
         "Say the format (`type=bin|hex|elf|srec|dfuse`); a BIN needs `addr=` as well.",
+        "The file was taken, and is no firmware to the gateway.",
     ),
     "IMAGE_CORRUPT": Hint(
         "The file was cut short or changed on its way, or the tool that wrote it is at fault.",
         "Build or copy the file again; the message names the line or offset.",
+        "The file was taken, and a line or an offset of it is named.",
     ),
     "IMAGE_OVERLAP": Hint(
         "Two places of the file, or two of the images, claim the same address.",
@@ -589,17 +593,21 @@ HINTS: dict[str, Hint] = {
     "IMAGE_DOES_NOT_FIT": Hint(
         "The image was linked for another chip or another address, or the part is smaller than thought.",
         "Compare the address range in the message with the flash of the chip that was identified.",
+        "The job is refused: addresses outside of the flash.",
     ),
     "IMAGE_NOT_BOOTABLE": Hint(
         "The first two words are not a stack pointer in RAM and an odd reset vector inside the same image: it was linked for "
         "another address or chip, or has no vector table.",
         "Compare its linker script with the address in the message; `force=vectors` overrides where it is meant so.",
+        "The job is refused because of the vector table.",
     ),
     "IMAGE_TOO_LARGE": Hint(
         "The file, or what its gzip holds, exceeds a limit.", "Raise `store.image_limit_mib`, or send the right file."
     ),
     "IMAGE_ADDRESS_MISSING": Hint(
-        "A raw binary does not say where it belongs.", "Add `addr=0x08000000` (or wherever it was linked for)."
+        "A raw binary does not say where it belongs.",
+        "Add `addr=0x08000000` (or wherever it was linked for).",
+        "A BIN is refused.",
     ),
     "UNKNOWN_IMAGE": Hint(
         "No staged image has this name or digest; it was never sent whole, or has been removed since.",
@@ -608,165 +616,212 @@ HINTS: dict[str, Hint] = {
     "DIGEST_MISMATCH": Hint(
         "The bytes that arrived are not the bytes that were announced.",
         "Compute the SHA-256 of the file again and resend it; nothing was staged.",
+        "An upload was taken to its last byte, and is not there.",
     ),
     "TARGET": Hint("The target or its wiring failed.", "See the message."),
     "LINK": Hint("The serial port or a control line failed.", "Check the device, its cable and its permissions."),
     "PORT_BUSY": Hint(
         "Another process has the serial port open: a getty, ModemManager, a terminal program, another bridged.",
         "The message names it where the kernel tells; stop it, or mask `serial-getty@…`.",
+        "The target is `absent`, or a job is refused at once, and the port is there.",
     ),
     "PORT_GONE": Hint(
         "The serial device vanished or was never there: unplugged, not powered, renamed.",
         "Plug it in again; use a name under /dev/serial/by-id or a udev link, which does not change.",
+        "The target is `absent`, its device is not in /dev; or a job stops in the middle and is `interrupted`.",
     ),
     "PORT_FORBIDDEN": Hint(
         "The account that bridged runs as may not open the serial device, or the sandbox of its unit hides it.",
         "Permission denied: add the account to group `dialout` (unit: `SupplementaryGroups=dialout`). Operation not "
         "permitted: the unit's `DeviceAllow=` has to name the driver (`char-tty[A-Z]*`), and means only those that were "
         "loaded when the service started: `systemctl restart bridged`, and /etc/modules-load.d for the next boot.",
+        "The target is `absent`: permission denied, or operation not permitted.",
     ),
     "PARITY_UNAVAILABLE": Hint(
         "The driver of this port dropped even parity without an error; the mini UART of a Raspberry Pi has no parity.",
         "Use a PL011: `dtoverlay=disable-bt` or `miniuart-bt` and /dev/ttyAMA0; on a Pi 4 also `dtoverlay=uart2` to "
         "`uart5`; on a Pi 5 `dtparam=uart0=on`.",
+        "No job begins on this port, whatever is wired to it.",
     ),
-    "BAUD_UNAVAILABLE": Hint("The driver cannot make this baud rate.", "Choose another `baud`, for example 115200 or 57600."),
+    "BAUD_UNAVAILABLE": Hint(
+        "The driver cannot make this baud rate.",
+        "Choose another `baud`, for example 115200 or 57600.",
+        "A job ends before anything is sent, at an unusual `baud`.",
+    ),
     "LINE_UNAVAILABLE": Hint(
         "A control line (NRST, BOOT0, power) is not wired, or cannot be taken or driven.",
         "Check the name of the line in the configuration, who else holds it (`gpioinfo`), and group `gpio`.",
+        "The target is `absent` although its port is there, or a job ends before its first reset.",
     ),
     "TARGET_BROKEN": Hint(
         "NRST or BOOT0 could not be brought back to idle after a session.",
         "Look at the wiring, then restart bridged or reload it to clear the mark.",
+        "The target is `broken`, and every job for it is refused.",
     ),
     "LOADER": Hint("The ROM loader did not do what was asked.", "See the message."),
     "NO_SYNC": Hint(
         "The chip is not in its loader (BOOT0 not high at reset, or option bits ignore the pin), or TX/RX are swapped "
         "or on pins that this loader does not listen to, or it has no power.",
-        "Check BOOT0 and NRST at the chip, the pins named in the message, and unplug USB; on an L47x without a "
-        "32 kHz crystal the loader needs 2.6 s.",
+        "Measure BOOT0 and NRST at the chip during reset; compare the pins with those in the message, swap TX and RX; unplug "
+        "the target's USB. On an L47x without a 32 kHz crystal the loader needs 2.6 s (`startup_s`).",
+        "No byte comes back at all.",
     ),
     "SYNC_NOISE": Hint(
         "The loader measured a wrong baud rate (F7, F4, L4 and F2 do so now and then), or the line is noisy.",
         "It is tried again by itself after a reset and at a lower rate; if it stays so set `baud = 57600` and check "
         "ground and cable.",
+        "Other bytes come back each time.",
     ),
     "APPLICATION_RUNNING": Hint(
         "The target resets but starts its application: it does not see BOOT0 high, or its option bits ignore the pin.",
-        "Measure BOOT0 at the chip during reset; see the activation pattern in the message.",
+        "Measure BOOT0 at the chip during reset. High and still ignored: option bytes (nSWBOOT0, nBOOT0_SEL, BOOT_ADD) or the "
+        "BOOT1 pin; see the activation pattern in the message.",
+        "Text of the application comes where the loader should answer.",
     ),
     "LOOPBACK": Hint(
         "The byte that was sent came back: TX and RX are shorted, or the adapter is half-duplex with echo.",
-        "Check the wiring between adapter and target.",
+        "Take the target off the cable: if the byte still comes back it is the cable or the adapter.",
+        "Our own byte comes back.",
     ),
     "WRONG_PARITY": Hint(
         "Sync worked, then Get was refused: parity on the wire is not even.",
-        "Read the port's settings back; on a Raspberry Pi use a PL011 and not the mini UART.",
+        "Use a port that can do 8E1: on a Raspberry Pi a PL011 and not the mini UART, else another adapter.",
+        "Sync works, then everything is refused.",
     ),
     "NACK": Hint(
         "The loader refused: a byte was lost or flipped, the address is not allowed, or the command is protected.",
         "Try again; if it stays so lower the baud rate and check for lost bytes (bridges without buffering).",
+        "A command is refused, at one address or now and then.",
     ),
     "NO_REPLY": Hint(
         "A byte was lost on the way, the target was reset or lost power, or it is still busy.",
         "Try again; check supply and watchdog of the target, lower the baud rate. `sudo bridged doctor` tells whether another "
         "program takes the answers.",
+        "Sync works, then there is silence.",
     ),
     "GARBLED": Hint(
         "The answer was neither ACK nor NACK: noise, a wrong baud rate, or somebody else talks on the line.",
         "Try again; check that the application's UART pins are not shared and lower the baud rate.",
+        "An answer is neither yes nor no.",
     ),
     "UNSTABLE_LINK": Hint(
         "The wire loses or changes bytes all the time: a loose contact, no common ground, noise, a rate at its limit.",
         "Check ground, cable and supply, set `baud = 57600` or less, and look at the retries in the log of the job. "
         "`sudo bridged doctor` tells whether another program takes some of the bytes.",
+        "The job repeats command after command and gives up.",
     ),
     "ERASE_TIMEOUT": Hint(
         "The flash took longer than twice the worst case that is known, or the target lost power while erasing.",
         "Check the supply; worn flash erases slowly. The sector is erased again by the next job.",
+        "Phase `erase` does not end (up to 4 s for a large sector of F4, F7 and H7, 32 s for a whole flash, are usual).",
     ),
     "NOT_ERASED": Hint(
         "The sector is write-protected (loaders skip such sectors and acknowledge), a cell is worn out, or the layout differs.",
-        "Read the write-protection option bytes; if they are clear, state the `layout` of the target or replace the part.",
+        "`bridged option-bytes TARGET` shows write protection, `bridged unprotect TARGET --write` removes it; where none is "
+        "set, state the `layout` of the target or replace the part.",
+        "The erase was acknowledged, and the old bytes are still there.",
     ),
     "WRONG_SECTOR": Hint(
         "The flash is laid out differently than thought (dual bank, another part), or the chip swaps its banks.",
         "State the layout in the target's configuration (`layout = ...`); nothing but the named sector was erased.",
+        "The first erase changed another sector than it should.",
     ),
     "SECOND_STAGE_FAILED": Hint(
         "The second-stage loader did not start on this part (its table was never tried on silicon), or the line is too bad.",
         "None is needed: the job goes on through the ROM loader. Please report the part and the message.",
+        "A job takes longer than the one before, and its result says `second_stage=given up`.",
     ),
     "XMODEM_FAILED": Hint(
         "The target's bootloader is not waiting for XMODEM (`xmodem.enter`, `xmodem.begin`, rate), or the line loses bytes.",
         "See in `bridged trace` what it said; try `sx` on the console. An image that was begun is incomplete: run it again.",
+        "A transfer by XMODEM does not begin, or stops.",
     ),
     "XMODEM_UNCONFIRMED": Hint(
         "The bootloader refused the image behind its last block (signature, size), or `xmodem.success` expects other words.",
         "The message has what it said. Correct `xmodem.success`, or the image.",
+        "All blocks were taken by XMODEM, and the job fails all the same.",
     ),
     "NOT_SAFE_TO_STOP": Hint(
         "The application did not say that it may be stopped (`application.interlock`, `lines.safe`), so it was not reset.",
         "Bring the machine into a safe state and submit again; `force=interlock` overrides.",
+        "The job is refused before the target was reset.",
     ),
     "UNHEALTHY": Hint(
         "The image is in flash as asked, but what it says is not what `application.health` expects.",
         "Read what it said in the message; where a last known good image exists it was restored (state rolled_back).",
+        "The image is proven, and the job ends `rolled_back` or `failed`.",
     ),
     "SESSION_DIED": Hint(
         "The session process was killed or crashed.",
         "The target was released after its hazard time; look for the out-of-memory killer in the kernel log.",
+        "A job fails from one moment to the next, without a word of the target.",
     ),
     "DEADLINE_EXCEEDED": Hint(
         "The session ran longer than its plan allows and was ended.",
         "Look at the trace of the job: which command had no end?",
+        "A job is ended by the gateway after a long time.",
     ),
     "CHIP": Hint("The chip cannot do what was asked.", "See the message."),
     "UNKNOWN_CHIP": Hint(
         "The product id is in no table of this version.",
         "Check the message for the id; `READ` works, flashing needs a chip that is known.",
+        "The loader answers, and its product id is known to nobody.",
     ),
     "WRONG_CHIP": Hint(
         "Another chip than configured answered: a swapped board or cable.",
         "Correct the wiring or the `chip` of the target; nothing was changed.",
+        "Another chip than configured answers.",
     ),
     "READ_PROTECTED": Hint(
         "Readout protection is on (H5: product state), so the loader refuses everything but Get, Get Version, Get ID.",
         "Removing it erases the whole flash; it is never done unless a job says so (`UNPROTECT`, or `unprotect=1` of a FLASH).",
+        "The chip is identified, and nothing can be read.",
     ),
     "PROTECTION_UNCHANGED": Hint(
         "The loader acknowledged and the part did not do it, or a byte was lost each time; parts whose option bytes come into "
         "force at power-on only need a power cycle.",
         "Cycle the power and look again (`OPTION-BYTES`, `DOCTOR`); the message says what was read.",
+        "Protection was set or removed, and the next look shows the old one.",
     ),
     "OPTION_BYTES_DIFFER": Hint(
         "The loader of this part writes fewer option bytes than the block has, or a reset of the target cut the write off.",
         "Compare before and after in the result of the job; nothing that is never to be written was sent.",
+        "Option bytes were written, and read back otherwise.",
     ),
     "OPTION_BYTES_LOST": Hint(
         "The target lost its power or was reset from outside while its option bytes were written: erased ones mean readout "
         "protection.",
         "`UNPROTECT` with `force=erase-everything` makes it usable again; then flash it and set its option bytes anew.",
+        "The part is suddenly protected after its option bytes were written.",
     ),
-    "UNSUPPORTED": Hint("This loader or chip has no such function.", "See the message for what it has."),
+    "UNSUPPORTED": Hint(
+        "This loader or chip has no such function.",
+        "See the message for what it has.",
+        "The job is refused: this loader or chip cannot do it.",
+    ),
     "LAYOUT_UNKNOWN": Hint(
         "The sector layout depends on option bits that could not be read, or the source for this part is unsure.",
         "State it: `layout = ...` in the target's configuration; the message lists the names.",
+        "The chip is known, and the job is refused because of its layout.",
     ),
     "ENTRY_WOULD_BE_LOST": Hint(
         "The loader was entered by a way that will not exist once the application is erased.",
         "Wire NRST and BOOT0, correct the option bits named in the message, or say `entry=one-shot` with somebody "
         "at the board.",
+        "The job is refused before the erase: nobody could enter the loader again afterwards.",
     ),
     "OUTSIDE_UNREADABLE": Hint(
         "A sector that must be erased holds bytes outside the image, and they cannot be read to be kept.",
         "Add `outside=discard` if they may be lost.",
+        "The job is refused before the erase: a sector holds more than the image.",
     ),
     "VERIFY_MISMATCH": Hint(
         "The flash differs from the image. In a verify: another firmware is in there. After a write: write protection, a worn "
         "cell, swapped banks.",
         "In a verify: flash it, or compare with the image that should be there (INFO names the last one that was proven). "
-        "After a write: the message names the first address; read the write-protection bits, try again once.",
+        "After a write: the message names the first address, and from the start of a sector on it is write protection. Try "
+        "again once.",
+        "What is in flash is not what was written, or not what was expected.",
     ),
     "JOB": Hint("The job cannot be done.", "See the message."),
     "UNKNOWN_JOB": Hint("No job has this id; old ones are removed after a while.", "List them with JOBS."),
@@ -775,7 +830,11 @@ HINTS: dict[str, Hint] = {
         "Repeat the job with `trace=1`.",
     ),
     "UNKNOWN_TARGET": Hint("No target has this name.", "List them with TARGETS."),
-    "TARGET_BUSY": Hint("Somebody else holds the target.", "The message says who; wait, or ask them."),
+    "TARGET_BUSY": Hint(
+        "Somebody else holds the target.",
+        "The message says who; wait, or ask them.",
+        "A console or a lock is refused; somebody has the target.",
+    ),
     "NOT_CANCELLABLE": Hint(
         "Between the first erase and the proof a cancel would leave the target without firmware.",
         "Wait for the end, or say `force` if that is what you want.",
@@ -786,19 +845,23 @@ HINTS: dict[str, Hint] = {
     "STORAGE": Hint(
         "Another program, `sqlite3` for one, keeps the journal locked.",
         "End that program. It is tried again by itself; no destructive step is started meanwhile.",
+        "Jobs wait, or do not end, while the disk has room.",
     ),
     "STORAGE_FULL": Hint(
         "The disk or a quota is full.",
         "Make room: remove old images, or raise `store.limit_mib`. No destructive step is started meanwhile.",
+        "Uploads and jobs are refused; or one stays in its last phase, with `reason=STORAGE_FULL`.",
     ),
     "STORAGE_FAILED": Hint(
         "The disk failed or became read-only; an SD card at its end does this.",
         "Look at the kernel log, replace the card. No destructive step is started meanwhile; the end of a job that "
         "was running is told when it can be written, or the job goes on at the next start.",
+        "Uploads and jobs are refused; or one stays in its last phase, with `reason=STORAGE_FAILED`.",
     ),
     "JOURNAL": Hint(
         "The journal cannot be used.",
         "See the message; a journal of a newer version needs the newer bridged and is left as it is.",
+        "The daemon does not start, and its configuration has no mistake.",
     ),
     "ID_CONFLICT": Hint(
         "This id was used before for a different request.",
@@ -810,11 +873,13 @@ HINTS: dict[str, Hint] = {
     "FOREIGN_PROTOCOL": Hint(
         "A browser, a TLS client or another program was pointed at the port of the line protocol.",
         "Speak to it with `bridged` or `nc`; metrics are on a port of their own (7102).",
+        "A browser or another program gets one line and is closed.",
     ),
     "NOT_ALLOWED": Hint(
         "A right is missing, or policy forbids this.",
         "The message says which scope, target or rule. Root on the gateway has every scope over the Unix socket "
         "(`sudo bridged …`); elsewhere a token has what it was made with (`bridged token add`).",
+        "The gateway answers, and refuses what is asked for.",
     ),
     "SIGNATURE": Hint(
         "The image is not signed, was changed after it was signed, or the key is not one that this gateway trusts.",
@@ -832,10 +897,12 @@ HINTS: dict[str, Hint] = {
         "Beyond loopback and the Unix socket nothing is answered without a token or a client certificate.",
         "Make a token on the gateway (`bridged token add NAME --scope flash`) and give it to the client: `AUTH TOKEN`, "
         "BRIDGED_TOKEN_FILE, or `token_file` in its configuration.",
+        "From elsewhere the gateway answers, and every command is refused.",
     ),
     "BAD_TOKEN": Hint(
         "The token was mistyped, revoked or has expired.",
         "`bridged token list` on the gateway shows which there are; each further wrong one makes this address wait longer.",
+        "A token is refused, and each try takes longer.",
     ),
     "UNKNOWN_CREDENTIAL": Hint("No token or certificate has this name.", "`bridged token list` shows which there are."),
     "UNKNOWN_PATH": Hint(
@@ -848,21 +915,29 @@ HINTS: dict[str, Hint] = {
     "FOREIGN_ORIGIN": Hint(
         "A web page from elsewhere made a browser ask, or bridged was addressed by a name that it does not know.",
         "Open the page of bridged itself; where it has a name of its own add that to `api.hosts`.",
+        "The web page says that it may not ask.",
     ),
     "TOO_LARGE": Hint("The request exceeds a limit.", "The message names the limit."),
-    "TOO_MANY": Hint("Too many connections or requests at once.", "Wait and try again."),
+    "TOO_MANY": Hint(
+        "Too many connections or requests at once.",
+        "Wait and try again.",
+        "A connection is closed as soon as it is made.",
+    ),
     "DAEMON_UNREACHABLE": Hint(
         "No bridged daemon answers there.",
         "Start it (`systemctl start bridged`), or say where it is (`--gateway`, BRIDGED_GATEWAY).",
+        "`bridged` finds no gateway.",
     ),
     "FLEET": Hint("The broker of the fleet answered with an error.", "See the message."),
     "FLEET_UNREACHABLE": Hint(
         "No server of the broker answers: no network, the wrong address or port, or it is electing a leader (seconds).",
         "Nothing is lost: it is tried again by itself. If it stays, look at `fleet.servers`, the firewall and the broker.",
+        "The gateway is not seen by its fleet.",
     ),
     "FLEET_REFUSED": Hint(
         "The broker does not accept the credential, its certificate is not signed by a known CA, or a permission is missing.",
         "Compare with what `bridged fleet permissions` prints for this name, and with `[fleet]`; then reload the broker.",
+        "The gateway is not seen by its fleet, and the broker is reached.",
     ),
     "FLEET_COMMAND": Hint(
         "A message of the fleet is malformed, of another version, or meant for another gateway.",

@@ -2,8 +2,9 @@
 
 ``docs/errors.md`` is made from ``errors.HINTS`` and the tree of error classes, ``docs/limits.md`` by ``tests.limits``, and
 ``systemd/bridged.catalog`` from ``logs.Notice``. ``docs/line-protocol.md``, ``docs/http-api.md``, ``docs/protection.md`` and
-``docs/metrics.md`` are written by hand down to ``MARK`` and made from the tables of the code after it; the dashboards are from
-``tests.build_dashboards``, and ``tests.build_shell`` adds what shells and `man` want. A test runs the check, so none can drift.
+``docs/metrics.md`` are written by hand down to ``MARK`` and made from the tables of the code after it, and
+``docs/troubleshooting.md`` between two marks; the dashboards are from ``tests.build_dashboards``, and ``tests.build_shell``
+adds what shells and `man` want. A test runs the check, so none can drift.
 """
 
 from __future__ import annotations
@@ -24,13 +25,26 @@ from bridged.api.metrics import Metrics
 from bridged.api.transfers import Transfers
 from bridged.chips.option_rows import LAYOUTS
 from bridged.chips.options import WrpKind
-from bridged.errors import BY_CODE, HINTS, BridgedError, FleetError
+from bridged.errors import (
+    BY_CODE,
+    HINTS,
+    BridgedError,
+    ChipError,
+    FleetError,
+    ImageError,
+    JobError,
+    LinkError,
+    LoaderError,
+    RequestError,
+    TargetError,
+)
 from bridged.protocol.reply import CODE_TEXT, REPLY_CODES, reply_code
 from bridged.protocol.verbs import VERBS
 from tests import build_chips, build_settings, build_shell, limits
 from tests.build_dashboards import dashboards
 
 DOCS = Path(__file__).parent.parent / "docs"
+END = "<!-- By hand from here on. -->\n"
 MARK = "<!-- From here on made from the code by: python -m tests.build_docs -->\n"
 
 ERRORS_HEAD = """\
@@ -44,6 +58,20 @@ the facts as data, the likely cause and the remedy. In the line protocol: `NNN C
 A code of a group (`TARGET`, `LOADER`, …) is used only where no finer one fits. *Again* means: the same request may work later
 with nothing changed.
 """
+
+
+# In the order in which a job meets them.
+SIGN_GROUPS: dict[type[BridgedError], str] = {
+    LinkError: "The port and the lines",
+    LoaderError: "The loader",
+    ChipError: "The chip and its protection",
+    TargetError: "The image and its application",
+    ImageError: "Files",
+    JobError: "Jobs and the disk",
+    RequestError: "Clients",
+    FleetError: "Fleets",
+    BridgedError: "Anything else",
+}
 
 
 def errors_page() -> str:
@@ -62,6 +90,29 @@ def errors_page() -> str:
                 numbers = "In the log of the gateway, or told by `bridged fleet`."
             out.append(f"- Cause: {hint.cause}\n- Remedy: {hint.remedy}\n- {numbers}{again}\n")
     return "\n".join(out)
+
+
+def troubleshooting_page() -> str:
+    """As it is in the file, and between the marks what can be seen of each error, by groups of the tree."""
+    head, _, rest = (DOCS / "troubleshooting.md").read_text().partition(MARK)
+    out = []
+    for group, title in SIGN_GROUPS.items():
+        rows = [cls for cls in BY_CODE.values() if _sign_group(cls) is group and HINTS[cls.code].sign]
+        if not rows:
+            continue
+        out += [f"### {title}", "", "| what you see | what it probably is | what to do |", "|---|---|---|"]
+        for cls in rows:
+            hint, code = HINTS[cls.code], cls.code
+            sign, cause, remedy = (text.replace("|", "\\|") for text in (hint.sign, hint.cause, hint.remedy))
+            out.append(f"| {sign} [`{code}`](errors.md#{code.lower()}) | {cause} | {remedy} |")
+        out.append("")
+    made = "\n".join(out)
+    return f"{head}{MARK}\n{made}\n{END}{rest.partition(END)[2]}"
+
+
+def _sign_group(cls: type[BridgedError]) -> type[BridgedError]:
+    """The finest of ``SIGN_GROUPS`` that it belongs to."""
+    return next(base for base in cls.__mro__ if base in SIGN_GROUPS)
 
 
 def _title(group: type[BridgedError]) -> str:
@@ -164,6 +215,7 @@ def pages() -> dict[str, str]:
         "protection.md": protection_page(),
         "metrics.md": metrics_page(),
         "logs.md": logs_page(),
+        "troubleshooting.md": troubleshooting_page(),
         "chips.md": build_chips.page(),
         "configuration.md": build_settings.page(),
         "../systemd/bridged.catalog": logs.catalog(),

@@ -30,6 +30,15 @@ def test_advice_is_made_of_sentences(code: str) -> None:
         assert text[-1] in ".?", text
 
 
+def test_what_fails_at_a_target_can_be_found_by_what_is_seen() -> None:
+    """docs/troubleshooting.md is made from the signs. Groups of the tree have none: a message of theirs is all there is."""
+    at_targets = {cls.code for cls in classes() if issubclass(cls, errors.TargetError)}
+    assert {code for code in at_targets if not HINTS[code].sign} == {"TARGET", "LINK", "LOADER", "CHIP"}
+    signs = [hint.sign for hint in HINTS.values() if hint.sign]
+    assert len(set(signs)) == len(signs), "two rows that nobody can tell apart"
+    assert all((sign[0].isupper() or sign[0] == "`") and sign[-1] == "." for sign in signs)
+
+
 @pytest.mark.parametrize("cls", classes(), ids=lambda cls: cls.code)
 def test_an_error_survives_the_border(cls: type[BridgedError]) -> None:
     first = cls("Write Memory at 0x08004000: NACK", address=0x08004000, expected="79", came=None)
