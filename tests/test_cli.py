@@ -338,6 +338,7 @@ def test_exit_codes_of_refusals(gateway: Gateway, tmp_path: Path) -> None:
         (["flash", "motor1", "sha256:" + "0" * 64], Exit.USAGE, "UNKNOWN_IMAGE"),
         (["erase", "motor1", "0x08000000"], Exit.USAGE, "ADDR+LEN"),
         (["read", "motor1", "0", "16", "-o", str(tmp_path)], Exit.USAGE, "name of a file"),
+        (["read", "motor1", "0", "16", "-o", "/dev/stdout"], Exit.USAGE, "among the bytes"),
         (["cancel", "j9"], Exit.USAGE, "UNKNOWN_JOB"),
         (["jobs", "--state", "done"], Exit.USAGE, "succeeded"),
         (["frobnicate"], Exit.USAGE, "invalid choice"),

@@ -251,6 +251,10 @@ def test_a_job_over_tls_with_a_token(served: Served, tmp_path: Path) -> None:
         assert gateway.status(job)["principal"] == "token-ci"
         assert [row["target"] for row in gateway.targets()] == ["motor1", "motor2"]
         assert gateway.get(digest, tmp_path / "back") == 800_000
+        (tmp_path / "link").symlink_to("beyond")
+        assert gateway.get(digest, tmp_path / "link") == 800_000
+    assert (tmp_path / "link").is_symlink(), "what is no plain file is written to and not replaced, /dev/null above all"
+    assert (tmp_path / "beyond").read_bytes() == image.read_bytes()
     assert (tmp_path / "back").read_bytes() == image.read_bytes()
     assert served.jobs.jobs[job].state is JobState.SUCCEEDED
 

@@ -76,6 +76,8 @@ class Command:
         path = Path(self.args.output)
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise BadRequest(f"{path} cannot be written: give the name of a file in a directory that exists", path=str(path))
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(1)):
+            raise BadRequest("what is printed would be among the bytes: give the name of a file", path=str(path))
         done = self._run_job("READ", self.args.target, self.args.address, self.args.length)
         if done is not Exit.DONE or self.args.no_wait:
             return done

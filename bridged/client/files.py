@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,8 +105,17 @@ def _send_file(session: Session, link: Link, local: LocalFile, offset: int, prog
 
 
 def fetch(session: Session, ref: str, path: Path) -> int:
-    """GET into a file that appears whole or not at all; the number of bytes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """GET into a file that appears whole or not at all; the number of bytes.
+
+    What is there and no plain file (a device, a pipe, a link) is written to, once everything has come, and never replaced.
+    """
+    special = path.is_symlink() or (path.exists() and not path.is_file())
+    if special:
+        handle, name = tempfile.mkstemp(prefix="bridged-")
+        os.close(handle)
+        temporary = Path(name)
+    else:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
 
     def action(link: Link) -> int:
         link.send(format_request("GET", ref))
@@ -123,7 +134,11 @@ def fetch(session: Session, ref: str, path: Path) -> int:
 
     try:
         size = session.call(action)
-        temporary.replace(path)
+        if special:
+            with temporary.open("rb") as source, path.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+        else:
+            temporary.replace(path)
     except OSError as error:
         raise BadRequest(f"writing {path} failed: {error.strerror or error}", path=str(path)) from error
     finally:

@@ -23,8 +23,10 @@ class TargetPort(Protocol):
     ``state``: idle, busy, absent or broken. ``hold_off`` keeps everybody from port and lines, and comes before the target is
     opened. ``run`` has released the target when it returns or raises, or the target is ``broken``, or ``unreleased``: its
     port vanished with its lines, and ``release_after`` is to be called when it is back. ``keeps_from``: a person has locked
-    it, so that new jobs of another principal wait, until ``wait_free`` returns.
+    it, so that new jobs of another principal wait, until ``wait_free`` returns. ``last_trace``: what the last session recorded.
     """
+
+    last_trace: str
 
     @property
     def name(self) -> str: ...
@@ -32,8 +34,6 @@ class TargetPort(Protocol):
     def state(self) -> str: ...
     @property
     def reason(self) -> str: ...
-    @property
-    def last_trace(self) -> str: ...
     @property
     def unreleased(self) -> bool: ...
 

@@ -154,6 +154,7 @@ class Runner:
         """One session, and what it died of."""
         result: dict[str, Any] = {}
         problem: BridgedError | None = None
+        lane.port.last_trace = ""  # A job that ends before it has a session must not be given the recording of another one.
         try:
             result = await self._session(lane, live)
         except BridgedError as error:

@@ -102,6 +102,19 @@ def test_what_an_error_means(tmp_path: Path, error: BridgedError, at: str, state
     run(work)
 
 
+def test_a_job_without_a_session_has_no_recording_of_another_one(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            assert (await bench.flash()).state is JobState.SUCCEEDED
+            assert bench["m1"].last_trace, "a session has recorded something"
+            bench.free_bytes = 0
+            refused = await bench.flash()
+            assert refused.reason == "STORAGE_FULL"
+            assert bench.jobs.trace_file(refused.id) is None
+
+    run(work)
+
+
 def test_a_defect_ends_the_job_and_not_the_daemon(tmp_path: Path) -> None:
     async def work() -> None:
         async with Bench(tmp_path) as bench:
