@@ -37,7 +37,7 @@ NAME_CHARS = 128  # Of the name of a combined content: it is stored with each pr
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 # Only hexadecimal behind an @, because a name may well end in "@2".
-_AT = re.compile(r"(.+)@(0[xX][0-9a-fA-F]{1,8})")
+_AT = re.compile(r"(.+)@(0[xX][0-9a-fA-F]{1,8})", re.DOTALL)
 _ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
 _BYTES = re.compile(r"(?:[0-9a-fA-F]{2})+")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridged.errors import BadRequest, BridgedError, CorruptImage, ImageTooLarge, OverlappingImage, UnknownImage
@@ -111,6 +111,7 @@ def test_the_limits_themselves_are_accepted() -> None:
     assert len(wanted(",".join("abcdefgh"), params).patches) == 64
 
 
+@example("0\n", "", 0)  # A dot of `re` stops at a line end.
 @given(
     st.text(max_size=60), st.text("0123456789abcdefx:,", max_size=60), st.one_of(st.none(), st.integers(), st.text(max_size=9))
 )
