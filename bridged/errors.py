@@ -849,7 +849,8 @@ HINTS: dict[str, Hint] = {
     ),
     "STORAGE_FULL": Hint(
         "The disk or a quota is full.",
-        "Make room: remove old images, or raise `store.limit_mib`. No destructive step is started meanwhile.",
+        "Make room on that disk, or raise `store.limit_mib`; images that nothing needs go by themselves. No destructive step "
+        "is started meanwhile.",
         "Uploads and jobs are refused; or one stays in its last phase, with `reason=STORAGE_FULL`.",
     ),
     "STORAGE_FAILED": Hint(
@@ -860,7 +861,9 @@ HINTS: dict[str, Hint] = {
     ),
     "JOURNAL": Hint(
         "The journal cannot be used.",
-        "See the message; a journal of a newer version needs the newer bridged and is left as it is.",
+        "See the message; a journal of a newer version needs the newer bridged and is left as it is. A damaged one: "
+        "put `state.db` of a back-up there, or move it and `state.db-*` aside; then jobs, records and bytes kept for an "
+        "interrupted flash are gone, so flash anew what was running. Images stay.",
         "The daemon does not start, and its configuration has no mistake.",
     ),
     "ID_CONFLICT": Hint(
@@ -868,7 +871,10 @@ HINTS: dict[str, Hint] = {
         "Use a new id for a new request; the same one finds the job.",
     ),
     "REQUEST": Hint("The request cannot be served.", "See the message."),
-    "BAD_REQUEST": Hint("An argument is missing, unknown or out of range.", "`HELP VERB` shows what is expected."),
+    "BAD_REQUEST": Hint(
+        "An argument is missing, unknown or out of range.",
+        "The message says what is wrong; `HELP VERB`, or `bridged VERB --help`, shows what is expected.",
+    ),
     "UNKNOWN_VERB": Hint("There is no such verb.", "`HELP` lists the verbs."),
     "FOREIGN_PROTOCOL": Hint(
         "A browser, a TLS client or another program was pointed at the port of the line protocol.",

@@ -201,7 +201,7 @@ class Command:
         state = str(data.get("state", ""))
         phase = str(data.get("phase") or "") if state == "running" else state
         if state in ("running", "queued", "waiting", "interrupted"):
-            if state != "running" and data.get("reason"):
+            if data.get("reason"):  # Also while it runs: its end cannot be written while the disk is full.
                 phase += f" ({data['reason']})"
             total, rate = int(data.get("total") or 0), float(data.get("rate") or 0)
             self.screen.progress(str(data.get("target", "")), phase, int(data.get("done") or 0), total, rate)

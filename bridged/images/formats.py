@@ -57,6 +57,28 @@ class Part:
         return self.address + len(self.data)
 
 
+# What ``auto`` must not take for the bytes of a raw binary: beside another image, where no vector table is looked for, they
+# would be written and proven.
+FOREIGN = (
+    (b"UF2\n", "UF2, which no loader of an STM32 reads: build a HEX, an ELF or a BIN"),
+    (b"version https://git-lfs", "the pointer of Git LFS and not the file: run git lfs pull"),
+    (b"<!DOCTYPE", "a web page: what a server said instead of the file"),
+    (b"<!doctype", "a web page: what a server said instead of the file"),
+    (b"<html", "a web page: what a server said instead of the file"),
+    (b"\xef\xbb\xbf:", "Intel HEX behind a byte order mark, which an editor put there: save it without"),
+    (b"\xef\xbb\xbfS", "Motorola S-record behind a byte order mark, which an editor put there: save it without"),
+    (b"\xff\xfe:\0", "Intel HEX in UTF-16: save it as ASCII"),
+)
+# These may be meant as data of the application, where they have an address.
+ARCHIVES = (
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\xfd7zXZ\0", "packed by xz"),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd"),
+    (b"BZh", "packed by bzip2"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """``recognise``: whether the content looks so, cheaply. ``read``: all of it, or a typed error that names a place."""
@@ -81,6 +103,8 @@ def parse(data: bytes, type_hint: str, base_address: int | None, unpacked_bytes:
         raise EmptyImage("the file is empty")
     if found is None:
         if base_address is None:
+            if archive := next((what for magic, what in ARCHIVES if data.startswith(magic)), ""):
+                raise UnknownFormat(f"the file is {archive}: unpack it and send the image that is in it")
             raise ImageAddressMissing("the image is a raw binary, which does not say where it belongs", size_bytes=len(data))
         return join([Part(base_address, data, "offset 0")])
     image = join(found.read(data))
@@ -99,7 +123,11 @@ def recognise(data: bytes, type_hint: str) -> Format | None:
     if type_hint == "bin":
         return None
     if type_hint == "auto":
-        return next((f for f in FORMATS if f.recognise(data)), None)
+        found = next((f for f in FORMATS if f.recognise(data)), None)
+        foreign = next((what for magic, what in FOREIGN if data.startswith(magic)), "") if found is None else ""
+        if foreign:
+            raise UnknownFormat(f"the file is {foreign}; if these very bytes are meant, stage it with type=bin")
+        return found
     found = next((f for f in FORMATS if f.name == type_hint), None)
     if found is None:
         raise BadRequest(f"unknown image type {type_hint!r}, expected one of auto, bin, {', '.join(f.name for f in FORMATS)}")

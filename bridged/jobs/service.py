@@ -23,6 +23,7 @@ from typing import Any
 
 from bridged.config import Config
 from bridged.errors import BadRequest, Canceled, NotCancellable, QueueFull, Stopped, StorageError, UnknownImage, UnknownTarget
+from bridged.events import Phase
 from bridged.images import content
 from bridged.images.content import Source
 from bridged.jobs import rollback
@@ -206,6 +207,8 @@ class Jobs:
             if len(found) < wanted:
                 break
             before = found[-1].id
+        if target is not None and not shown:
+            self._lane(target)  # A name that was mistyped must not look like a target without jobs.
         return shown
 
     def log(self, job_id: str, from_seq: int = 0, limit: int | None = None) -> _UpdateList:
@@ -371,6 +374,8 @@ class Jobs:
             doing = "has begun to erase and nothing is proven yet"
             if live.restore:
                 doing = "restores the last known good image and nothing is proven yet"
+            elif live.job.phase in (Phase.BOOT.value, Phase.HEALTH.value):
+                doing = "has proven its image and starts it; it ends by itself"
             elif live.job.kind in CHANGING:
                 doing = "has begun to change protection or option bytes"
             raise NotCancellable(

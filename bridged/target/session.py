@@ -23,6 +23,7 @@ from bridged.chips.model import Chip
 from bridged.errors import (
     BadRequest,
     BridgedError,
+    ImageDoesNotFit,
     LineUnavailable,
     LinkError,
     LoaderError,
@@ -158,6 +159,8 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result, en
         kept = NOTHING_KEPT  # Everything is blank: there is nothing to be kept, and nothing to be read for that.
         known = yield from _know(request, line, result)
     if request.kind == "read":
+        if known:
+            _check_within(request, known)
         result.data = yield from _read(request.address, request.length, line)
     elif request.kind == "erase" and known:
         yield from erase_range(request, known, result)
@@ -213,6 +216,18 @@ def _know(request: Request, line: Dialogue, result: Result) -> Flow[Known | None
             return None
         raise UnknownChip(f"product id {line.pid:#05x} is in no table of this version", pid=line.pid)
     return (yield from identify(request, line, line.chip, result))
+
+
+def _check_within(request: Request, known: Known) -> None:
+    """A read that runs out of the flash hangs the loader; it would look like a bad link."""
+    flash, end = known.flash_map(), request.address + request.length
+    if flash.base <= request.address < flash.sectors[-1].end < end:
+        raise ImageDoesNotFit(
+            f"the read begins in the flash of {known.chip.title} and ends beyond it: {request.address:#010x}..{end - 1:#010x}, "
+            f"the flash ends at {flash.sectors[-1].end - 1:#010x}",
+            start=request.address,
+            end=end,
+        )
 
 
 def _read(address: int, length: int, line: Dialogue) -> Flow[bytes]:

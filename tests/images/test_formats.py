@@ -87,6 +87,26 @@ def test_content_is_not_what_was_said(data: bytes, hint: str) -> None:
     check_refused(data, UnknownFormat, data[:4].hex(" "), hint)
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"UF2\n\x57\x51\x5d\x9e" + bytes(504), "UF2"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>404", "a web page"),
+        (b"\xef\xbb\xbf" + lines(UPPER, END), "byte order mark"),
+        (lines(UPPER, END).decode().encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_what_is_plainly_something_else_is_no_raw_binary(data: bytes, says: str) -> None:
+    check_refused(data, UnknownFormat, says, base=BASE)
+    assert formats.parse(data, "bin", BASE).read(BASE, len(data)) == data, "unless these very bytes are meant"
+
+
+def test_an_archive_may_be_data_where_it_has_an_address() -> None:
+    check_refused(b"PK\x03\x04" + DATA, UnknownFormat, "a zip archive")
+    assert formats.parse(b"PK\x03\x04" + DATA, "auto", BASE).start == BASE
+
+
 @pytest.mark.parametrize("data", [elf([(BASE, DATA)]), hex_text([(BASE, DATA)]).encode()])
 def test_an_address_that_contradicts_the_file_is_refused_and_not_ignored(data: bytes) -> None:
     check_content(data, [(BASE, DATA)], base=BASE)

@@ -111,6 +111,9 @@ def test_the_queue_is_bounded_and_in_order(tmp_path: Path) -> None:
             assert [j.id for page in pages for j in page] == [j.id for j in reversed((running, *waiting))]
             with pytest.raises(UnknownJob):
                 bench.jobs.list(before="0" * 12)
+            with pytest.raises(UnknownTarget):
+                bench.jobs.list(target="m9")
+            assert bench.jobs.list(target="m1", limit=0) == []
             assert len(bench.jobs.list(target="m1", state=JobState.SUCCEEDED)) == 4
             assert bench.jobs.list(state=JobState.QUEUED) == []
 

@@ -250,6 +250,8 @@ def test_read_returns_the_bytes() -> None:
     old = make_image(bench.chip, 6000)
     bench.put(old)
     assert bench.run("read", address=0x08000010, length=3000).data == bench.flash(0x08000010, 3000)
+    with pytest.raises(errors.ImageDoesNotFit, match="the flash ends at 0x080fffff"):
+        bench.run("read", address=0x080FFFFF, length=2)
 
 
 def test_erase_takes_exactly_the_range() -> None:
