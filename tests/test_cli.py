@@ -689,7 +689,9 @@ def test_sentences_and_sizes(tmp_path: Path) -> None:
         "5120.0 MiB",
     ]
     record = Reply(251, "", {"target": "m", "kind": "ensure", "evidence": "record", "age_s": 7.2})
-    assert outcome(record) == "m: nothing to do: the image is there already (evidence: record, 7 s old)"
+    assert (
+        outcome(record) == "m: nothing to do: the image is there already (evidence: record, 7 s old; the target was not asked)"
+    )
     assert table([{"a": 1, "b": None}, {"a": 22}], ["a", "b"]) == "A\n1\n22"
     odd = tmp_path / "größe\n.elf"
     odd.write_bytes(b"x")

@@ -60,7 +60,8 @@ def outcome(reply: Reply) -> str:
     seconds = f" in {float(data['seconds']):.1f} s" if data.get("seconds") else ""
     evidence = str(data.get("evidence") or "")
     if reply.code == 251:
-        age = f", {float(data['age_s']):.0f} s old" if data.get("age_s") else ""
+        age = "" if evidence in ("full", "") else f", {float(data.get('age_s') or 0):.0f} s old"
+        age += "; the target was not asked" if evidence == "record" and not data.get("protected") else ""
         return f"{who}nothing to do: the image is there already (evidence: {evidence or 'none given'}{age}){_left(data)}"
     written = size_text(int(data.get("bytes_written") or 0))
     if kind in ("flash", "ensure"):

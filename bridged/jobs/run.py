@@ -265,7 +265,8 @@ class Runner:
                 raise DigestMismatch(f"{restore.name} does not give the content any more that was proven in {lane.name}")
         past = await asyncio.to_thread(self._known.past, live.job)
         if image is not None and restore is None and _by_record(job, past, image):
-            return {"kind": job.kind.value, "content": image.digest, "evidence": "record", "age_s": round(past.age_s, 1)}
+            age_s = round(past.age_s, 1)
+            return {"kind": job.kind.value, "changed": False, "content": image.digest, "evidence": "record", "age_s": age_s}
         proven: tuple[SectorProven, ...] = ()
         if job.touched:
             proven = await asyncio.to_thread(self._journal.proven, job.id)

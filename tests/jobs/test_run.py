@@ -176,6 +176,7 @@ def test_ensure_by_record_touches_nothing_and_says_what_it_stands_on(tmp_path: P
             assert again.result is not None
             assert again.result["evidence"] == "record"
             assert again.result["age_s"] >= 0
+            assert again.result["changed"] is False, "which is how every client knows that nothing was to be done"
             assert len(bench["m1"].runs) == 1
             assert bench.jobs.info("m1")["proven"] == proven  # A record does not get younger by being asked.
 
