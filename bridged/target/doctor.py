@@ -35,12 +35,12 @@ from bridged.protocol import an3155
 from bridged.protocol.an3155 import Timing
 from bridged.protocol.flow import Checkpoint, Drain, Flow, Now, Overheard, Pause, Receive, Send, SetFormat, SetLines
 from bridged.target.dialogue import Dialogue
-from bridged.target.entry import STARTUP_LEAST_S, STARTUP_MARGIN, Connected, enter, phase_started
+from bridged.target.entry import Connected, enter, phase_started
 from bridged.target.expect import printable
 from bridged.target.identify import Known, identify
 from bridged.target.protection import read_options
 from bridged.target.request import Request, Result
-from bridged.target.speed import start_baud
+from bridged.target.speed import STARTUP_LEAST_S, STARTUP_MARGIN, start_baud
 from bridged.target.way_back import other_bank
 
 LISTEN_S = 1.0

@@ -60,13 +60,10 @@ from bridged.protocol.flow import (
 )
 from bridged.target.expect import Heard, printable, talk
 from bridged.target.request import Boot, Request, Result
-from bridged.target.speed import CHECK_BYTES, faster_bauds, first_baud, lower_bauds, must_prove, start_baud
+from bridged.target.speed import CHECK_BYTES, attempts, first_baud, must_prove
 
-TESTED_BAUD = 115200  # The highest that ST tests (AN3155): worth a second reset before going lower, for one may miss it (F7).
-UNKNOWN_STARTUP_S = (0.1, 0.6, 2.6)  # AN2606: most parts < 0.1 s, H7A3 0.545 s, L47x without a crystal 2.56 s.
-STARTUP_MARGIN = 1.2
-STARTUP_LEAST_S = 0.02
 BANNER_BYTES = 256
+NOISE_BYTES = 4  # As ``an3155.looks_like_text``.
 POWER_OFF_S = 0.5
 JUMP_S = 0.1
 START_S, START_MOST_S = 1.0, 5.0  # Until an application that says nothing is taken to be up; twelve times in ENTER_LIMIT_S.
@@ -104,48 +101,22 @@ def _expected(request: Request) -> Chip | None:
     return chips.find(request.chip) if request.chip else None
 
 
-def _attempts(request: Request, chip: Chip | None, again_at: int | None, *, erased: bool) -> list[tuple[int, float]]:
-    """(baud, start-up wait) of each attempt: the waits that this chip may need, then lower rates, each once (AN2606, autobaud).
-
-    ``again_at``: the rate at which the loader was reached before in this session. The rate is measured anew at each reset, so
-    it gets some tries. Otherwise the rates that are faster than the safe one come first, each once, or twice where it worked
-    before; and where the safe one failed not long ago, it comes last. ``erased``: see ``enter``.
-    """
-    first = again_at or start_baud(request, chip)
-    if request.startup_s:
-        waits = [request.startup_s]
-    else:
-        waits = [max(STARTUP_LEAST_S, s * STARTUP_MARGIN) for s in (chip.startup_s if chip else UNKNOWN_STARTUP_S)]
-    plan = []
-    for baud in () if again_at else faster_bauds(request, chip):
-        plan += [(baud, waits[0])] * (2 if baud in request.past.good_bauds else 1)
-    plan += [(first, wait) for wait in waits]
-    plan += [(first, waits[0])] * (2 if again_at else 1)
-    for baud in lower_bauds(first, request, chip):
-        plan += [(baud, waits[0])] * (2 if baud == TESTED_BAUD else 1)
-    if not again_at and first != (safe := first_baud(request, chip)):
-        plan.append((safe, waits[0]))
-    if (request.wiring.has_reset or request.wiring.has_power) and not erased:
-        return plan
-    return [(first, max(waits))] * (1 if erased else 2) if request.by_application else [(first, waits[0])]
-
-
 def enter(request: Request, result: Result, again_at: int | None = None, *, erased: bool = False) -> Flow[Connected]:
     """Bring the target into its loader and confirm it with Get and Get ID, whose bytes have different parity bits.
 
     Each attempt starts from a fresh reset. A wrong rate shows as noise at the sync or as garbage at Get, and is answered with
     the next attempt, in the end at lower rates; application output ends it at once, an echo at the second time, because no
     retry mends wiring. Where there is a power line, all of it is tried once more after a power cycle. ``again_at``: see
-    ``_attempts``; the phase of the job stays what it is then.
+    ``speed.attempts``; the phase of the job stays what it is then.
 
     Where only the application leads into the loader, it is asked to jump, the first time without a reset. ``erased``: it is not
     there any more; the target was left in its loader, and a reset would lose it.
     """
     chip = _expected(request)
     erased = erased and request.by_application
-    attempts = _attempts(request, chip, again_at, erased=erased)
+    planned = attempts(request, chip, again_at, erased=erased)
     try:
-        return (yield from _try_all(request, result, chip, attempts, again=again_at is not None))
+        return (yield from _try_all(request, result, chip, planned, again=again_at is not None))
     except (NoSync, SyncNoise, Garbled, NoReply, WrongParity) as error:
         if not request.wiring.has_power or request.one_shot or erased:
             raise
@@ -153,21 +124,21 @@ def enter(request: Request, result: Result, again_at: int | None = None, *, eras
     yield SetLines(boot0=False, power=False)
     yield Pause(POWER_OFF_S)
     yield SetLines(power=True)
-    return (yield from _try_all(request, result, chip, attempts, again=True))
+    return (yield from _try_all(request, result, chip, planned, again=True))
 
 
 def _try_all(
-    request: Request, result: Result, chip: Chip | None, attempts: list[tuple[int, float]], *, again: bool
+    request: Request, result: Result, chip: Chip | None, planned: list[tuple[int, float]], *, again: bool
 ) -> Flow[Connected]:
     last: LoaderError | None = None
     told: LoaderError | None = None  # The most telling error: silence says less than noise.
     impossible: dict[int, BaudUnavailable] = {}
     failed: dict[int, bool] = {}  # Rate: whether more than silence was heard.
-    safe = first_baud(request, chip)
+    safe, listened = first_baud(request, chip), False
     if not again:
         yield from phase_started(Phase.ACTIVATE)
-    for number, (baud, wait_s) in enumerate(attempts, start=1):
-        if isinstance(last, SyncNoise | Garbled) and wait_s != attempts[0][1]:
+    for number, (baud, wait_s) in enumerate(planned, start=1):
+        if isinstance(last, SyncNoise | Garbled) and wait_s != planned[0][1]:
             continue  # It answered, so it was up: a longer wait changes nothing.
         if baud in impossible:
             continue
@@ -179,7 +150,8 @@ def _try_all(
                 restart = request.wiring.can_restart and (again or number > 1)
                 said = yield from _ask_to_jump(request, chip, baud, wait_s, restart=restart)
             else:
-                said = yield from _into_loader(request, chip, baud, wait_s, application=number == 1 and not again)
+                form = SetFormat(baud, chip.parity if chip else "E")
+                said = yield from _into_loader(request, form, wait_s, application=number == 1 and not again)
         except BaudUnavailable as error:
             impossible[baud], failed[baud] = error, True
             yield from _too_fast(baud, error)
@@ -188,15 +160,18 @@ def _try_all(
             yield from phase_started(Phase.SYNC)
         try:
             connected = yield from _synchronise(timing, baud, number, wait_s, said, request)
-            if not again and number < len(attempts) and must_prove(baud, safe, connected.chip):
+            if not again and number < len(planned) and must_prove(baud, safe, connected.chip):
                 yield from _believe(connected)
         except ApplicationRunning as error:
-            if not request.by_application or number == len(attempts):
+            if not request.by_application or number == len(planned):
                 raise _explained(error, chip, request, number) from error
             last = told = error
             yield Report(Retried("sync", f"it was asked to jump into its loader and did not: {error.message}"))
         except LoaderError as error:
             failed[baud] = failed.get(baud, False) or not isinstance(error, NoSync)
+            if not (listened or request.by_application) and _talks(said, error):
+                listened = True
+                yield from _hear_application(request, chip, wait_s + 2 * timing.sync_s, number)
             if faster:
                 yield from _too_fast(baud, error)
                 yield Drain(0.02, 0.2)
@@ -227,7 +202,7 @@ def _try_all(
             continue
         result.pid = connected.pid
         # Silence says nothing against a rate where only a longer wait brought an answer.
-        waited = wait_s > attempts[0][1]
+        waited = wait_s > planned[0][1]
         result.fails_at(*(rate for rate, heard in failed.items() if rate > baud and (heard or not waited)))
         if baud < safe and not again:
             why = "failed here not long ago" if safe in request.past.bad_bauds else "did not work"
@@ -237,7 +212,7 @@ def _try_all(
     if told is None and impossible:
         raise impossible[max(impossible)]
     assert told is not None
-    raise _explained(told, chip, request, len(attempts)) from told
+    raise _explained(told, chip, request, len(planned)) from told
 
 
 def _stale(*, application: bool) -> Flow[None]:
@@ -250,15 +225,32 @@ def _stale(*, application: bool) -> Flow[None]:
             break
 
 
-def _into_loader(request: Request, chip: Chip | None, baud: int, wait_s: float, *, application: bool) -> Flow[bytes]:
-    """The configured sequence, and what is heard until the loader should listen.
+def _talks(said: bytes, error: LoaderError) -> bool:
+    """Whether more was heard than a loader says: none speaks before 0x7F, and afterwards it is a byte or two."""
+    noise = len(str(error.facts.get("received", ""))) // 3 if isinstance(error, SyncNoise) else 0
+    return max(len(said), noise) >= NOISE_BYTES
+
+
+def _hear_application(request: Request, chip: Chip | None, wait_s: float, number: int) -> Flow[None]:
+    """One reset more, to listen in the application's own format: in another one nobody can read it. Raises
+    ``ApplicationRunning`` where it is an application that speaks, for which no rate is the right one."""
+    form = SetFormat(request.application_baud, request.application_parity)
+    said = yield from _into_loader(request, form, wait_s, application=True)
+    if an3155.looks_like_text(said):
+        yield Overheard(said)
+        text = said[:200].decode("ascii", "replace").strip()
+        error = ApplicationRunning(f"after the reset the application spoke: {text!r}", received=text)
+        raise _explained(error, chip, request, number)
+
+
+def _into_loader(request: Request, form: SetFormat, wait_s: float, *, application: bool) -> Flow[bytes]:
+    """The configured sequence, and what is heard in ``form`` until the loader should listen.
 
     Up to the reset the application speaks, in its own format: what it says is for the console, and tells nothing about the
     loader. The format changes while it is silent, before the release. ``application``: it may be running still.
     """
-    parity = chip.parity if chip else "E"
     if not (request.wiring.has_reset or request.wiring.has_boot0 or request.wiring.has_power):
-        yield SetFormat(baud, parity)
+        yield form
         heard: bytes = yield Drain(0.02, 0.2)
         if application and an3155.looks_like_text(heard):
             yield Overheard(heard)
@@ -267,11 +259,11 @@ def _into_loader(request: Request, chip: Chip | None, baud: int, wait_s: float, 
     for step in request.wiring.enter:
         if isinstance(step, SetLines) and (step.reset is False or step.power):
             yield from _stale(application=application)
-            yield SetFormat(baud, parity)
+            yield form
             formed, application = True, False
         yield step
     if not formed:
-        yield SetFormat(baud, parity)
+        yield form
     said: bytes = yield Receive(4096, wait_s)
     return said
 

@@ -1,4 +1,4 @@
-"""How fast a target is spoken to: the rates worth trying, the next lower one, and the width in which its flash is programmed.
+"""How fast a target is spoken to: rates worth trying and their order, the next lower one, how wide its flash is programmed.
 
 Pure decisions on what is configured, what the chip table says and what this target did before; ``entry`` and ``dialogue``
 carry them out. The rate is measured by the loader on the first byte after each reset (AN3155), so every try costs a reset, and
@@ -26,6 +26,11 @@ DESCENT = (460800, 230400, 115200, 57600, 38400, 19200, 9600)
 # the time of all that is left; and a session has no more than 40 accidents.
 STEP_DOWN_AFTER, STEP_DOWN_WITHIN_S, STEP_DOWN_MOST = 3, 10.0, 10
 CHECK_BYTES = 64  # Read twice before a high rate is believed.
+
+TESTED_BAUD = 115200  # The highest that ST tests (AN3155): worth a second reset before going lower, for one may miss it (F7).
+UNKNOWN_STARTUP_S = (0.1, 0.6, 2.6)  # AN2606: most parts < 0.1 s, H7A3 0.545 s, L47x without a crystal 2.56 s.
+STARTUP_MARGIN = 1.2
+STARTUP_LEAST_S = 0.02
 
 VOLTAGE_ADDRESS = 0xFFFF0000  # A virtual location of the loaders of F2, F4 and F7 (AN2606).
 VOLTAGE_FAMILIES = frozenset({"F2", "F4", "F7"})
@@ -78,6 +83,32 @@ def too_many(reconnections: Sequence[float]) -> bool:
     return len(reconnections) >= STEP_DOWN_MOST or (
         len(close) == STEP_DOWN_AFTER and close[-1] - close[0] <= STEP_DOWN_WITHIN_S
     )
+
+
+def attempts(request: Request, chip: Chip | None, again_at: int | None, *, erased: bool) -> list[tuple[int, float]]:
+    """(baud, start-up wait) of each attempt: the waits that this chip may need, then lower rates, each once (AN2606, autobaud).
+
+    ``again_at``: the rate at which the loader was reached before in this session. The rate is measured anew at each reset, so
+    it gets some tries. Otherwise the rates that are faster than the safe one come first, each once, or twice where it worked
+    before; and where the safe one failed not long ago, it comes last. ``erased``: see ``entry.enter``.
+    """
+    first = again_at or start_baud(request, chip)
+    if request.startup_s:
+        waits = [request.startup_s]
+    else:
+        waits = [max(STARTUP_LEAST_S, s * STARTUP_MARGIN) for s in (chip.startup_s if chip else UNKNOWN_STARTUP_S)]
+    plan = []
+    for baud in () if again_at else faster_bauds(request, chip):
+        plan += [(baud, waits[0])] * (2 if baud in request.past.good_bauds else 1)
+    plan += [(first, wait) for wait in waits]
+    plan += [(first, waits[0])] * (2 if again_at else 1)
+    for baud in lower_bauds(first, request, chip):
+        plan += [(baud, waits[0])] * (2 if baud == TESTED_BAUD else 1)
+    if not again_at and first != (safe := first_baud(request, chip)):
+        plan.append((safe, waits[0]))
+    if (request.wiring.has_reset or request.wiring.has_power) and not erased:
+        return plan
+    return [(first, max(waits))] * (1 if erased else 2) if request.by_application else [(first, waits[0])]
 
 
 def must_prove(baud: int, safe: int, chip: Chip | None) -> bool:

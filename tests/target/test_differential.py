@@ -132,6 +132,28 @@ def test_a_sample_of_what_is_still_there_takes_less_than_two_seconds_and_proves_
     assert bench.boots()
 
 
+def test_samples_are_others_each_time_so_that_a_change_anywhere_is_found_in_the_end() -> None:
+    bench, image, _, known = flashed("F407", make_image(Bench("F407").chip, 16 * 1024))
+    bench.device.memory.flash[0x1234] ^= 0x10  # one block of 64, of which each sample has 16
+    found = []
+    for age_s in (0.0, 0.001, 0.002, 0.003):
+        past = Past(uid=known.uid, content=image.digest, age_s=age_s)
+        other = Bench("F407")
+        other.device.memory.flash[:] = bench.device.memory.flash
+        found.append(other.run("ensure", image, past=past, evidence="sample").evidence)
+        assert (found[-1] == "full") is other.holds(image), (
+            "found, written anew, proven; or not seen, and not said to be proven"
+        )
+    assert sorted(found) == ["full", "sample", "sample", "sample"]
+
+
+def test_what_was_proven_of_another_image_says_nothing_about_this_one() -> None:
+    bench, image, _, known = flashed("F407", make_image(Bench("F407").chip, 16 * 1024))
+    past = Past(uid=known.uid, content="ab" * 32, age_s=1.0)
+    result = bench.run("ensure", image, past=past, evidence="sample")
+    assert (result.evidence, result.bytes_compared) == ("full", image.size_bytes)
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_a_sample_that_differs_or_another_board_is_compared_whole(swapped: bool) -> None:
     bench, image, _, known = flashed("F407")

@@ -19,6 +19,7 @@ from bridged.images.model import Image
 from bridged.protocol.flow import Barrier, SetLines
 from bridged.sim.device import Mode
 from bridged.sim.virtual import PowerCut
+from bridged.target.erasing import batches
 from bridged.target.kept import NOTHING_KEPT, decode_kept
 from bridged.target.request import Wiring
 from tests.target.bench import WIRED, Bench, make_image
@@ -263,6 +264,26 @@ def test_erase_takes_exactly_the_range() -> None:
     assert bench.flash(0x08000800, 0x1000) == b"\xff" * 0x1000
     assert bench.flash(0x08000000, 0x800) == old.read(0x08000000, 0x800)
     assert bench.flash(0x08001800, 0x800) == old.read(0x08001800, 0x800)
+
+
+@pytest.mark.parametrize(
+    ("chip", "kib", "lists"),
+    [
+        ("L476", 64, [1, 31]),  # pages of 22 ms: the first is looked at, the others need one command
+        ("L476", 512, [1, 128, 127]),  # which takes no more than 128 and 4 s
+        ("F407", 128, [1] * 5),  # sectors that take half a second and more
+        ("F103xB", 32, [1, 31]),
+    ],
+)
+def test_sectors_are_erased_by_as_few_commands_as_their_time_allows(chip: str, kib: int, lists: list[int]) -> None:
+    bench = Bench(chip)
+    sectors = bench.device.memory.map.sectors_in(bench.chip.flash_base, bench.chip.flash_base + kib * 1024)
+    found = batches(sectors, bench.chip, None)
+    assert [len(batch) for batch in found] == lists
+    assert [sector for batch in found for sector in batch] == list(sectors), "these, and no other"
+    bench.run("flash", make_image(bench.chip, kib * 1024))
+    command = 0x43 if bench.chip.erase_command == 0x43 else 0x44
+    assert bench.device.stats.commands[command] == len(lists)
 
 
 def test_erase_of_a_part_of_a_sector_is_refused() -> None:

@@ -8,20 +8,22 @@ from typing import Any
 
 import pytest
 
-from bridged import chips
-from bridged.errors import BaudUnavailable
+from bridged import chips, config
+from bridged.errors import ApplicationRunning, BaudUnavailable
 from bridged.events import Phase, Retried, Warned
 from bridged.jobs.past import learned, past_of
 from bridged.jobs.records import TargetRecord
 from bridged.protocol.flow import Send, SetFormat
 from bridged.sim import virtual
+from bridged.sim.application import Behaviour
 from bridged.sim.device import Mode
 from bridged.sim.loader import Timing
-from bridged.target import session
+from bridged.target import lines, session
 from bridged.target.request import Past, Request, Result, Wiring
 from bridged.target.speed import faster_bauds, lower_baud, too_many, voltage_code
 from tests.target.bench import WIRED, Bench, make_image
 
+NRST = config.Lines(kind="socket", socket="/nowhere", nrst="nrst")
 LADDER = (921600, 460800, 256000, 230400, 115200, 57600)
 
 
@@ -83,13 +85,13 @@ def test_a_lower_rate_is_for_errors_that_come_often(times: Sequence[float], enou
 @pytest.mark.parametrize(
     ("chip", "fixed", "most", "used", "failed", "resets"),
     [
-        ("H743", 460800, 300_000, 230400, [460800], 4),
-        ("H743", 921600, 500_000, 460800, [921600], 4),
-        ("H743", 460800, 115200, 115200, [460800, 230400], 5),
-        ("H743", 460800, 60_000, 57600, [460800, 230400, 115200], 7),
-        ("F407", 460800, None, 230400, [460800], 4),
-        ("F756", 460800, None, 115200, [460800], 4),
-        ("F756", 460800, 60_000, 57600, [460800, 115200], 6),
+        ("H743", 460800, 300_000, 230400, [460800], 5),
+        ("H743", 921600, 500_000, 460800, [921600], 5),
+        ("H743", 460800, 115200, 115200, [460800, 230400], 6),
+        ("H743", 460800, 60_000, 57600, [460800, 230400, 115200], 8),
+        ("F407", 460800, None, 230400, [460800], 5),
+        ("F756", 460800, None, 115200, [460800], 5),
+        ("F756", 460800, 60_000, 57600, [460800, 115200], 7),
     ],
 )
 def test_a_fixed_rate_that_is_too_high_costs_some_resets_once_and_no_more_time_than_it_must(
@@ -102,12 +104,12 @@ def test_a_fixed_rate_that_is_too_high_costs_some_resets_once_and_no_more_time_t
     assert (first.baud, sorted(first.bad_bauds, reverse=True)) == (used, failed)
     assert bench.holds(image)
     assert [w.code for w in bench.events(Warned)] == ["RATE_LOWERED"]
-    assert stats.resets - stats.power_cycles == resets
+    assert stats.resets == resets
     # As the journal hands it on, and for as long as it does (``jobs.past``).
     past = past_of(learned(TargetRecord("a"), first.to_dict(), 1e9), (), 1e9 + 60)
     again = bench.run("verify", image, baud=fixed, past=past)
     assert (again.baud, again.bad_bauds) == (used, [])
-    assert stats.resets - stats.power_cycles == resets + 2
+    assert stats.resets == resets + 2
     assert [w.code for w in bench.events(Warned)] == ["RATE_LOWERED"], "every time it says that it is not what is configured"
     # It was mended: after a week, or where examine looks (``jobs.known``).
     better = Bench(chip, settings={"max_baud": 1_000_000, "rate_error": 0.0})
@@ -175,6 +177,53 @@ def test_a_rate_that_the_driver_cannot_make_is_passed_over(settings: dict[str, A
     flow = session.run(request(kind="identify", **settings))
     result = virtual.run(flow, bench.device, before=no_fast_divider)
     assert (result.baud, result.bad_bauds) == (460800, [921600])
+
+
+def test_a_rate_at_which_two_readings_differ_is_not_believed() -> None:
+    # Get and Get ID are answered, and the first reading of flash has a wrong bit.
+    bench = Bench("H743", settings={"max_baud": 1_000_000, "faults": ["misread:0x08000010"]})
+    result = bench.run("identify", bauds=(921600, 460800))
+    assert (result.baud, result.bad_bauds) == (460800, [921600])
+    # So is a fixed one, as long as it is above what everybody uses.
+    bench = Bench("H743", settings={"max_baud": 1_000_000, "faults": ["misread:0x08000010"]})
+    assert bench.run("identify", baud=460800).baud == 460800
+    assert [e.step for e in bench.events(Retried)] == ["sync"], "after one more reset"
+    bench = Bench("H743", settings={"faults": ["misread:0x08000010"]})
+    bench.run("identify")
+    assert bench.events(Retried) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "parity", "resets"),
+    [
+        ({}, "E", 1),
+        ({}, "N", 2),  # Heard with parity it is noise: one more reset, to hear it as it speaks.
+        ({"bauds": LADDER}, "N", 2),  # As it is at another rate.
+        ({"baud": 460800}, "N", 2),
+        ({"application_baud": 9600, "bauds": LADDER}, "N", 2),
+    ],
+)
+def test_application_output_ends_it_at_once(settings: dict[str, Any], parity: str, resets: int) -> None:
+    only_reset = Wiring(has_reset=True, enter=lines.default_enter(NRST), leave=lines.default_leave(NRST))
+    bench = Bench("H743", settings={"application": Behaviour(settings.get("application_baud", 115200), parity)})
+    bench.put(make_image(bench.chip, 4096))
+    bench.uart.pause(1.0)
+    before = bench.device.stats.resets
+    with pytest.raises(ApplicationRunning, match="bench application"):
+        bench.run("identify", wiring=only_reset, application_parity=parity, **settings)
+    assert bench.device.stats.resets - before == resets + 1, "and one to let it start"
+
+
+def test_noise_that_is_no_application_costs_one_reset_and_the_loader_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("H743", settings={"faults": ["hang:rx:0"]})
+    receive, noise = virtual.VirtualUart.receive, [bytes.fromhex("e1 83 91 a5 c1")]
+
+    def heard(uart: virtual.VirtualUart, count: int, timeout_s: float) -> bytes:
+        return receive(uart, count, timeout_s) or (noise.pop() if noise else b"")
+
+    monkeypatch.setattr(virtual.VirtualUart, "receive", heard)
+    assert bench.run("identify").baud == 115200
+    assert bench.device.stats.resets == 4, "noise, a look, the loader, the application"
 
 
 def test_a_driver_that_can_make_no_rate_is_told_as_such() -> None:
