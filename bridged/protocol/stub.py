@@ -8,8 +8,8 @@ How it keeps its promises on a line that loses and changes bytes:
 - A frame counts only with its CRC-32, in both directions. Anything else is skipped up to the next mark.
 - Questions (HELLO, CRC, READ, STATUS, BAUD, ABORT) carry a number that the answer repeats; they may be asked again at will.
 - Commands that change flash are numbered without gap. The loader carries each out once, in this order, and goes on only after
-  success, so an answer to number n says that all up to n are done. After a NAK everything is sent again from the number that it
-  expects (go-back-N). A command sent twice is answered and not carried out again.
+  success, so an answer to number n says that all up to n are done. After a NAK a STATUS goes behind all that is under way, and
+  everything is sent again from the number that it expects (go-back-N). A command sent twice is answered, not carried out again.
 - No more bytes are on their way than fit into the loader's ring, so none is lost while it erases.
 - Every ERASE declares its hazard before it is sent (P9); the hazard ends with its answer, or by its time. Few are under way at
   a time, so that this stays short.
@@ -35,7 +35,7 @@ MARK = 0xA5
 HEAD_BYTES = 7  # mark, verb, number, length, header check
 FRAME_BYTES = HEAD_BYTES + 4  # around a payload
 TRAIN = b"\x55" * 64  # 640 bits; the loader measures 256 of them, wherever it begins
-GREETING_S = 1.0
+GREETING_S, GREETING_WAIT_S = 1.0, 0.12  # in all, and after each train
 ANSWER_S = 0.3  # beyond transmission and work; an adapter's latency and a busy gateway
 CONFIRM_S = 0.5  # the loader returns to the old rate after this
 TRIES = 6
@@ -225,21 +225,27 @@ class Link:
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
-    def receive(self, timeout_s: float) -> Flow[Answer | None]:
-        """The next good frame, None when ``timeout_s`` passed without a byte that could begin one."""
+    def receive(self, now: float, until: float) -> Flow[Answer | None]:
+        """The next good frame; None when none began by ``until``, though something else may come for ever: an application that
+        runs instead of the loader, or a loader at another rate. Who calls has just asked for the time, ``now``."""
         left = self._left
-        while True:
+        while now < until:
             while len(left) < HEAD_BYTES:
-                got: bytes = yield Receive(HEAD_BYTES - len(left), timeout_s if not left else ANSWER_S)
+                got: bytes = yield Receive(HEAD_BYTES - len(left), until - now if not left else ANSWER_S)
                 if not got:
                     left.clear()
                     return None
                 left += got
                 at = left.find(MARK)
-                del left[: at if at >= 0 else len(left)]
+                if at:
+                    del left[: at if at > 0 else len(left)]
+                    now = yield Now()
+                    if now >= until:
+                        return None
             head = head_of(bytes(left[:HEAD_BYTES]))
             if head is None:
                 self._skip_to_mark()
+                now = yield Now()
                 continue
             verb, number, count = head
             size = FRAME_BYTES + count
@@ -251,9 +257,11 @@ class Link:
             body, check = left[1 : size - 4], left[size - 4 : size]
             if len(left) < size or zlib.crc32(body) != int.from_bytes(check, "little"):
                 self._skip_to_mark()
+                now = yield Now()
                 continue
             del left[:size]
             return Answer(verb, number, bytes(body[HEAD_BYTES - 1 :]))
+        return None
 
     def _skip_to_mark(self) -> None:
         at = self._left.find(MARK, 1)
@@ -261,8 +269,18 @@ class Link:
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
-    def ask(self, verb: Verb, payload: bytes = b"", *, work_s: float = 0.0, expect: int = 0, tries: int = TRIES) -> Flow[bytes]:
-        """Ask until it is answered. ``expect``: length of the answer's payload, for how long to wait."""
+    def ask(
+        self,
+        verb: Verb,
+        payload: bytes = b"",
+        *,
+        work_s: float = 0.0,
+        expect: int = 0,
+        tries: int = TRIES,
+        behind: bool = False,
+    ) -> Flow[bytes]:
+        """Ask until it is answered. ``expect``: length of the answer's payload, for how long to wait. ``behind``: commands are
+        under way, and refusals of these may come first."""
         for _ in range(tries):
             self._number = (self._number + 1) & 0xFF
             data = frame(verb, self._number, payload)
@@ -271,13 +289,13 @@ class Link:
             now: float = yield Now()
             deadline = now + limit_s
             while now < deadline:
-                answer = yield from self.receive(deadline - now)
+                answer = yield from self.receive(now, deadline)
                 if answer is None:
                     break
                 if answer.verb == verb | 0x80 and answer.number == self._number:
                     return answer.payload
                 refusal = refusal_of(answer)
-                if refusal is None:
+                if refusal is None or (behind and answer.number != self._number):
                     now = yield Now()  # an answer to something before, or one more greeting, and there may be many
                     continue
                 if not refusal.reason.by_wire and answer.number == self._number:
@@ -308,9 +326,22 @@ class Link:
     def status(self) -> Flow[Status]:
         return status_of((yield from self.ask(Verb.STATUS, expect=40)))
 
+    def _behind_all(self, work_s: float) -> Flow[Status | None]:
+        """Ask behind everything that is under way, and let the answers to that pass; None when it falls silent."""
+        self._number = (self._number + 1) & 0xFF
+        yield Send(frame(Verb.STATUS, self._number))
+        for _ in range(4 * WINDOW):
+            now: float = yield Now()
+            answer = yield from self.receive(now, now + ANSWER_S + work_s)
+            if answer is None:
+                break
+            if answer.verb == Verb.STATUS | 0x80 and answer.number == self._number:
+                return status_of(answer.payload)
+        return None
+
     def abort(self, *, work_s: float = 0.0) -> Flow[Status]:
         """Refuse what is sent from now on. What is in the ring is done first, so the answer means that the flash rests."""
-        return status_of((yield from self.ask(Verb.ABORT, work_s=work_s, expect=40)))
+        return status_of((yield from self.ask(Verb.ABORT, work_s=work_s, expect=40, behind=True)))
 
     def change_rate(self, baud: int, brr: int) -> Flow[bool]:
         """Go to ``baud``; False when the line does not carry it, and both ends are at the old rate again."""
@@ -369,7 +400,7 @@ class Link:
             if deadline is None:
                 on_wire_s = sum(len(f) for f in frames[done:sent]) * self.byte_s
                 deadline = now + ANSWER_S + on_wire_s + commands[done].work_s
-            answer = (yield from self.receive(deadline - now)) if now < deadline else None
+            answer = (yield from self.receive(now, deadline)) if now < deadline else None
             before, again = done, answer is None
             if answer is not None and (refusal := refusal_of(answer)) is not None:
                 ahead = (refusal.expected - first - done) & 0xFF
@@ -379,6 +410,13 @@ class Link:
                     if any(c.hazard_s for c in commands[before:sent]):
                         yield Hazard(0)
                     raise _failed("the second-stage loader refuses", refusal, commands[done].verb)
+                # Every spoilt frame is refused, also those that will be sent again anyway. Were the window sent anew for each
+                # such refusal, a window with more than one spoilt frame would cause more of them than it answers, for ever. So
+                # whatever is on its way comes first; behind it, one answer says how far all of it came.
+                status = yield from self._behind_all(max((c.work_s for c in commands[done:sent]), default=0.0))
+                if status is not None:
+                    ahead = (status.expected - first - done) & 0xFF
+                    done += ahead if ahead <= sent - done else 0
                 again = True
             elif answer is not None and answer.verb in COMMANDS:
                 ahead = (answer.number - first - done) & 0xFF
@@ -468,10 +506,11 @@ def start(address: int, build: bytes, baud: int, timing: an3155.Timing) -> Flow[
     yield SetFormat(baud, "N")
     link = Link(baud, 0)
     greeting: Greeting | None = None
-    round_s = len(TRAIN) * link.byte_s + 0.12
-    for _ in range(max(2, round(GREETING_S / round_s))):
+    train_s = len(TRAIN) * link.byte_s
+    for _ in range(max(2, round(GREETING_S / (2 * train_s + GREETING_WAIT_S)))):
         yield Send(TRAIN)
-        answer = yield from link.receive(0.12)
+        now: float = yield Now()  # the train may be under way still
+        answer = yield from link.receive(now, now + train_s + GREETING_WAIT_S)
         if answer is not None and answer.verb == Verb.HELLO | 0x80:
             greeting = greeting_of(answer.payload)
         if greeting is not None and greeting.train:

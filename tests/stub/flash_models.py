@@ -257,7 +257,7 @@ class Controller:
         if fault == "stuck":
             new = old
         elif fault == "wrong":
-            new = bytes([new[0] ^ 1, *new[1:]])
+            new = bytes([*new[:-1], new[-1] ^ 1])
         if self.ECC and first in self.ecc_units:
             self.bad(f"unit at {first:#x} programmed twice: its ECC is wrong now")
         if any(byte != BLANK for byte in old):
@@ -302,7 +302,7 @@ class L4(Controller):
 
     KEY, STATUS, CONTROL, CLEAR = 0x08, 0x10, 0x14, 0x10
     BUSY, LOCK, PROGRAM, ERASE, START = 1 << 16, 1 << 31, 1 << 0, 1 << 1, 1 << 16
-    ERRORS, ONE_FOR_REFUSAL = 0xC3FA, 1 << 4
+    ERRORS, ONE_FOR_REFUSAL = 0xC3FA, 1 << 3
     UNIT, WIDTHS, ECC = 8, (4,), True
     ACCESS_AT_FIRST = 0x601
 

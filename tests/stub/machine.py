@@ -11,7 +11,7 @@ with each access to a peripheral. Where the loader only waits, time is moved to 
 independent of ``chips.second_stage``.
 
 ``Machine`` has the shape of ``sim.device.Device`` as far as ``sim.virtual`` needs it: the flows of ``protocol`` run against the
-real binary.
+real binary. It is one file because every peripheral in it moves the same clock.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ ACCESS_INSTRUCTIONS = 8  # what an access to a peripheral is worth within a slic
 IDLE_POLLS = 3  # looks at something that did not happen yet, after which the time is moved on
 LONGEST_SKIP_NS = 500_000
 WAITS_WITHOUT_REFRESH = 8  # looks after which the watchdog must have been refreshed
+OSCILLATOR_NS, OSCILLATOR_LOOK_NS = 150_000, 10_000  # until it is ready, or the clock has changed over to it; each look at it
+PUSHED = 128  # what the ROM loader may have on the stack when it jumps
 STACK_PAINT = 0xDEADBEEF
 SCS = 0xE000E000
 
@@ -49,24 +51,33 @@ class Peripheral(Protocol):
 
 
 class Registers:
-    """Plain registers: those that exist keep what is written; others are a violation. ``follow``: bits that track others."""
+    """Plain registers: those that exist keep what is written; others are a violation. ``follow``: bits that track others,
+    after ``settle`` has found that it is time."""
 
     def __init__(
         self, name: str, values: Mapping[int, int], bad: Callable[[str], None], follow: Callable[[dict[int, int]], None]
     ):
         self.name, self.values, self.bad, self.follow = name, dict(values), bad, follow
+        self.due_ns: int | None = None
+        follow(self.values)
+
+    def settle(self, now_ns: int) -> bool:
+        """Whether bits have followed just now."""
+        if self.due_ns is None or now_ns < self.due_ns:
+            return False
+        self.due_ns = None
+        self.follow(self.values)
+        return True
 
     def read(self, offset: int) -> int:
         if offset not in self.values:
             self.bad(f"{self.name}: read of register {offset:#x}")
-        self.follow(self.values)
         return self.values.get(offset, 0)
 
     def write(self, offset: int, value: int) -> None:
         if offset not in self.values:
             self.bad(f"{self.name}: write of {value:#x} to register {offset:#x}")
         self.values[offset] = value
-        self.follow(self.values)
 
 
 class Usart:
@@ -133,6 +144,8 @@ class Usart:
             machine.bad(f"USART: CR1 {value:#x} is not 8N1 without interrupts")
         if offset == cr1 and self.on and not value & (1 if self.v2 else 1 << 13) and machine.now_ns < self.shift_free:
             machine.bad("USART: switched off in the middle of a byte")
+        if offset == cr1 and self.on and not value & (1 if self.v2 else 1 << 13):
+            machine.deaf_now(self.format.byte_ns)
         if self.v2 and self.on and offset == brr:
             machine.bad("USART: BRR changed while on")
         if self.v2 and self.on and offset == cr3 and (value ^ self.registers[cr3]) & 1 << 12:
@@ -242,6 +255,7 @@ class Machine:
     flash_content: bytes = b""
     drop_or_flip: Callable[[int, int], bytes] | None = None  # from the host: number and value of a byte to what arrives
     spoil_answers: Callable[[int, int], bytes] | None = None
+    until_ns: int = 1 << 62  # a test that takes longer has gone wrong
     faster: float = 1.0  # than its registers say, flash and buses too: for the gate on overruns
 
     violations: list[str] = field(default_factory=list)
@@ -291,12 +305,13 @@ class Machine:
         self.tick_base, self.ticks = 0, 0.0
         self.clock = part.clock(self.rcc.values)
         self.set_clock()
-        self.systick = {0x10: 0, 0x14: 0}
+        self.systick, self.vectors = {0x10: 0, 0x14: 0}, 0
         self.slice_left, self.access_ns = 0, 0
         self.output: deque[Burst] = deque()
         self.incoming: deque[tuple[int, int]] = deque()
         self.levels: deque[tuple[int, int]] = deque()  # of the RX pin: when it changes, and to what
-        self.level = 1
+        self.level = self.pin_seen = 1
+        self.pin_again = False
         self.in_bytes = self.out_bytes = 0
         self.polls = 0
         self.skip_to: int | None = None
@@ -308,7 +323,7 @@ class Machine:
         code_end = self.load_address + len(self.image)
         self.stack = (code_end, stack)
         cpu.mem_write(code_end, struct.pack("<I", STACK_PAINT) * ((stack - code_end) // 4))
-        cpu.reg_write(arm_const.UC_ARM_REG_SP, stack)
+        cpu.reg_write(arm_const.UC_ARM_REG_SP, stack - PUSHED)
         self.pc = entry
 
     # --- what the models ask for
@@ -385,6 +400,11 @@ class Machine:
             return 0
         if name == "gpio" and address - base == self.part.input_register:
             return self._pin()
+        if name == "rcc" and self.rcc.settle(self.now_ns):
+            self.progress()
+            self.set_clock()
+        elif name == "rcc" and self.rcc.due_ns is not None:
+            self.polled(self.now_ns + OSCILLATOR_LOOK_NS)
         if name == "flash" and self.now_ns < self.flash.works_until:
             self.polled(self.flash.works_until)
         elif name == "flash" and any(bank.pending for bank in self.flash.banks):
@@ -403,12 +423,20 @@ class Machine:
         if name == "rcc":
             self.check_pll(address - base, value)
         device.write(address - base, value)
+        if name == "rcc":
+            self.rcc.due_ns = self.now_ns + OSCILLATOR_NS
         if name == "rcc" or (name == "flash" and address - base == self.flash.ACCESS):
             self.set_clock()
 
     def _pin(self) -> int:
+        if self.pin_again:
+            # Unicorn carries the load out anew after it was stopped there; what the CPU has seen was before the time moved on.
+            self.pin_again = False
+            return self.pin_seen << self.part.rx_pin
         self._move_pin()
+        self.pin_seen = self.level
         self.polled(None)
+        self.pin_again = self.skip_to is not None
         return self.level << self.part.rx_pin
 
     def _move_pin(self) -> None:
@@ -421,6 +449,8 @@ class Machine:
         if size != 4:
             self.bad(f"core register {offset:#x} read with {size} bytes")
         if offset == 0x18:
+            if (self.systick[0x10] & 7, self.systick[0x14]) != (5, 0xFFFFFF):
+                self.bad("SysTick: asked while it does not count the core's clock down from 2^24 - 1, or interrupts")
             return -round(self.ticks + (self.now_ns - self.tick_base) * self.cpu_hz / 1e9) & 0xFFFFFF
         if offset in self.systick:
             return self.systick[offset]
@@ -441,7 +471,9 @@ class Machine:
             self.resets += 1
             self.halted = True
             self.cpu.emu_stop()
-        elif offset != 0xD08:
+        elif offset == 0xD08:
+            self.vectors = value
+        else:
             self.bad(f"core register {offset:#x} written with {value:#x}")
 
     def _store(self, _cpu: object, _access: int, address: int, size: int, value: int, _data: object) -> None:
@@ -468,6 +500,13 @@ class Machine:
             self.skip_to = until_ns if until_ns is not None else 1 << 62
             self.cpu.emu_stop()
 
+    def deaf_now(self, byte_ns: int) -> None:
+        """The receiver is switched off: of a byte that is coming in nothing is left."""
+        self.deliver()
+        if self.incoming and self.incoming[0][0] - byte_ns < self.now_ns:
+            self.incoming.popleft()
+            self.lost += 1
+
     def deliver(self) -> None:
         """Bytes of the host that are complete by now reach the USART."""
         while self.incoming and self.incoming[0][0] <= self.now_ns:
@@ -476,6 +515,8 @@ class Machine:
 
     def advance(self, until_ns: int) -> None:
         """Let the CPU run until ``until_ns``."""
+        if until_ns > self.until_ns:
+            raise TimeoutError(f"not done after {self.until_ns / 1e9:.0f} s")
         while self.now_ns < until_ns and not self.halted and not self.violations:
             slice_ns = round(self.slice_cycles * 1e9 / self.cpu_hz)
             self.access_ns = slice_ns * ACCESS_INSTRUCTIONS // SLICE

@@ -9,6 +9,7 @@ import dataclasses
 import struct
 import zlib
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 
@@ -441,6 +442,40 @@ def test_a_gap_is_told_once_and_closed() -> None:
     commands = [wire.write(FLASH + 64 * n, pattern(n, 64), 0.1) for n in range(4)]
     b.run(b.link.run(commands))
     assert b.machine.flash_is(FLASH, 256) == b"".join(pattern(n, 64) for n in range(4))
+
+
+def test_two_spoilt_frames_under_way_are_sent_again_once() -> None:
+    """Each is refused. Were all sent anew for each refusal, a long window on a bad line would cause more of them than it
+    answers, and never end."""
+    data = pattern(3, 8192)
+    b = bench("L476", content=data)
+    commands = [wire.write(FLASH + at, data[at : at + 256], 0.1) for at in range(0, len(data), 256)]
+    size, first = len(wire.frame(Verb.WRITE, 0, bytes(260))), b.machine.in_bytes
+    spoilt = {first + size * n + 50 for n in (3, 9, 20)}
+    b.machine.drop_or_flip = lambda number, value: bytes([value ^ (number in spoilt)])
+    b.run(b.link.run(commands))
+    assert b.link.resent == len(commands) - 3
+    assert b.run(b.link.status()).bad_frames == 3
+
+
+def test_a_line_that_never_falls_silent_is_given_up() -> None:
+    """An application that prints for ever, or a loader at another rate: each byte may begin a frame, and none does."""
+    now, noise = 0.0, Random(1)
+
+    def talk() -> None:
+        nonlocal now
+        flow = wire.Link(115200, 4096).hello()
+        answer: object = None
+        while now < 60:
+            step = flow.send(answer)
+            answer = now if isinstance(step, Now) else None
+            if isinstance(step, Receive):
+                now += step.count * 10 / 115200
+                answer = bytes(noise.choice((0xA5, noise.randrange(256))) for _ in range(step.count))
+
+    with pytest.raises(SecondStageFailed, match="did not answer HELLO, asked 6 times"):
+        talk()
+    assert now < 6 * 1.0
 
 
 def test_hazards_cover_every_erase_that_is_under_way() -> None:

@@ -11,6 +11,7 @@ from tests.stub import mutations
 def test_the_scenario_passes_with_the_shipped_loader() -> None:
     mutations.scenario(stub.load())
     mutations.families(stub.load())
+    mutations.starts(stub.load())
 
 
 def test_an_instruction_that_is_missing_is_noticed() -> None:
