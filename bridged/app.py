@@ -470,6 +470,8 @@ class Daemon:
         return ", ".join([text, *(sorted(busy)), *bad])
 
     async def _tell_status(self) -> None:
+        from bridged.target.owner import NOT_OPENED
+
         said = ""
         states: dict[str, tuple[str, str]] = {}
         while True:
@@ -481,7 +483,7 @@ class Daemon:
                 self.fleet.changed()
             for name, target in self.targets.items():
                 now = (target.state, target.reason)
-                before = states.get(name, ("absent", ""))
+                before = states.get(name, ("absent", NOT_OPENED))  # Nothing is said of a start that is under way.
                 if now != before and now[0] in ("broken", "absent"):
                     notice = Notice.TARGET_BROKEN if now[0] == "broken" else Notice.TARGET_ABSENT
                     log.warning("target %s is %s: %s", name, *now, extra=note(notice, target=name))

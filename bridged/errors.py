@@ -747,7 +747,7 @@ HINTS: dict[str, Hint] = {
         "The job is refused before the target was reset.",
     ),
     "UNHEALTHY": Hint(
-        "The image is in flash as asked, but what it says is not what `application.health` expects.",
+        "The image was proven in flash as asked, but what it says is not what `application.health` expects.",
         "Read what it said in the message; where a last known good image exists it was restored (state rolled_back).",
         "The image is proven, and the job ends `rolled_back` or `failed`.",
     ),

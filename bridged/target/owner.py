@@ -51,6 +51,7 @@ from bridged.target.process import Barrier, Session
 from bridged.target.request import NO_PAST, Past, Request
 from bridged.target.uart import Counters, Uart
 
+NOT_OPENED = "not opened yet"
 RETRY_S = 1.0  # How often an absent device is looked for, and a present one is looked after.
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Target:
         self.name = name
         self.config = settings
         self.state = "absent"
-        self.reason = "not opened yet"
+        self.reason = NOT_OPENED
         self.leases = Leases(time.monotonic, time.time, settings.console.writer_idle_s)
         self.listener: Listener | None = None
         self.frame = Frame(settings.application.baud, settings.application.parity)
