@@ -103,7 +103,7 @@ MACHINE_GROUPS: dict[str, dict[str, Entry]] = {
         "DOCTOR_CONFIG_MISSING": Entry(
             Level.WARNING,
             "There is no configuration, so only the machine is looked at.",
-            "Write one: begin with config/examples, or name it: `bridged doctor --config FILE`.",
+            "`sudo bridged init` writes one; if it is elsewhere, name it: `bridged doctor --config FILE`.",
         ),
         "DOCTOR_CONFIG_UNREADABLE": Entry(
             Level.PROBLEM, "The configuration cannot be read.", "See that the file exists and that this user may read it."

@@ -255,7 +255,7 @@ def test_the_python_example_works(desk: Desk) -> None:
 def test_getting_started_word_for_word(desk: Desk, tmp_path: Path) -> None:
     """Three terminals; other ports, another directory than /tmp, and a wire that takes no time: the rest as it stands."""
     page = ROOT / "docs" / "getting-started.md"
-    _, simulated, served, you = (block.text for block in BY_PAGE["docs/getting-started.md"])
+    _, simulated, served, you, by_command = (block.text for block in BY_PAGE["docs/getting-started.md"])
     simulated = simulated.rstrip() + " --baud-unpaced\n"
     settings = next(block.text for block in blocks(page) if block.language == "toml")
     ports = {"7100": free_port(), "7101": free_port(), "7102": free_port()}
@@ -283,9 +283,9 @@ def test_getting_started_word_for_word(desk: Desk, tmp_path: Path) -> None:
         for number, port in ports.items():
             you = re.sub(rf"\b{number}\b", str(port), you)
         ran = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", you],
+            ["bash", "-euo", "pipefail", "-c", f"{you}\n{by_command}"],
             cwd=tmp_path,
-            env=environment,
+            env={**environment, "BRIDGED_GATEWAY": f"127.0.0.1:{ports['7100']}"},
             capture_output=True,
             text=True,
             timeout=100,

@@ -118,13 +118,14 @@ class LineServer:
     async def listen_unix(self, path: Path, mode: int = 0o660) -> None:
         """Takes the place of a socket that a dead daemon left, never of one that answers. Raises ``ConfigError``."""
         sock = await asyncio.to_thread(bind_unix, path, mode)
-        self._servers.append(await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG))
+        self._servers.append(await self._serve(sock=sock))
         self._socket_path = path
 
     async def listen_socket(self, sock: socket.socket, scheme: str = "") -> None:
         """A listening socket that was passed in (socket activation); the same rule holds for it."""
         if sock.family == socket.AF_UNIX:
-            server = await asyncio.start_unix_server(self._accept, sock=sock, limit=CHUNK_BYTES, backlog=BACKLOG)
+            # Not start_unix_server: from Python 3.13 on it removes the path at its end, where clients wait for the next daemon.
+            server = await self._serve(sock=sock)
         else:
             server = await self._entrance.take(sock, scheme, self._serve)
         self._servers.append(server)

@@ -204,6 +204,8 @@ class Command:
             if data.get("reason"):  # Also while it runs: its end cannot be written while the disk is full.
                 phase += f" ({data['reason']})"
             total, rate = int(data.get("total") or 0), float(data.get("rate") or 0)
+            if phase == "plan" and total:
+                phase = "plan: is it there already?"  # Bytes are compared, and nothing is written yet.
             self.screen.progress(str(data.get("target", "")), phase, int(data.get("done") or 0), total, rate)
 
     # looking

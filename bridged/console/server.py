@@ -481,14 +481,15 @@ class Listeners:
     async def listen_socket(self, sock: socket.socket, scheme: str = "") -> None:
         """A listening socket that was passed in (socket activation); the same rule holds for it."""
         if sock.family == socket.AF_UNIX:
-            self._servers.append(await asyncio.get_running_loop().create_unix_server(self._accept, sock=sock))
+            # Not create_unix_server: from Python 3.13 on it removes the path at its end, and the next daemon has no clients.
+            self._servers.append(await self._serve(sock=sock))
         else:
             self._servers.append(await self._entrance.take(sock, scheme, self._serve))
 
     async def listen_unix(self, path: Path, bind: Callable[[Path, int], socket.socket]) -> None:
         """``bind``: makes a listening socket that never answers to the wrong people. Raises ``ConfigError``."""
         sock = await asyncio.to_thread(bind, path, 0o660)
-        self._servers.append(await asyncio.get_running_loop().create_unix_server(self._accept, sock=sock))
+        self._servers.append(await self._serve(sock=sock))
         self._path = path
 
     async def close(self) -> None:

@@ -374,7 +374,8 @@ async def connect(access: Access, name: str, inbox: str, turn: int = 0) -> Link:
         text = f"connecting to {server}: {first or type(first).__name__}"
         if isinstance(first, ssl.SSLError) or "authorization" in str(first).lower():
             raise FleetRefused(text, server=server) from error
-        if "tls" in options and isinstance(first, ConnectionError | nats.errors.UnexpectedEOF):
+        refused = isinstance(first, ConnectionRefusedError)  # Nobody listens there: TLS had no part in it.
+        if "tls" in options and not refused and isinstance(first, ConnectionError | nats.errors.UnexpectedEOF):
             # TLS 1.3: the client is through before the broker looks at its certificate.
             text += "; a broker that does not trust our certificate, or wants one, ends the connection like that"
         if isinstance(error, OSError | TimeoutError | nats.errors.Error):

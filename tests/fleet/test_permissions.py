@@ -200,6 +200,11 @@ def test_certificates_instead_of_passwords(tmp_path: Path, which: str, monkeypat
                 await connect(wrong, "x", wire.inbox_of("gw1"))
         with pytest.raises(FleetRefused):
             await connect(access(ours.make("stranger")), "x", wire.inbox_of("gw1"))
+        nobody = Access(("tls://127.0.0.1:1",), ca=tmp_path / "ca.pem")
+        with pytest.raises(FleetUnreachable) as caught:
+            await connect(nobody, "x", wire.inbox_of("gw1"))
+        assert "refused" in caught.value.message or "111" in caught.value.message
+        assert "certificate" not in caught.value.message, "nobody listens there, so TLS had no part in it"
 
     users = setup.permissions(["gw1", "gw2"], ["ops"], certificates=True)
     with Broker(tmp_path / "nats", which, users=users, extra=extra) as broker:
