@@ -173,6 +173,7 @@ TARGET = (
         "s",
         text="of all targets of the gateway",
     ),
+    Panel("A turnaround of the last session", ((f"bridged_target_turnaround_seconds{{{T}}}", "{{target}}"),), "s"),
     Panel(
         "Console",
         (

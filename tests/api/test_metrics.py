@@ -64,6 +64,7 @@ def test_everything_that_can_be_counted_is_there_with_zero() -> None:
         ("bridged_uart_errors_total", {"target": "motor1", "type": "overrun"}),
         ("bridged_session_cpu_seconds_total", {"target": "motor1"}),
         ("bridged_session_memory_bytes", {"target": "motor1"}),
+        ("bridged_target_turnaround_seconds", {"target": "motor1"}),
         ("bridged_target_state", {"target": "motor1", "state": "broken"}),
         ("bridged_last_success_timestamp_seconds", {"target": "motor1"}),
         ("bridged_upload_bytes_total", {}),
@@ -123,7 +124,7 @@ def test_a_flash_that_succeeds() -> None:
     assert value(metrics, "bridged_job_running", target="motor1") == 1
     assert value(metrics, "bridged_job_progress_ratio", target="motor1") == 0.25
     result = {"bytes_written": 4096, "bytes_compared": 4096, "uart_errors": {"parity": 2, "odd": 1}}
-    result["cost"] = {"cpu_s": 1.25, "memory_kib": 16000}
+    result |= {"cost": {"cpu_s": 1.25, "memory_kib": 16000}, "turnaround_us": 65}
     story.tell(1006.0, JobState.SUCCEEDED, "release", result=result, ended=1006.0)
     assert value(metrics, "bridged_jobs_total", target="motor1", kind="flash", result="succeeded") == 1
     assert value(metrics, "bridged_job_phase_duration_seconds_sum", kind="flash", phase="write") == 4.0
@@ -133,6 +134,7 @@ def test_a_flash_that_succeeds() -> None:
     assert value(metrics, "bridged_sectors_total", target="motor1", op="erased") == 1
     assert value(metrics, "bridged_rom_retries_total", target="motor1", step="write_memory") == 1
     assert value(metrics, "bridged_rom_ack_seconds_count", step="write_memory") == 1
+    assert value(metrics, "bridged_target_turnaround_seconds", target="motor1") == 65e-6
     assert value(metrics, "bridged_uart_errors_total", target="motor1", type="parity") == 2
     assert value(metrics, "bridged_session_cpu_seconds_total", target="motor1") == 1.25
     assert value(metrics, "bridged_session_memory_bytes", target="motor1") == 16000 * 1024

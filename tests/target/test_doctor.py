@@ -258,6 +258,9 @@ ROWS = (
         {"options": {"nBOOT_SEL": 0}},
     ),
     Row("an adapter with a timer of 16 ms", "L476", "DOCTOR_ADAPTER_SLOW", port={"turnaround_ns": 16_000_000}),
+    # Three a block of 268 bytes, which take 25.6 ms: 8 % and 13 %.
+    Row("an adapter that costs less than a tenth", "L476", "", ("DOCTOR_TURNAROUND",), port={"turnaround_ns": 700_000}),
+    Row("an adapter that costs more than a tenth", "L476", "DOCTOR_ADAPTER_SLOW", port={"turnaround_ns": 1_100_000}),
     Row("an answer as fast as its bytes", "L476", "", ("DOCTOR_TURNAROUND",)),
     Row(
         "nothing is wired",

@@ -18,7 +18,7 @@ import pytest
 
 from bridged.errors import BridgedError, Canceled, LinkError
 from bridged.events import Phase, PhaseStarted, Retried
-from bridged.protocol.flow import Barrier, Checkpoint, Drain, Flow, Hazard, Pause, Progress, Receive, Report, Send
+from bridged.protocol.flow import Barrier, Checkpoint, Drain, Flow, Hazard, Pause, Progress, Receive, Report, Send, SetFormat
 from bridged.target import lines
 from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
 from bridged.target.process import WORKER_ROOT
@@ -268,6 +268,24 @@ def test_turnarounds_of_short_frames_are_measured_and_told() -> None:
         r.driver.run(flow(r))
         assert len(r.driver.turnarounds) == 3
         assert 0 <= r.driver.turnaround_us < 1_000_000
+        r.driver.tell_turnarounds()
+        told = [json.loads(r.daemon.recv(1000)) for _ in range(3)]
+        assert [(m["event"], m["step"], m["seconds"]) for m in told] == [
+            ("StepDone", "ack", s) for s in sorted(r.driver.turnarounds)
+        ]
+
+
+def test_a_turnaround_is_what_comes_on_top_of_the_bytes() -> None:
+    # At 1200 baud three bytes take 27 ms on a wire; this one has none, so nothing is left.
+    def flow(r: Rig) -> Flow[None]:
+        yield SetFormat(1200, "N")
+        yield Send(b"\x01\xfe")
+        os.write(r.device, b"\x79")
+        yield Receive(1, 1.0)
+
+    with rig() as r:
+        r.driver.run(flow(r))
+        assert list(r.driver.turnarounds) == [0.0]
 
 
 def test_a_session_begins_with_nothing_that_a_plain_flash_does_not_need() -> None:

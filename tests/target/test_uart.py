@@ -99,6 +99,16 @@ def test_bytes_pass_unchanged_both_ways(line: Pty, uart: Uart) -> None:
     assert got == every
 
 
+def test_a_frame_is_one_write(uart: Uart, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter makes a packet of each, and waits between two."""
+    written: list[int] = []
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: written.append(len(data)) or write(fd, data))
+    for count in (1, 2, 5, 258):
+        uart.write_all(bytes(count), 1)
+    assert written == [1, 2, 5, 258]
+
+
 def test_read_takes_no_more_than_asked_and_never_waits(line: Pty, uart: Uart) -> None:
     assert uart.read(10) == b""
     assert uart.wait_readable(0) is False
