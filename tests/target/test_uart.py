@@ -103,7 +103,12 @@ def test_a_frame_is_one_write(uart: Uart, monkeypatch: pytest.MonkeyPatch) -> No
     """An adapter makes a packet of each, and waits between two."""
     written: list[int] = []
     write = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: written.append(len(data)) or write(fd, data))
+
+    def noted(fd: int, data: bytes) -> int:
+        written.append(len(data))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", noted)
     for count in (1, 2, 5, 258):
         uart.write_all(bytes(count), 1)
     assert written == [1, 2, 5, 258]
