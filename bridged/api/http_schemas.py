@@ -211,6 +211,7 @@ def components() -> dict[str, Schema]:
                 **progress,
                 "rate": {"type": "integer", "minimum": 0, "description": "bytes a second"},
                 "code": maybe(TEXT),
+                "reason": maybe(TEXT),
                 "event": {"type": "string", "description": "what happened; its facts are further fields"},
             },
             "event",

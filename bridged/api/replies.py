@@ -104,6 +104,7 @@ def update_data(update: Update) -> dict[str, Any]:
         "total": update.total,
         "rate": round(update.rate),
         "code": update.code or None,
+        "reason": update.reason or None,
         **update.event,
     }
 

@@ -201,7 +201,7 @@ class Command:
         state = str(data.get("state", ""))
         phase = str(data.get("phase") or "") if state == "running" else state
         if state in ("running", "queued", "waiting", "interrupted"):
-            if data.get("reason"):  # Also while it runs: its end cannot be written while the disk is full.
+            if data.get("reason") and not data.get("event"):  # Also of one that runs: its end waits for room on the disk.
                 phase += f" ({data['reason']})"
             total, rate = int(data.get("total") or 0), float(data.get("rate") or 0)
             if phase == "plan" and total:

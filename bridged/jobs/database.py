@@ -109,6 +109,7 @@ MIGRATIONS: tuple[str, ...] = (
     "ALTER TABLE targets ADD COLUMN second_stage TEXT NOT NULL DEFAULT '';",
     # Nobody ever read it: of a hazard counts when the daemon died, not when its stage began.
     "ALTER TABLE sessions DROP COLUMN since_boot_s;",
+    "ALTER TABLE updates ADD COLUMN reason TEXT NOT NULL DEFAULT '';",
 )
 VERSION = len(MIGRATIONS)
 

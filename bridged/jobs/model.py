@@ -145,7 +145,8 @@ class Update:
 
     ``seq`` is monotonic within a job and never used twice for what ``log`` keeps; mere progress repeats the last one.
 
-    ``rate``: bytes a second in the current phase, 0 where unknown.
+    ``rate``: bytes a second in the current phase, 0 where unknown. ``reason``: why it waits or was interrupted, where ``code``
+    does not say it.
     """
 
     job: str
@@ -159,6 +160,7 @@ class Update:
     rate: float = 0.0
     code: str = ""
     event: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
 
 
 def advance(job: Job, to: JobState, **changes: Any) -> Job:
@@ -184,7 +186,8 @@ def note(job: Job, **changes: Any) -> Job:
 def update_of(job: Job, at: float, *, rate: float = 0.0, event: dict[str, Any] | None = None) -> Update:
     """The ``Update`` that shows ``job`` as it is."""
     code = str((job.error or {}).get("code", ""))
-    return Update(job.id, job.target, job.seq, at, job.state, job.phase, job.done, job.total, rate, code, event or {})
+    reason = job.reason if job.reason != code else ""
+    return Update(job.id, job.target, job.seq, at, job.state, job.phase, job.done, job.total, rate, code, event or {}, reason)
 
 
 def diagram() -> str:

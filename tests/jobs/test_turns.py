@@ -43,6 +43,8 @@ def test_an_absent_target_is_waited_for(tmp_path: Path) -> None:
                 if update.state is JobState.WAITING:
                     break
             assert bench.jobs.get(first.id).reason == "target_absent"
+            assert update.reason == "target_absent", "who waits with it is told, and need not ask"
+            assert "target_absent" in [told.reason for told in bench.jobs.log(first.id)]
             assert (await bench.jobs.cancel(first.id)).state is JobState.CANCELED
             bench["m1"].set_state("idle")
             assert (await bench.end(second)).state is JobState.SUCCEEDED

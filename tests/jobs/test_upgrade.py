@@ -28,6 +28,7 @@ FROZEN = (
     "8c4eb6bfc1c4a2bc",
     "61ea25c91701b466",
     "ad772829dbc1b500",
+    "0dde85b341f44d6f",
 )
 
 # Rows as the first version wrote them.
@@ -131,7 +132,7 @@ def test_ten_thousand_jobs_of_history(tmp_path: Path) -> None:
         # A flash leaves some fourteen entries in its log.
         connection.execute(
             "WITH RECURSIVE c(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM c WHERE i < 14)"
-            " INSERT INTO updates SELECT id, i, target, created, 'running', 'write', i, 14, 1.0, '', 'null' FROM c, jobs"
+            " INSERT INTO updates SELECT id, i, target, created, 'running', 'write', i, 14, 1.0, '', 'null', '' FROM c, jobs"
             " WHERE id LIKE 'h%'"
         )
     connection.close()

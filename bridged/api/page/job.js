@@ -70,12 +70,12 @@ export function jobView(id, may, signal) {
       words.textContent = `${bytes(update.done)} of ${bytes(update.total)}${update.rate ? ` at ${bytes(update.rate)}/s${left}` : ""}`;
     } else if (!ENDED.has(update.state)) {
       bar.removeAttribute("value");
-      words.textContent = update.reason ? `waiting: ${update.reason}` : update.phase || update.state;
+      words.textContent = update.reason && !update.event ? `waiting: ${update.reason}` : update.phase || update.state;
     }
     if (update.event && !noted.has(update.seq)) {
       noted.add(update.seq);
       const { job, target, seq, at, state, phase: _, done, total, rate, code, event, ...rest } = update;
-      events.append(h("li", null, when(at), ` ${event}: `, Object.entries(rest).map(([key, value]) => `${key} ${value}`).join(", ")));
+      events.append(h("li", null, when(at), ` ${event}: `, Object.entries(rest).filter(([, value]) => value !== null).map(([key, value]) => `${key} ${value}`).join(", ")));
     }
   }
 
