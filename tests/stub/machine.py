@@ -576,7 +576,7 @@ class Machine:
         for value in data:
             out += self.drop_or_flip(self.in_bytes, value) if self.drop_or_flip else bytes([value])
             self.in_bytes += 1
-        if set(out) == {0x55} and form.parity == "N":
+        if set(out) == {0x55} and form.parity in ("N", "?"):
             bit = 1e9 / form.baud
             self.levels += [(start_ns + round(n * bit), n & 1) for n in range(10 * len(out))]
         burst = Burst(start_ns, form.byte_ns, bytes(out), form)

@@ -1,8 +1,17 @@
 """Every instruction of the second-stage loader taken out, one at a time: ``python -m tests.stub.mutations [--functions a,b]``.
 
-A loader that lacks an instruction and passes ``scenario`` shows a hole in the tests or an instruction that is not needed. It
-takes a quarter of an hour for the whole binary; ``make soak`` runs it. It fails when more than ``SURVIVORS_PERCENT`` survive,
-and lists them with their function (``stub.map``), for a person to look at.
+A loader that lacks an instruction and passes ``scenario``, ``families`` and ``starts`` shows a hole in the tests or an
+instruction that is not needed. The whole binary takes seven and a half minutes of CPU time; ``make soak`` runs it. It fails
+when more than ``SURVIVORS_PERCENT`` survive, and lists them with their function (``stub.map``), for a person to look at.
+
+When it was last looked at, 94 of 1,330 survived (7.1 %). What they are, for whoever finds more:
+
+- what the compiler made of units of one store and of several at once (``compare``: no part needs its general loop for words),
+  guards of loops that are never empty (``poke_count``, ``unit``), flags and registers that are right already;
+- ranges that the wrap of unsigned numbers would refuse as well (``in_flash``, the inlet, ``take`` at the end of the ring);
+- barriers (DSB), which an emulator without a write buffer does not need;
+- speed: pieces of one byte instead of 256, one more look at the clock;
+- what ends in the same state: SysTick's first value, a USART switched off that is off, what is waited for after the reset.
 """
 
 from __future__ import annotations
@@ -159,9 +168,11 @@ def scenario(code: stub.Code, name: str = "L476") -> None:
     # What is told once, and then not again before something went well.
     for spoilt, how in (
         (b"\xa5\x02\x03", (0, Reason.PAUSE)),
+        (b"\xa5\x02\x03\x04\x05\x06", (0, Reason.PAUSE)),
         (b"\xa5\x02\x03\x04\x05\x06\x07", (0, Reason.BAD_HEADER)),
         (wire.frame(Verb.WRITE, 77, bytes(4101))[:30], (77, Reason.TOO_LONG)),
         (wire.frame(Verb.WRITE, 78, nothing)[:-1] + b"!", (78, Reason.BAD_CRC)),
+        (wire.frame(Verb.WRITE, 81, nothing)[:-2] + b"!!", (81, Reason.BAD_CRC)),
         (wire.frame(0x20, 79), (79, Reason.BAD_VERB)),
         (wire.frame(Verb.WRITE, 80, nothing), (80, Reason.OUT_OF_SEQUENCE)),
     ):
@@ -254,15 +265,15 @@ def scenario(code: stub.Code, name: str = "L476") -> None:
     told = refused(b, wire.frame(Verb.ERASE, number, both[:16]))
     must(told == (number, number, Reason.BAD_ARGUMENT, 0, 4))
     status = wire.status_of(exchange(b, wire.frame(Verb.STATUS, 1), 51)[7:47])
-    must((status.expected, status.stopped, status.bad_frames, status.gaps) == (number, False, 2, 8))
-    must((status.frames, status.bad_headers, status.pauses) == (64, 4, 2))
+    must((status.expected, status.stopped, status.bad_frames, status.gaps) == (number, False, 3, 10))
+    must((status.frames, status.bad_headers, status.pauses) == (68, 5, 2))
 
     # The longest frame, across the end of a ring that fills while flash is erased. Then it is compared and left alone: nothing
     # waits for the flash then, but the watchdog does not wait either.
     whole = ranges(FLASH + 3 * page) + b"".join(pattern(n, 1024) for n in range(4))
     again = wire.frame(Verb.ERASE, number, ranges(FLASH + 3 * page, 3, page, FLASH + 4 * page, 4, page))
     long = wire.frame(Verb.WRITE, number + 1, whole)
-    move_ring(b, 900)
+    move_ring(b, 300)
     b.uart.send(again + long[:1500])
     b.uart.pause(0.03)
     b.uart.send(long[1500:])
@@ -286,8 +297,8 @@ def scenario(code: stub.Code, name: str = "L476") -> None:
     b.uart.pause(0.1)
     must(b.machine.usart.reg("brr") == 124 and b.machine.out_bytes == before)  # It says nothing of its own accord.
     number += 3
-    told = refused(b, wire.frame(Verb.WRITE, number, ranges(FLASH + page) + data[::-1]))
-    must(told == (number, number, Reason.NOT_BLANK, FLASH + page, 0))
+    told = refused(b, wire.frame(Verb.WRITE, number, ranges(end) + data[:8]))
+    must(told == (number, number, Reason.BAD_ARGUMENT, end, 8))
     done(b, number, Verb.WRITE, nothing)
     must(b.run(b.link.abort()).stopped)
     stopped = wire.frame(Verb.WRITE, number + 1, ranges(FLASH) + data)
@@ -325,13 +336,13 @@ def starts(code: stub.Code) -> None:
         b.machine.level = level
         for first_s, last_s in times:
             greets(b, first_s, last_s)
-    # Half and twice the rate that was agreed, and a train with a pause: none is believed.
-    for rate, pieces in ((57600, (64,)), (230400, (64,)), (115200, (20, 20))):
+    # Half and twice the rate that was agreed, and trains with a pause in one of the two measurements: none is believed.
+    for rate, pieces in ((57600, (64,)), (230400, (64,)), (115200, (14, 26)), (115200, (27, 13))):
         b = started("G071", code)
         b.uart.set_format(Format(rate, "N"))
         for count in pieces:
             b.uart.send(b"\x55" * count)
-            b.uart.pause(0.0004)
+            b.uart.pause(0.0001)
         b.uart.set_format(Format(115200, "N"))
         b.uart.inbox.clear()
         b.uart.pause(0.3)
@@ -349,9 +360,9 @@ def starts(code: stub.Code) -> None:
 def families(code: stub.Code) -> None:
     """What ``scenario`` cannot meet on an L4: bytes and half words, sectors by address, the second controller of an H7."""
     for name, number, sizes, bank2 in (("F103", 0, 1024, 0), ("F407", 1, 16384, 0), ("H743", 1, 131072, 0x08100000)):
-        b = started(name, code)
+        b = started(name, code, oscillator=0.98)
         b.uart.send(b"\x55" * 64)
-        b.greet()
+        must(abs(b.greet().clock_hz(115200, 0) / b.row.clock_hz / 0.98 - 1) < 0.006)
         for start in filter(None, (FLASH + sizes, bank2 and bank2 + sizes)):
             erase = wire.erase([(start, number, sizes)], 4.0, 0.0)
             data = pattern(len(name), 64)
