@@ -268,12 +268,15 @@ class Dialogue:
             self.result.supply_range = self._wide
 
     def _tell_supply(self, code: int) -> Flow[None]:
-        try:
-            # Four bytes, the reserved ones 0xFF: 1 to 4 are allowed, and all else is written by whole words.
-            yield from an3155.write_memory(VOLTAGE_ADDRESS, bytes((code, 0xFF, 0xFF, 0xFF)), self.timing)
-        except Nack as error:
-            self._wide = 0
-            yield Report(Warned("SUPPLY_REFUSED", f"the loader programs 8 bits at a time: {error.message}"))
+        for last in (False, True):  # One refusal may be an accident, and would cost all the rest of the session.
+            try:
+                # Four bytes, the reserved ones 0xFF: 1 to 4 are allowed, and all else is written by whole words.
+                yield from an3155.write_memory(VOLTAGE_ADDRESS, bytes((code, 0xFF, 0xFF, 0xFF)), self.timing)
+                return
+            except Nack as error:
+                if last:
+                    self._wide = self.result.supply_range = 0
+                    yield Report(Warned("SUPPLY_REFUSED", f"the loader programs 8 bits at a time: {error.message}"))
 
     def _look(self, address: int, count: int) -> Flow[bytes]:
         """Read a block after an accident while it was written: once, for the loader may stumble over it (ECC)."""

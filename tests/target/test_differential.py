@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bridged.errors import BridgedError
 from bridged.events import SectorErased, SectorProven
-from bridged.images.model import Image
+from bridged.images.model import Image, Span
 from bridged.protocol.flow import Checkpoint
 from bridged.target.request import Past, Result
 from tests.target.bench import Bench, make_image
@@ -58,6 +60,25 @@ def test_a_change_costs_its_own_sector_and_the_one_with_the_vectors(chip: str) -
     # What is reported as proven is what the next job may rely on: all of it.
     proofs = {p.address for p in bench.events(SectorProven)}
     assert proofs == {p.address for p in past.sectors}
+
+
+def test_a_change_in_an_application_behind_a_bootloader_takes_both_tables_along() -> None:
+    bench = Bench("F407")
+    bootloader = make_image(bench.chip, 10 * 1024)
+    application = make_image(bench.chip, 100 * 1024, offset=64 * 1024, seed=2)
+    spans = tuple(Span(name, i.start, i.end) for name, i in (("boot", bootloader), ("app", application)))
+    first = bench.run("flash", bootloader.merged_with(application), spans=spans)
+    past = Past(uid=first.uid, sectors=tuple(bench.events(SectorProven)))
+    changed_app = changed(application, 90 * 1024)
+    result = bench.run("flash", bootloader.merged_with(changed_app), spans=spans, past=past)
+    erased = [e.address for e in bench.events(SectorErased)]
+    assert erased == [0x08000000, 0x08010000, 0x08020000], "that of the part, that of the application, and what changed"
+    assert (result.sectors_skipped, result.evidence) == (first.sectors_erased - 3, "full")
+    # A change in the bootloader leaves the application alone.
+    past = replace(past, sectors=tuple(bench.events(SectorProven)))
+    bench.run("flash", changed(bootloader, 9000).merged_with(changed_app), spans=spans, past=past)
+    assert [e.address for e in bench.events(SectorErased)] == [0x08000000]
+    assert bench.holds(changed_app)
 
 
 @pytest.mark.parametrize("chip", CHIPS)

@@ -23,7 +23,7 @@ from bridged.target import lines
 from bridged.target.board import NOTE, RECEIVED, REFERENCE, SENT, Board, reference
 from bridged.target.process import WORKER_ROOT
 from bridged.target.uart import Uart
-from bridged.target.worker import RECORD_AT_MOST, RT_PRIORITY, Control, Driver
+from bridged.target.worker import RECORD_AT_MOST, RT_LIMIT_US, RT_PRIORITY, Control, Driver
 from tests.support import missing
 
 
@@ -268,6 +268,7 @@ def test_turnarounds_of_short_frames_are_measured_and_told() -> None:
         r.driver.run(flow(r))
         assert len(r.driver.turnarounds) == 3
         assert 0 <= r.driver.turnaround_us < 1_000_000
+        r.daemon.settimeout(5)
         r.driver.tell_turnarounds()
         told = [json.loads(r.daemon.recv(1000)) for _ in range(3)]
         assert [(m["event"], m["step"], m["seconds"]) for m in told] == [
@@ -308,12 +309,18 @@ if uid:
 worker._prefer()
 locked = next(line for line in open("/proc/self/status") if line.startswith("VmLck")).split()[1]
 policy = os.sched_getscheduler(0)
-print(json.dumps([policy & ~os.SCHED_RESET_ON_FORK, os.sched_getparam(0).sched_priority, int(locked), "ctypes" in sys.modules]))
+ours = policy & ~os.SCHED_RESET_ON_FORK
+if not (pid := os.fork()):
+    os._exit(os.sched_getscheduler(0))
+inherited = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+limited = resource.getrlimit(resource.RLIMIT_RTTIME)[0]
+print(json.dumps([ours, os.sched_getparam(0).sched_priority, int(locked), "ctypes" in sys.modules, inherited, limited]))
 """
 
 
 def preferred(limit_bytes: int = 0, uid: int = 0) -> list[int]:
-    """How a session would run: policy, priority, KiB locked, whether ctypes was loaded."""
+    """How a session would run: policy, priority, KiB locked, whether ctypes was loaded; the policy of a child, and the most us
+    of real time without a wait."""
     order = json.dumps([limit_bytes, uid])
     ran = subprocess.run([sys.executable, "-c", PREFERRED, order], capture_output=True, text=True, check=True)
     found: list[int] = json.loads(ran.stdout)
@@ -323,13 +330,15 @@ def preferred(limit_bytes: int = 0, uid: int = 0) -> list[int]:
 def test_a_session_has_real_time_priority_and_locked_memory_where_it_may() -> None:
     if os.geteuid():
         missing("root", "run the tests as root: others may have no right to real-time priority")
-    policy, priority, locked_kib, _ = preferred()
+    policy, priority, locked_kib, _, inherited, limit_us = preferred()
     assert (policy, priority) == (os.SCHED_FIFO, RT_PRIORITY)
+    assert inherited == os.SCHED_OTHER, "what it starts is not served before all others"
+    assert 0 < limit_us <= RT_LIMIT_US, "one that never waits is ended by the kernel, and does not keep the machine"
     assert locked_kib > 4096
 
 
 def test_a_session_that_may_do_neither_runs_all_the_same_and_loads_nothing_for_it() -> None:
     if os.geteuid():
         missing("root", "run the tests as root: only root can take rights away from itself")
-    policy, priority, locked_kib, loaded = preferred(1 << 20, 65534)
+    policy, priority, locked_kib, loaded, *_ = preferred(1 << 20, 65534)
     assert (policy, priority, locked_kib, loaded) == (os.SCHED_OTHER, 0, 0, False)
