@@ -1,7 +1,8 @@
-"""Jobs, updates and targets as lines of the line protocol: which fields go out, in which order, under which code.
+"""Jobs, updates and targets as clients see them: which fields go out, in which order, under which code.
 
-Pure: from the records of ``jobs`` to ``protocol.reply.Reply``. How a line looks on the wire is the codec's business, who gets
-it the server's. How a job that has ended is told is in ``final_reply``, and nowhere else.
+Pure: from the records of ``jobs`` to fields (``…_data``, which HTTP has as well) and to ``protocol.reply.Reply``. How a line
+looks on the wire is the codec's business, who gets it the server's. How a job that has ended is told is in ``final_reply``, and
+nowhere else.
 """
 
 from __future__ import annotations

@@ -21,7 +21,14 @@ from bridged.jobs.records import Backup
 
 @dataclass(slots=True)
 class Live:
-    """A job that has not ended, and what is only in memory about it. ``lock`` is held while its state changes."""
+    """A job that has not ended, and what is only in memory about it. ``lock`` is held while its state changes.
+
+    ``cancel``: somebody asked for its end. ``in_session``: its session process may live. ``verdict``: what the policy of its
+    target found about the image. ``uid``: of the chip that answers; ``backup``: what an earlier run kept, and of which chip.
+    ``resumed``: it was interrupted before this run. ``restore``: it brings the last known good image back by now. ``unsaved``,
+    ``unsaved_proven``: what the journal does not have yet, and ``saving`` while somebody writes it. ``logged``: notable events
+    so far. ``phase_since``, ``shown``: monotonic seconds at which the phase began and progress was last told.
+    """
 
     job: Job
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -28,10 +28,8 @@ def check_entry(request: Request, known: Known) -> Flow[None]:
         yield Report(Warned("OTHER_BANK", text))
     if request.one_shot:
         return
-    if not ((wiring.has_boot0 or wiring.boot0_by_hand) and (wiring.has_reset or wiring.has_power)):
-        missing = [
-            name for name, ok in (("BOOT0", wiring.has_boot0 or wiring.boot0_by_hand), ("NRST", wiring.has_reset)) if not ok
-        ]
+    boot0, reset = wiring.has_boot0 or wiring.boot0_by_hand, wiring.has_reset or wiring.has_power
+    if missing := [name for name, ok in (("BOOT0", boot0), ("NRST", reset)) if not ok]:
         raise EntryWouldBeLost(
             f"{' and '.join(missing)} not wired: after the erase nothing here could start the loader again",
             missing=" ".join(missing),
