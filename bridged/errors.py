@@ -873,7 +873,7 @@ HINTS: dict[str, Hint] = {
     "REQUEST": Hint("The request cannot be served.", "See the message."),
     "BAD_REQUEST": Hint(
         "An argument is missing, unknown or out of range.",
-        "The message says what is wrong; `HELP VERB`, or `bridged VERB --help`, shows what is expected.",
+        "The message says what is wrong; `HELP VERB` shows what is expected, on the command line `--help` behind the command.",
     ),
     "UNKNOWN_VERB": Hint("There is no such verb.", "`HELP` lists the verbs."),
     "FOREIGN_PROTOCOL": Hint(
