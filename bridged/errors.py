@@ -568,8 +568,9 @@ HINTS: dict[str, Hint] = {
         "A defect in bridged.", "Keep the journal and the trace of the job and report them; the target was released."
     ),
     "CONFIG": Hint(
-        "The configuration file has a mistake.",
-        "Correct the named line; `bridged check-config FILE` lists every mistake at once.",
+        "The configuration file has a mistake, or names what this machine cannot give now.",
+        "Correct what is named; `bridged check-config FILE` lists every mistake at once. Who has an address that is in use: "
+        "`ss -ltnp`.",
     ),
     "IMAGE": Hint("The image cannot be used.", "See the message; build the image again and compare its SHA-256."),
     "IMAGE_FORMAT": Hint(
@@ -854,9 +855,10 @@ HINTS: dict[str, Hint] = {
         "Uploads and jobs are refused; or one stays in its last phase, with `reason=STORAGE_FULL`.",
     ),
     "STORAGE_FAILED": Hint(
-        "The disk failed or became read-only; an SD card at its end does this.",
-        "Look at the kernel log, replace the card. No destructive step is started meanwhile; the end of a job that "
-        "was running is told when it can be written, or the job goes on at the next start.",
+        "The disk failed or became read-only (an SD card at its end does this), or the daemon may not write there.",
+        "A directory that the message calls missing or forbidden has to exist and belong to the daemon's user "
+        "(`gateway.state_dir`); else look at the kernel log, replace the card. No destructive step is started "
+        "meanwhile; the end of a job that was running is told when it can be written, or the job goes on at the next start.",
         "Uploads and jobs are refused; or one stays in its last phase, with `reason=STORAGE_FAILED`.",
     ),
     "JOURNAL": Hint(

@@ -340,6 +340,7 @@ def test_exit_codes_of_refusals(gateway: Gateway, tmp_path: Path) -> None:
         (["read", "motor1", "0", "16", "-o", str(tmp_path)], Exit.USAGE, "name of a file"),
         (["read", "motor1", "0", "16", "-o", "/dev/stdout"], Exit.USAGE, "among the bytes"),
         (["cancel", "j9"], Exit.USAGE, "UNKNOWN_JOB"),
+        (["trace", str(path)], Exit.USAGE, "no line of a recording"),
         (["jobs", "--state", "done"], Exit.USAGE, "succeeded"),
         (["frobnicate"], Exit.USAGE, "invalid choice"),
         (["flash", "motor1"], Exit.USAGE, "required"),

@@ -308,7 +308,10 @@ class Command:
         """Of a job, or from a file that somebody sent us."""
         path = Path(what)
         if path.is_file():
-            return path.read_text("utf-8", "replace")
+            text = path.read_text("utf-8", "replace")
+            if not re.search(r"^\s*\d+\.\d+ \S", text, re.MULTILINE):
+                raise BadRequest(f"{path} holds no line of a recording", path=str(path))
+            return text
         return self.client.trace(what).decode("utf-8", "replace")
 
     def cancel(self) -> Exit:
