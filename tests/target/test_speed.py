@@ -302,3 +302,7 @@ def test_a_loader_that_refuses_the_voltage_range_programs_all_the_same() -> None
     assert result.supply_range == 0
     assert [w.code for w in bench.events(Warned)] == ["SUPPLY_REFUSED"]
     assert bench.holds(image)
+    # After a reset in the middle as well: what was wide before is not any more, and the result says so.
+    bench = Bench("F407", settings={"faults": ["lose:0x31:10:data", "nack:0x31:11:address", "nack:0x31:12:address"]})
+    assert bench.run("flash", image, supply_v=3.3).supply_range == 0
+    assert bench.holds(image)
