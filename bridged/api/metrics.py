@@ -43,7 +43,6 @@ TARGET_STATES = ("idle", "busy", "absent", "broken")
 UART_ERRORS = ("parity", "frame", "overrun", "brk")
 SECOND_STAGE = ("used", "given up", "not used")  # How ``second_stage`` of a result begins.
 DIRECTIONS = ("out", "in")
-CONNECTORS = ("nats", "hawkbit")
 FLEET_COMMANDS = ("taken", "repeated", "refused", "cancellation")
 # How a command of a fleet ends: as a job does, or because its time was over before it came to it.
 FLEET_RESULTS = (*sorted(TERMINAL), "expired")
@@ -102,7 +101,7 @@ class _Running:
 
 class Metrics:
     """Everything that is counted. ``targets``: the configured names, for which all label sets are created at once;
-    ``connectors``: of ``CONNECTORS``. Where there is none, nothing of a fleet is on the page."""
+    ``connectors``: ``nats``, ``hawkbit``. Where there is none, nothing of a fleet is on the page."""
 
     def __init__(
         self,
