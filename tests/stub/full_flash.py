@@ -2,8 +2,9 @@
 
 The real binary in emulation, at 921600 baud or what its clock makes of that. One frame in twenty is hit by a changed, lost
 or doubled byte, in both directions. Afterwards the flash must be what was sent, by content and by the CRC that the target
-computed, no sector erased twice and no rule of the silicon broken. A minute a part; ``make soak`` runs all of them. ``--clean``
-leaves the line alone and says how far the modelled time is from the flash's own (times from memory: see ``parts.py``).
+computed, no sector erased twice and no rule of the silicon broken. Less than a minute of CPU time a part, some for the H743;
+``make soak`` runs all of them. ``--clean`` leaves the line alone and says how far the modelled time is from the flash's own
+(times from memory: see ``parts.py``).
 """
 
 from __future__ import annotations

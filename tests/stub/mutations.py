@@ -4,7 +4,7 @@ A loader that lacks an instruction and passes ``scenario``, ``families`` and ``s
 instruction that is not needed. The whole binary takes seven and a half minutes of CPU time; ``make soak`` runs it. It fails
 when more than ``SURVIVORS_PERCENT`` survive, and lists them with their function (``stub.map``), for a person to look at.
 
-When it was last looked at, 94 of 1,330 survived (7.1 %). What they are, for whoever finds more:
+When it was last looked at, 81 of 1,330 survived (6.1 %). What they are, for whoever finds more:
 
 - what the compiler made of units of one store and of several at once (``compare``: no part needs its general loop for words),
   guards of loops that are never empty (``poke_count``, ``unit``), flags and registers that are right already;
@@ -39,7 +39,7 @@ from tests.stub.parts import PARTS
 FLASH = 0x08000000
 NOP = 0x46C0  # mov r8, r8: as good as none on ARMv6-M
 PADDING = (b"\xc0\x46", b"\x00\x00")  # What the compiler puts before literals; movs r0, r0 stands nowhere else.
-SURVIVORS_PERCENT = 12.0
+SURVIVORS_PERCENT = 8.0
 LONGEST_NS = 60_000_000_000  # A loader that lacks an instruction may keep its host waiting for ever.
 MAP = Path(stub.__file__).parent / "stub.map"
 
