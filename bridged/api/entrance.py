@@ -9,15 +9,19 @@ still lives. It knows no protocol.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from bridged.api.handshakes import Handshakes
+from bridged.api.auth import is_loopback
+from bridged.api.handshakes import Handshakes, is_of_this_machine, listening
 from bridged.api.tls import HANDSHAKE_S, Tls, transport
 from bridged.config.values import Listen
 from bridged.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 # A client whose machine vanished is found within 30 + 3 * 10 s, also while nobody has anything to say to it.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
@@ -50,9 +54,17 @@ class Entrance:
         """At least one, each listening. Raises ``NotAllowed`` (P7) or ``ConfigError``."""
         secure = self._wanted(listen)
         try:
-            if not secure:
+            if is_loopback(listen.host) and not secure:
                 return [await serve(host=listen.host, port=listen.port)]
-            return [await serve(sock=sock, **secure) for sock in self.handshakes.listen(listen.host, listen.port)]
+            if secure:
+                sockets: Sequence[socket.socket] = self.handshakes.listen(listen.host, listen.port)
+            else:
+                sockets = listening(listen.host, listen.port, socket.socket)
+            if not is_loopback(listen.host) and not is_of_this_machine(listen.host):
+                log.warning(
+                    "%s listens on %s, which no interface has yet; it answers there as soon as one has", self._what, listen
+                )
+            return [await serve(sock=sock, **secure) for sock in sockets]
         except OSError as error:
             text = f"listening on {listen} failed: {error.strerror or error}"
             raise ConfigError(text, host=listen.host, port=listen.port) from error
