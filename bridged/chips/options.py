@@ -104,7 +104,7 @@ class OptionLayout:
         for known in self.fields:
             if known.name.lower() == name.lower():
                 return known
-        settable = ", ".join(f.name for f in self.fields if f.settable)
+        settable = ", ".join(f.name for f in self.fields if f.settable) or "none"
         raise BadRequest(f"{self.name}: there is no option field {name[:40]!r}; there are: {settable}", field=name[:40])
 
     def get(self, block: bytes, name: str) -> int:
