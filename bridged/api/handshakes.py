@@ -8,61 +8,13 @@ closed, and close at once what is too much. It knows no TLS and no protocol.
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeVar
 
 from bridged.api.auth import Peer, is_loopback
 
-BACKLOG = 128  # Connections that the kernel holds until we take them.
 PENDING_EACH = 16  # Handshakes of one address at once; a browser opens six, and each is over within seconds.
 PENDING = 128  # Handshakes of all addresses elsewhere; this machine is not kept out by them.
-# ip(7) and linux/in6.h; the module socket has no name for them.
-FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
-
-S = TypeVar("S", bound=socket.socket)
-
-
-def listening(host: str, port: int, make: Callable[[int, int, int], S]) -> list[S]:
-    """A socket for each address that ``host`` has, also for one that this machine will only get: after a power cut DHCP or a
-    tunnel may be slower than we are, and the targets need their daemon before that. Raises ``OSError``."""
-    kind, passive = socket.SOCK_STREAM, socket.AI_PASSIVE
-    found = dict.fromkeys(socket.getaddrinfo(host.strip("[]") or None, port, type=kind, flags=passive))
-    sockets: list[S] = []
-    try:
-        for family, _, protocol, _, address in found:
-            try:
-                sock = make(family, kind, protocol)
-            except OSError as error:
-                if error.errno == errno.EAFNOSUPPORT and len(found) > 1:
-                    continue  # This machine was started without IPv6, and its resolver does not know.
-                raise
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(*FREEBIND[family], 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
-    except OSError:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
-
-
-def is_of_this_machine(host: str) -> bool:
-    """Whether an interface has this address now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host.strip("[]"), 0))
-        except OSError as error:
-            return error.errno != errno.EADDRNOTAVAIL
-    return True
 
 
 class Handshakes:
@@ -75,15 +27,8 @@ class Handshakes:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def listen(self, host: str, port: int) -> list[Listening]:
-        """See ``listening``."""
-        sockets = listening(host, port, Listening)
-        for sock in sockets:
-            sock.handshakes = self
-        return sockets
-
     def over(self, sock: socket.socket) -> Listening:
-        """A listening socket that was passed in, as one of ours."""
+        """A listening socket as one of ours."""
         ours = Listening(fileno=sock.detach())
         ours.handshakes = self
         ours.setblocking(False)
