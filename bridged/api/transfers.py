@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from bridged.api.ports import StoreApi, Upload
 from bridged.errors import TooMany
@@ -83,7 +83,7 @@ class Transfers:
     ) -> Upload:
         """An upload of the same file by the same client that has fallen silent is ended, and its bytes are gone on from."""
         arguments = (principal, size, sha256, offset, name, type_hint)
-        return await self._taking_over(principal, sha256, lambda: store.open_upload(*arguments))
+        return await self._taking_over(principal, sha256, lambda: store.open_upload(*arguments), undo=abandon)
 
     async def announce(self, store: StoreApi, principal: str, size: int, sha256: str, name: str, type_hint: str) -> bool:
         """``store.announce``, which begins afresh; as with ``open`` a silent one gives way."""
@@ -96,13 +96,15 @@ class Transfers:
             await transfer.give_way()
         return await in_thread(store.discard, principal, sha256)
 
-    async def _taking_over(self, principal: str, sha256: str, call: Callable[[], T]) -> T:
+    async def _taking_over(
+        self, principal: str, sha256: str, call: Callable[[], T], *, undo: Callable[[T], object] | None = None
+    ) -> T:
         try:
-            return await in_thread(call)
+            return await in_thread(call, undo=undo)
         except TooMany as error:
             if stalled := self.stalled(principal, sha256):
                 await stalled.give_way()
-                return await in_thread(call)
+                return await in_thread(call, undo=undo)
             if "offset" in error.facts:
                 seconds = self.retry_after_s(principal, sha256)
                 text = f"{error.message}; when nothing more comes from it, it gives way in {seconds:.0f} s"
@@ -122,13 +124,32 @@ class Transfers:
                 del self._running[key]
 
 
-async def in_thread(call: Callable[..., T], *args: Any) -> T:
-    """As ``asyncio.to_thread``, but a cancelled caller waits for the thread: nothing may use the object after us."""
+class Abandoned(Protocol):
+    def abandon(self) -> None: ...
+
+
+def abandon(upload: Abandoned) -> None:
+    """An upload that is left open keeps the next one out: what to ``undo`` where it is opened."""
+    upload.abandon()
+
+
+async def in_thread(call: Callable[..., T], *args: Any, undo: Callable[[T], object] | None = None) -> T:
+    """As ``asyncio.to_thread``, but a cancelled caller waits for the thread: nothing may use the object after us.
+
+    ``undo``: called in a thread with the result that a cancelled caller does not get, where that must not be lost.
+    """
     task = asyncio.ensure_future(asyncio.to_thread(call, *args))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # Somebody has to look at it, or asyncio complains.
+        # A task of its own, which goes to its end when we are cancelled once more.
+        await asyncio.wait({asyncio.ensure_future(_left(task, undo))})
         raise
+
+
+async def _left(task: asyncio.Future[T], undo: Callable[[T], object] | None) -> None:
+    await asyncio.wait({task})
+    if task.cancelled() or task.exception() is not None:  # Somebody has to look at it, or asyncio complains.
+        return
+    if undo is not None:
+        await asyncio.to_thread(undo, task.result())

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from bridged.api.transfers import in_thread
+from bridged.api.transfers import abandon, in_thread
 from bridged.errors import DigestMismatch, FleetError, UnknownArtifact
 from bridged.fleet.ledger import Ledger
 from bridged.fleet.link import Link, Message
@@ -59,10 +59,8 @@ async def download(
         offset = index = 0  # Put anew meanwhile, or the ledger is younger than the upload.
     places = places[:index]
     skip = offset - index * chunk_bytes
-    opened: list[Upload] = []
-
-    def begin() -> None:
-        opened.append(store.open_upload(PRINCIPAL, wanted.size, wanted.sha256, offset, wanted.name, wanted.type))
+    arguments = (PRINCIPAL, wanted.size, wanted.sha256, offset, wanted.name, wanted.type)
+    upload = await in_thread(store.open_upload, *arguments, undo=abandon)
 
     def leave() -> None:
         # Where it paused is known to the store from here on, so the places must be, too.
@@ -70,12 +68,9 @@ async def download(
             if offset < wanted.size:
                 ledger.put(key, {"object": unique, "places": places})
         finally:
-            for upload in opened:
-                upload.abandon()
+            upload.abandon()
 
     try:
-        await in_thread(begin)
-        (upload,) = opened
         while offset < wanted.size:
             found = await _stored(link, subject, places[-1] + 1 if places else 1)
             if found is None or len(found.data) <= skip:

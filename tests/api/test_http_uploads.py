@@ -7,6 +7,7 @@ import base64
 import hashlib
 import io
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from tusclient.uploader.uploader import Uploader
 
 from bridged.api.http_call import Limits
 from bridged.api.http_tus import CHECKSUMS
+from bridged.api.transfers import Transfers
 from bridged.errors import StorageFull
+from tests.api.fakes import WatchedStore
 from tests.api.http_bench import Bench, run
 
 DATA = random.Random(8).randbytes(700_000)
@@ -261,6 +264,41 @@ def test_who_comes_back_before_the_old_connection_has_died_takes_over(tmp_path: 
         writer.close()
 
     run(tmp_path, body, takeover_s=0.0)
+
+
+@pytest.mark.parametrize("cancels", [1, 2])
+@pytest.mark.parametrize("known", [False, True])
+def test_who_goes_away_while_his_upload_is_opened_keeps_nobody_out(tmp_path: Path, known: bool, cancels: int) -> None:
+    """The thread that opens it ends after its request does, and nobody is left to end the upload."""
+    began, go = threading.Event(), threading.Event()
+
+    class Slow(WatchedStore):
+        def open_upload(self, *arguments: Any) -> Any:
+            upload = super().open_upload(*arguments)
+            began.set()
+            assert go.wait(10)
+            return upload
+
+    async def body() -> None:
+        store, transfers = Slow(tmp_path), Transfers(5.0)
+        if known:
+            store.add(DATA)
+        wanted = (store, "anna", len(DATA), SHA, 0, "", "auto")
+        first = asyncio.create_task(transfers.open(*wanted))
+        await asyncio.to_thread(began.wait, 10)
+        for _ in range(cancels):
+            first.cancel()
+            await asyncio.sleep(0.01)
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        async with asyncio.timeout(10):
+            while cancels > 1 and store.open:  # Who is cancelled twice does not wait.
+                await asyncio.sleep(0.001)
+        assert (store.open, store._in_use, store._promised_bytes()) == (0, {}, len(DATA) if known else 0)
+        (await transfers.open(*wanted)).abandon()
+
+    asyncio.run(body())
 
 
 def test_an_upload_that_is_running_is_locked(tmp_path: Path) -> None:
