@@ -146,11 +146,16 @@ class Journal:
         return self._enqueue(lambda connection: _apply(connection, change))
 
     def prune(self, keep: int) -> Future[list[str]]:
-        """Forget the oldest ended jobs beyond ``keep``, with their ids for idempotency; gives the ids that went."""
+        """Forget the oldest ended jobs beyond ``keep``, with their ids for idempotency; gives the ids that went.
+
+        Not one that left its target in a session: what it did there is asked when that target can be released.
+        """
 
         def operation(connection: sqlite3.Connection) -> list[str]:
             rows = connection.execute(
-                f"SELECT n, id FROM jobs WHERE state IN ({ENDED}) ORDER BY n DESC LIMIT -1 OFFSET ?", (keep,)
+                f"SELECT n, id FROM jobs WHERE state IN ({ENDED}) AND id NOT IN (SELECT job FROM sessions) "
+                "ORDER BY n DESC LIMIT -1 OFFSET ?",
+                (keep,),
             ).fetchall()
             connection.executemany("DELETE FROM jobs WHERE n = ?", [(row["n"],) for row in rows])
             return [str(row["id"]) for row in rows]

@@ -14,7 +14,7 @@ from bridged.config import Config
 from bridged.config import Target as TargetConfig
 from bridged.events import SectorProven
 from bridged.jobs import policy, rollback
-from bridged.jobs.model import Job, Update
+from bridged.jobs.model import Job, JobState, Update
 from bridged.jobs.ports import TargetPort
 from bridged.jobs.records import Backup
 
@@ -77,8 +77,8 @@ class Group:
 
 @dataclass(slots=True)
 class Lane:
-    """``wake``: something happened that its turn must look at. ``free``: nothing runs that was begun. ``admitting``: jobs on
-    their way to the disk."""
+    """``wake``: something happened that its turn must look at. ``free``: no job that was begun runs or could go on.
+    ``admitting``: jobs on their way to the disk."""
 
     name: str
     settings: TargetConfig
@@ -95,6 +95,14 @@ class Lane:
         while self.queue and self.queue[0].job.terminal:
             self.queue.popleft()
         return self.queue[0] if self.queue else None
+
+    def look_free(self) -> None:
+        """At the beginning of each turn, whatever ended the job before it and however."""
+        head = self.head()
+        if head is not None and head.job.state is JobState.INTERRUPTED:
+            self.free.clear()
+        else:
+            self.free.set()
 
     @property
     def waiting(self) -> int:

@@ -99,9 +99,8 @@ class Recovery:
 
     async def start_anyway(self, lane: Lane, job_id: str) -> None:
         """A job ends after its session died in the middle: nobody else will start a part that a reset does not start."""
-        empty = await self._empty_chip(lane, job_id)
-        if empty and lane.port.state == "idle":
-            with contextlib.suppress(BridgedError):
+        with contextlib.suppress(BridgedError):
+            if await self._empty_chip(lane, job_id) and lane.port.state == "idle":
                 await self._release(lane, job_id)
 
     async def _empty_chip(self, lane: Lane, job_id: str) -> str:

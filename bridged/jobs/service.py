@@ -109,10 +109,6 @@ class Jobs:
             await self._recover(job)
         for session in await asyncio.to_thread(self._journal.sessions):
             await self._recovery.taken_up(session, self._lanes.get(session.target))
-        for lane in self._lanes.values():
-            head = lane.head()
-            if head is None or head.job.state is not JobState.INTERRUPTED:
-                lane.free.set()
         # Those in debt are started first, so that they come first for the lock that they share with others.
         for lane in sorted(self._lanes.values(), key=lambda found: found.debt is None):
             self._tasks[lane.name] = asyncio.create_task(self._turns.serve(lane), name=f"lane of {lane.name}")

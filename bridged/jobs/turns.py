@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 
-from bridged.errors import Canceled, StorageError, TargetBroken
+from bridged.errors import BridgedError, Canceled, StorageError, TargetBroken
 from bridged.jobs import policy
 from bridged.jobs.book import Book
 from bridged.jobs.lane import Lane, Live
@@ -53,6 +53,7 @@ class Turns:
         """One job, or one thing to wait for."""
         lane.wake.clear()  # What happens from here on is seen below, or wakes.
         live = lane.head()
+        lane.look_free()
         if live is not None and live.cancel:  # Canceled while it ran, and its session died of something else.
             unheard = Canceled("canceled, and interrupted before that could be heard")
             await self._runner.end(lane, live, JobState.CANCELED, unheard)
@@ -94,11 +95,18 @@ class Turns:
                 lane.running = live
                 lane.free.clear()
                 try:
-                    await self._runner.run(lane, live)
+                    await self._run(lane, live)
                 finally:
                     lane.running = None
-                    if live.job.state is not JobState.INTERRUPTED:
-                        lane.free.set()
+
+    async def _run(self, lane: Lane, live: Live) -> None:
+        try:
+            await self._runner.run(lane, live)
+        except Exception as error:
+            if live.job.state is not JobState.RUNNING:
+                raise  # It did not begin: its turn comes again.
+            log.exception("defect while job %s ran", live.job.id)
+            await self._runner.end(lane, live, JobState.FAILED, BridgedError(f"{type(error).__name__}: {error}"))
 
     def _held(self, live: Live | None) -> bool:
         """While draining only jobs that have begun go on."""

@@ -14,6 +14,7 @@ from bridged.errors import (
     LineUnavailable,
     PortGone,
     SessionDied,
+    StorageError,
 )
 from bridged.jobs.model import Job, JobKind, JobState
 from bridged.jobs.ports import Clock
@@ -131,6 +132,48 @@ def test_a_target_that_cannot_be_released_fails_its_job_and_stays_in_the_journal
             await again.flash()
             assert again["m1"].released == 1
             assert again.journal.sessions() == []
+
+    run(work)
+
+
+def test_a_target_in_debt_is_released_however_many_jobs_have_ended_since(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path, "m1", "m2", keep=10) as bench:
+            bench["m1"].scripts = [Script(fail_at="erasing", error=DIED)]
+            bench["m1"].unreleased = True
+            bench["m1"].release_error = LineUnavailable("NRST does not move")
+            left = await bench.flash()
+            assert left.state is JobState.FAILED
+            assert [session.job for session in bench.journal.sessions()] == [left.id]
+            for _ in range(12):
+                await bench.end(await bench.submit("m2", JobKind.RESET))
+            assert left.id in [job.id for job in bench.jobs.list(limit=100)], "it is asked what it did there"
+            bench["m1"].release_error = None
+            bench["m1"].set_state("idle")
+            assert (await bench.flash()).state is JobState.SUCCEEDED
+            assert bench["m1"].erased == [True]
+            await bench.end(await bench.submit("m2", JobKind.RESET))
+            while left.id in [job.id for job in bench.jobs.list(limit=100)]:
+                await asyncio.sleep(0)  # Forgotten like any other by now.
+
+    run(work)
+
+
+@pytest.mark.parametrize("broken", [StorageError("an I/O error"), RuntimeError("a defect")])
+def test_a_job_that_timed_out_ends_also_when_what_it_kept_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Exception
+) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+
+            def backup(_job_id: str) -> Backup:
+                raise broken
+
+            monkeypatch.setattr(bench.journal, "backup", backup)
+            bench["m1"].scripts = [Script(fail_at="boot", error=DeadlineExceeded("too long"))]
+            ended = await bench.flash()
+            assert ended.state is (JobState.TIMED_OUT if isinstance(broken, StorageError) else JobState.FAILED)
+            assert (await bench.flash()).state is JobState.SUCCEEDED, "the lane goes on"
 
     run(work)
 

@@ -14,6 +14,7 @@ from bridged.errors import (
     CorruptImage,
     DeadlineExceeded,
     EntryWouldBeLost,
+    LineUnavailable,
     Nack,
     SessionDied,
     Stopped,
@@ -386,6 +387,41 @@ def test_drain_finishes_what_runs_and_starts_nothing(tmp_path: Path) -> None:
             assert bench.jobs.get(second.id).state is JobState.QUEUED
         async with Bench(tmp_path) as bench:
             assert (await bench.end(second)).state is JobState.SUCCEEDED
+
+    run(work)
+
+
+def test_drain_does_not_wait_for_a_job_that_ended_without_going_on(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            bench["m1"].scripts = [Script(hold_at="erased", fail_at="erased", error=DIED)]
+            job = await bench.submit()
+            await bench["m1"].at("erased").wait()
+            bench["m1"].unreleased = True
+            bench["m1"].release_error = LineUnavailable("NRST does not move")
+            bench["m1"].go.set()
+            assert (await bench.end(job)).state is JobState.FAILED
+            await bench.jobs.drain()
+
+    run(work)
+
+
+def test_drain_does_not_wait_for_a_job_that_was_canceled_while_it_was_interrupted(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path, "m1", "m2", shares={"m1": ["m2"]}) as bench:
+            bench["m1"].scripts = [Script(hold_at="erased")]
+            parked = await bench.submit()
+            await bench["m1"].at("erased").wait()
+        bench = Bench(tmp_path, "m1", "m2", shares={"m1": ["m2"]})
+        group = bench.jobs._lanes["m1"].group
+        await group.lock.acquire()  # A neighbour has the wires.
+        async with bench:
+            await asyncio.sleep(0)
+            assert (await bench.jobs.cancel(parked.id, force=True)).state is JobState.CANCELED
+            draining = asyncio.ensure_future(bench.jobs.drain())
+            await asyncio.sleep(0)
+            group.lock.release()
+            await draining
 
     run(work)
 
