@@ -59,6 +59,11 @@ looked at, or a refusal until the configuration says what is so. `bridged id TAR
 - **quirks**: what some loader versions do otherwise than their document says, [explained below](#quirks); bridged reads the
   version and acts by it.
 """
+FOREIGN_TEXT = """\
+Parts that answer at the same port and speak another protocol: they are identified and read, and what would erase, write or protect them is
+refused (`UNSUPPORTED`), whatever the configuration states. A bootloader of their own in their flash can be spoken to by
+[XMODEM](xmodem.md): the ROM loader has no part in that.
+"""
 SURE = ("layouts", "activation_pattern", "usart_pins", "startup_s")
 
 
@@ -75,7 +80,7 @@ def page() -> str:
         out.append("|---|---|---|---|---|---|---|---|---|---|")
         out += [_row(chip) for chip in rows]
         out.append("")
-    out += ["## Identified and refused\n", "| product id | parts | why |", "|---|---|---|"]
+    out += ["## Identified and refused\n", FOREIGN_TEXT, "| product id | parts | why |", "|---|---|---|"]
     for (names, why), rows in groupby((chip for chip in chips if chip.foreign), key=lambda chip: (chip.names, chip.foreign)):
         out.append(f"| {', '.join(f'`{chip.pid:#05x}`' for chip in rows)} | {', '.join(names)} | {why} |")
     out += ["", "## Patterns\n", "| pattern | a reset leads into the loader with |", "|---|---|"]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from bridged.errors import LayoutUnknown
+from bridged.errors import LayoutUnknown, Unsupported
 
 
 class Confidence(StrEnum):
@@ -295,6 +295,11 @@ class Chip:
         return any(
             q.quirk is quirk and (not q.loader_ids or loader_id is None or loader_id in q.loader_ids) for q in self.quirks
         )
+
+    def refuse_foreign(self) -> None:
+        """Raises ``Unsupported`` where another protocol is spoken: nobody knows what a command of ours would do to it."""
+        if self.foreign:
+            raise Unsupported(f"{self.title} is identified and read, and nothing else is done: {self.foreign}", pid=self.pid)
 
     def layouts_for(self, flash_bytes: int) -> tuple[Layout, ...]:
         """The layouts that a part of this size can have, default first."""

@@ -52,13 +52,14 @@ def dry_run(
     ``_ranges``. ``seconds``: with typical erase times and all kept bytes blank; ``seconds_most``: none of them blank.
     ``assumed``: what was guessed. ``second_stage_baud``: the rate of the second-stage loader where it will be tried, else 0.
     ``unprotect``: readout protection may be removed first, which erases everything; the answer
-    then has ``if_protected``. Raises ``UnknownChip``, ``LayoutUnknown``, ``ImageDoesNotFit``, ``ImageNotBootable``,
-    and ``NotAllowed`` where a sector overlaps one of ``protect`` (start and end).
+    then has ``if_protected``. Raises ``UnknownChip``, ``Unsupported``, ``LayoutUnknown``, ``ImageDoesNotFit``,
+    ``ImageNotBootable``, and ``NotAllowed`` where a sector overlaps one of ``protect`` (start and end).
     """
     last = seen or Seen()
     if not chip and not last.pid:
         raise UnknownChip("neither configured nor identified yet: which chip is it? Run ID, or state `chip`")
     found = chips.find(chip) if chip else chips.by_pid(last.pid)
+    found.refuse_foreign()
     if last.pid == found.pid:
         flash_bytes, layout = flash_bytes or last.flash_bytes, layout or last.layout
     assumed: list[str] = []

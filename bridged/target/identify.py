@@ -124,6 +124,8 @@ def identify(request: Request, line: Dialogue, chip: Chip, result: Result) -> Fl
 
 def _choose_layout(request: Request, chip: Chip, flash_bytes: int, line: Dialogue) -> Flow[Layout]:
     """The layout that the configuration states, else the one that option bits select, else the only one there is."""
+    if chip.foreign:
+        raise LayoutUnknown(f"{chip.title} is identified and read only: {chip.foreign}", pid=chip.pid)
     if not flash_bytes:
         raise LayoutUnknown(f"{chip.title}: the flash size could not be read; state `flash_kib`", pid=chip.pid)
     found = chip.layouts_for(flash_bytes)

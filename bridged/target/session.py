@@ -143,6 +143,8 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result, en
     line = Dialogue(request, result, connected)
     entered.append(line)
     yield from line.confirm()
+    if line.chip is not None and not _only_looks(request):
+        line.chip.refuse_foreign()  # Whatever the configuration states.
     if is_proven(kept, image):
         yield from _protect_now(request, line, image, result)
         return
@@ -218,13 +220,19 @@ def _know(request: Request, line: Dialogue, result: Result) -> Flow[Known | None
     return (yield from identify(request, line, line.chip, result))
 
 
+def _only_looks(request: Request) -> bool:
+    return request.kind in ("identify", "read") or (request.kind == "option-bytes" and not request.wishes.writes_options)
+
+
 def _check_within(request: Request, known: Known) -> None:
-    """A read that runs out of the flash hangs the loader; it would look like a bad link."""
-    flash, end = known.flash_map(), request.address + request.length
-    if flash.base <= request.address < flash.sectors[-1].end < end:
+    """A read that runs out of the flash hangs the loader; it would look like a bad link. Where the layout is unsure nobody
+    knows where the flash ends before the largest part's does."""
+    chip, end = known.chip, request.address + request.length
+    flash_end = known.flash.sectors[-1].end if known.flash else chip.flash_base + chip.flash_max_bytes
+    if chip.flash_base <= request.address < flash_end < end:
         raise ImageDoesNotFit(
-            f"the read begins in the flash of {known.chip.title} and ends beyond it: {request.address:#010x}..{end - 1:#010x}, "
-            f"the flash ends at {flash.sectors[-1].end - 1:#010x}",
+            f"the read begins in the flash of {chip.title} and ends beyond it: {request.address:#010x}..{end - 1:#010x}, "
+            f"the flash ends at {flash_end - 1:#010x}",
             start=request.address,
             end=end,
         )

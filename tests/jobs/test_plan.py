@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from bridged.config import Lines, Target
-from bridged.errors import BridgedError, ImageDoesNotFit, ImageNotBootable, NotAllowed, TooMany, UnknownChip, UnknownTarget
+from bridged.errors import (
+    BridgedError,
+    ImageDoesNotFit,
+    ImageNotBootable,
+    NotAllowed,
+    TooMany,
+    UnknownChip,
+    UnknownTarget,
+    Unsupported,
+)
 from bridged.images.dry_run import Seen, dry_run
 from bridged.images.model import Image
 from bridged.jobs.past import past_of
@@ -92,6 +101,7 @@ def test_the_ranges_are_the_whole_flash_and_the_sums_are_theirs(image: Image, kn
     [
         (FIRMWARE, {}, UnknownChip),
         (FIRMWARE, {"chip": "Z80"}, UnknownChip),
+        (FIRMWARE, {"chip": "0x641", "layout": "uniform", "flash_bytes": 1 << 16}, Unsupported),
         (Image.of([(0x20000000, b"ram")]), {"chip": "F756"}, ImageDoesNotFit),
         (Image.of([(0x08000000 + (1 << 19), b"x")]), {"chip": "F756", "flash_bytes": 1 << 19}, BridgedError),
     ],
