@@ -60,9 +60,9 @@ looked at, or a refusal until the configuration says what is so. `bridged id TAR
   version and acts by it.
 """
 FOREIGN_TEXT = """\
-Parts that answer at the same port and speak another protocol: they are identified and read, and what would erase, write or protect them is
-refused (`UNSUPPORTED`), whatever the configuration states. A bootloader of their own in their flash can be spoken to by
-[XMODEM](xmodem.md): the ROM loader has no part in that.
+Parts that answer at the same port and speak another protocol: they are identified and read, and what would erase, write or
+protect them is refused (`UNSUPPORTED`), whatever the configuration states. A bootloader of their own in their flash
+can be spoken to by [XMODEM](xmodem.md): the ROM loader has no part in that.
 """
 SURE = ("layouts", "activation_pattern", "usart_pins", "startup_s")
 
