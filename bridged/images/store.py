@@ -60,7 +60,7 @@ from bridged.images.staged import (
 )
 from bridged.images.upload import Upload
 
-GRACE_S = 600.0  # A new image is not collected for so long: its job may still be on its way.
+GRACE_S = 600.0  # An image that was just sent or named is not collected for so long: its job may still be on its way.
 MAX_IMAGES = 4096  # Bounds the directory and the index, which a stream of tiny images would otherwise fill.
 MAX_CONTENTS = 32  # Ways in which one file was read (type, base address), noted beside it; the oldest goes.
 MAX_NAMES = 4096  # The index of names is one file, written anew for each new name; the oldest name goes.
@@ -152,6 +152,17 @@ class Store:
             if named and not SHA256.fullmatch(digits) and not ref.lower().startswith("sha256:"):
                 return named
         raise UnknownImage(f"no staged image has the name or SHA-256 {ref[:NAME_CHARS]!r}", image=ref[:NAME_CHARS])
+
+    def use(self, ref: str) -> StagedImage:
+        """As ``get``, for a job that is about to be taken: ``collect`` leaves the image alone for ``GRACE_S``."""
+        with self._lock:
+            staged = self.get(ref)
+            self._used_now(staged)
+            return staged
+
+    def _used_now(self, staged: StagedImage) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(staged.path, (self._now(), self._now()))
 
     def images(self) -> list[StagedImage]:
         """All staged images, the last used one first."""
@@ -342,8 +353,7 @@ class Store:
                 raise UnknownImage(f"image {staged.sha256[:12]} has been removed", image=staged.sha256)
             self._hold(staged.sha256)
         try:
-            with contextlib.suppress(OSError):
-                os.utime(known.path, (self._now(), self._now()))
+            self._used_now(known)
             cached = self._read_cached(known, known.contents.get(key))
             if cached is not None:
                 return cached

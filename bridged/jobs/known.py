@@ -27,10 +27,12 @@ class Known:
         self._journal = journal
         self._clock = clock
         self._records: dict[str, TargetRecord] = {}
+        self._on_disk: dict[str, TargetRecord] = {}
         self._unwritten: set[str] = set()
 
     def load(self, records: Iterable[TargetRecord]) -> None:
         self._records = {record.name: record for record in records}
+        self._on_disk = dict(self._records)
 
     def get(self, name: str) -> TargetRecord | None:
         return self._records.get(name)
@@ -39,7 +41,8 @@ class Known:
         return self._records.get(name) or TargetRecord(name)
 
     def all(self) -> Iterable[TargetRecord]:
-        return self._records.values()
+        """What is known, and what would be after a crash: a full disk can keep a record from being written for long."""
+        return (*self._records.values(), *self._on_disk.values())
 
     def unwritten(self, name: str) -> TargetRecord | None:
         """The record, if it changed since it was last written."""
@@ -47,6 +50,7 @@ class Known:
 
     def written(self, record: TargetRecord) -> None:
         """``record``, which ``unwritten`` gave, is on disk."""
+        self._on_disk[record.name] = record
         if record is self._records[record.name]:
             self._unwritten.discard(record.name)
 

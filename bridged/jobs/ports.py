@@ -1,4 +1,4 @@
-"""What jobs need of others beside the image store: a target, and the time.
+"""What jobs need of others: the image store, a target, and the time.
 
 ``app`` puts the real ones in, tests their own. What a target does about its wires is its own affair.
 """
@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bridged.events import Event, SectorProven
+from bridged.images.content import Source
 from bridged.images.model import Image, Span
 from bridged.target.request import NO_PAST, Past
+
+
+class Images(Source, Protocol):
+    """The image store. ``use``: as ``get``, and the image stays until its job is known to need it. All of it may block."""
+
+    def use(self, ref: str) -> Any: ...
 
 
 class TargetPort(Protocol):

@@ -25,7 +25,6 @@ from bridged.config import Config
 from bridged.errors import BadRequest, Canceled, NotCancellable, QueueFull, Stopped, StorageError, UnknownImage, UnknownTarget
 from bridged.events import Phase
 from bridged.images import content
-from bridged.images.content import Source
 from bridged.jobs import rollback
 from bridged.jobs.admission import Admission, canonical, check_request
 from bridged.jobs.book import Book
@@ -34,7 +33,7 @@ from bridged.jobs.known import Known
 from bridged.jobs.lane import Lane, Live, lanes_of
 from bridged.jobs.model import CHANGING, RESTART, WRITING, Job, JobKind, JobState, Submission, Update, advance, update_of
 from bridged.jobs.plans import Plans
-from bridged.jobs.ports import Clock, TargetPort
+from bridged.jobs.ports import Clock, Images, TargetPort
 from bridged.jobs.recovery import Recovery
 from bridged.jobs.results import Results
 from bridged.jobs.run import LOG_LIMIT, Runner
@@ -60,7 +59,7 @@ class Jobs:
         self,
         config: Config,
         journal: Journal,
-        store: Source,
+        store: Images,
         targets: Mapping[str, TargetPort],
         *,
         clock: Clock | None = None,
@@ -319,7 +318,7 @@ class Jobs:
             asked = content.wanted(sub.image, sub.params)
             sub = replace(sub, image=asked.image, params=asked.params(sub.params))
             try:
-                files = await asyncio.to_thread(lambda: [self._store.get(part.ref) for part in asked.parts])
+                files = await asyncio.to_thread(lambda: [self._store.use(part.ref) for part in asked.parts])
             except UnknownImage:
                 # A repeated request for an image that has gone since still finds its job.
                 known = self._journal.submitted(sub.id, canonical(sub)) if sub.id else ""

@@ -264,6 +264,9 @@ class _Loaded:
     def get(self, ref: str) -> StagedImage:
         return self._store.get(ref)
 
+    def use(self, ref: str) -> StagedImage:
+        return self._store.use(ref)
+
     def load(self, staged: Any, base_address: int | None = None, type_hint: str = "auto") -> Image:
         key = (staged.sha256, base_address, type_hint)
         if key not in self._images:

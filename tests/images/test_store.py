@@ -288,6 +288,20 @@ def test_collect_removes_the_longest_unused_but_nothing_that_is_needed(tmp_path:
     assert not list((tmp_path / "images").glob("*.img"))
 
 
+def test_an_old_image_that_a_job_is_about_to_need_stays(tmp_path: Path) -> None:
+    """Also where what is pinned was asked for a moment before there was such a job."""
+    clock = Clock()
+    here = opened(tmp_path, limit=1000, image_limit=1000, now=clock)
+    old, other = (put(here, bytes([i]) * 180, f"n{i}") for i in range(2))
+    clock.at += store.GRACE_S
+    assert here.use("n0") == old
+    assert here.collect(set(), room_bytes=1000) == (other.sha256,)
+    clock.at += store.GRACE_S
+    assert here.collect(set(), room_bytes=1000) == (old.sha256,)
+    with pytest.raises(UnknownImage):
+        here.use("n0")
+
+
 def test_collect_makes_a_quarter_free_by_default(tmp_path: Path) -> None:
     clock = Clock()
     here = opened(tmp_path, limit=1000, image_limit=1000, now=clock)

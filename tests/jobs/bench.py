@@ -330,6 +330,7 @@ class MemoryStore:
         self.images = {FIRMWARE_FILE: FIRMWARE, OTHER_FILE: OTHER}
         self.names = {"firmware.elf": FIRMWARE_FILE, "other.elf": OTHER_FILE}
         self.load_error: BridgedError | None = None
+        self.used: list[str] = []
 
     def get(self, ref: str) -> Staged:
         sha256 = self.names.get(ref, ref)
@@ -340,6 +341,10 @@ class MemoryStore:
         if not path.exists():  # Its own name: what the digests are of.
             path.write_text(name)
         return Staged(sha256, name, path)
+
+    def use(self, ref: str) -> Staged:
+        self.used.append(ref)
+        return self.get(ref)
 
     def load(self, staged: Any, base_address: int | None = None, type_hint: str = "auto") -> Image:
         assert base_address in (None, 0x08000000, 0x08004000)

@@ -28,6 +28,7 @@ def test_the_session_gets_one_image_and_where_its_parts_are(tmp_path: Path) -> N
         async with Bench(tmp_path) as bench:
             job = await bench.end(await bench.jobs.submit(flash(patch=PATCH)))
             assert (job.state, job.image) == (JobState.SUCCEEDED, CANONICAL)
+            assert bench.store.used == ["other.elf", "firmware.elf"], "no clean-up takes them before the job is queued"
             assert job.params == {"patch": "0x08000010:aabb,0x08008000:01"}
             wanted = Image.of(PATCHED)
             (done,) = bench["m1"].runs

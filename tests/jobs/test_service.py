@@ -17,16 +17,17 @@ from bridged.errors import (
     StorageFull,
     UnknownJob,
 )
-from bridged.images.content import Source
 from bridged.images.store import Store
 from bridged.jobs.admission import FREE_BYTES
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import TERMINAL, Job, JobKind, JobState, Update
-from bridged.jobs.ports import TargetPort
+from bridged.jobs.ports import Images, TargetPort
 from bridged.jobs.records import Change
 from bridged.jobs.service import Jobs
 from bridged.target.owner import Target
 from tests.jobs.bench import (
+    FIRMWARE_FILE,
+    OTHER_FILE,
     Bench,
     Script,
     ScriptedTarget,
@@ -43,7 +44,7 @@ def test_the_real_target_and_store_fit(tmp_path: Path) -> None:
 
     def service(target: Target, store: Store, journal: Journal) -> Jobs:
         ports: dict[str, TargetPort] = {target.name: target}
-        images: Source = store
+        images: Images = store
         return Jobs(Config(), journal, images, ports)
 
     assert callable(service)
@@ -111,6 +112,8 @@ def test_a_disk_that_fails_after_the_erase_delays_the_end_and_loses_nothing(tmp_
         failing = FailingJournal(Journal.open(tmp_path / "state.db"))
         failing.error = error
         async with Bench(tmp_path, journal=failing) as bench:  # type: ignore[arg-type]
+            await bench.end(await bench.submit(image="other.elf"))
+            bench["m1"].reached.clear()
             bench["m1"].scripts = [Script(hold_at="erasing")]
             job = await bench.submit()
             await bench["m1"].at("erasing").wait()
@@ -122,11 +125,13 @@ def test_a_disk_that_fails_after_the_erase_delays_the_end_and_loses_nothing(tmp_
             await failing.refused.wait()
             assert bench.jobs.get(job.id).state is JobState.RUNNING, "not shown before it is on disk"
             assert bench.jobs.ready()[0] is False
+            assert bench.jobs.pinned() == {FIRMWARE_FILE, OTHER_FILE}, "after a crash the last good one is the one on disk"
             failing.refuses = lambda _change: False
             assert (await bench.end(job)).state is JobState.SUCCEEDED
+            assert bench.jobs.pinned() == {FIRMWARE_FILE}
             assert [u.state async for u in watch][-1] is JobState.SUCCEEDED
             assert bench.jobs.ready() == (True, "")
-            assert len(bench["m1"].runs) == 1
+            assert len(bench["m1"].runs) == 2
 
     run(work)
 
