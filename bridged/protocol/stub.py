@@ -38,6 +38,7 @@ TRAIN = b"\x55" * 64  # 640 bits; the loader measures 256 of them, wherever it b
 GREETING_S, GREETING_WAIT_S = 1.0, 0.12  # in all, and after each train
 ANSWER_S = 0.3  # beyond transmission and work; an adapter's latency and a busy gateway
 CONFIRM_S = 0.5  # the loader returns to the old rate after this
+CALLED_BACK_S = 0.1  # for one short frame, there and back; well within CONFIRM_S
 TRIES = 6
 STALLS = 12  # tries in a row without any progress
 SILENT_TRIES, SILENT_S = 3, 20.0  # or so many, where they take long: an erase is waited for each time
@@ -210,10 +211,11 @@ def _failed(message: str, refusal: Refusal | None = None, verb: Verb | None = No
 
 
 class Link:
-    """A conversation with one running loader. ``baud``: the rate of the line now; ``ring_bytes``: what may be on its way."""
+    """A conversation with one running loader. ``baud``: the rate of the line now, ``brr`` what makes it in the loader, known
+    from its first answer on; ``ring_bytes``: what may be on its way."""
 
     def __init__(self, baud: int, ring_bytes: int) -> None:
-        self.baud = baud
+        self.baud, self.brr = baud, 0
         self.ring_bytes = ring_bytes
         self.resent = 0  # commands that were sent more than once
         self._number = 0
@@ -305,7 +307,9 @@ class Link:
 
     def hello(self) -> Flow[Greeting]:
         """Begin anew: the next command has the number 0, and ABORT is forgotten."""
-        return greeting_of((yield from self.ask(Verb.HELLO, expect=36)))
+        greeting = greeting_of((yield from self.ask(Verb.HELLO, expect=36)))
+        self.brr = greeting.brr
+        return greeting
 
     def crc_map(self, address: int, stride: int, count: int, *, byte_s: float) -> Flow[list[int]]:
         """CRC-32 (zlib's) of ``count`` pieces of ``stride`` bytes. ``byte_s``: how long the target takes for one byte."""
@@ -344,26 +348,41 @@ class Link:
         return status_of((yield from self.ask(Verb.ABORT, work_s=work_s, expect=40, behind=True)))
 
     def change_rate(self, baud: int, brr: int) -> Flow[bool]:
-        """Go to ``baud``; False when the line does not carry it, and both ends are at the old rate again."""
+        """Go to ``baud``; False when the line does not carry it, and both ends are at the old rate again.
+
+        Any good frame confirms the new rate to the loader, and an answer to the host. Where the line carries the rate only
+        towards the target (a slow level shifter, an adapter that loses bytes), the loader stays there although nothing is
+        heard, so it is told to come back in the one direction that may work. Where none does, it comes back by itself.
+        """
         old = self.baud
         yield from self.ask(Verb.BAUD, struct.pack("<I", brr))
         # The loader changes when its answer has left it; what it hears before a good frame is noise.
         try:
             yield SetFormat(baud, "N")
+        except BaudUnavailable:
+            yield SetFormat(old, "N")
+        else:
             self.baud = baud
-            yield from self.ask(Verb.STATUS, expect=40, tries=2)
-        except (LoaderError, BaudUnavailable):
+            if (yield from self._is_heard()):
+                self.brr = brr
+                return True
+            self._number = (self._number + 1) & 0xFF
+            yield Send(frame(Verb.BAUD, self._number, struct.pack("<I", self.brr)))
+            yield Receive(FRAME_BYTES, CALLED_BACK_S)
             self.baud = old
             self._left.clear()
             yield SetFormat(old, "N")
-            yield from self._outlast_confirmation()
+        # At once, since what confirms the old rate to a loader that was called back must come within CONFIRM_S, too; and often
+        # enough to outlast that of a loader that was not.
+        yield from self.ask(Verb.STATUS, expect=40)
+        return False
+
+    def _is_heard(self) -> Flow[bool]:
+        try:
+            yield from self.ask(Verb.STATUS, expect=40, tries=2)
+        except LoaderError:
             return False
         return True
-
-    def _outlast_confirmation(self) -> Flow[None]:
-        yield Receive(1, 1.2 * CONFIRM_S)
-        self._left.clear()
-        yield from self.ask(Verb.STATUS, expect=40)
 
     # --- commands -----------------------------------------------------------------------------------------------------
 

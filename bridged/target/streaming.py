@@ -119,13 +119,13 @@ def begin(request: Request, known: Known, flash: FlashMap, result: Result) -> Fl
     result.second_stage_key = key_of(request, known, result)
     try:
         stage = yield from _start(request, known, row, flash, result)
+        yield from _go_faster(stage)
     except Unsupported as error:  # Before anything was sent.
         result.second_stage = f"not used: {error.message}"
         return None
     except LoaderError as error:
         yield from give_up(line, error, result)
         return None
-    yield from _go_faster(stage)
     result.second_stage, result.second_stage_baud = "used", stage.link.baud
     return stage
 

@@ -11,7 +11,7 @@ import pytest
 from bridged import stub
 from bridged.chips.model import Range, Sector
 from bridged.errors import BridgedError, Canceled, EntryWouldBeLost, NotAllowed, Stopped, VerifyError, WrongSector
-from bridged.events import Phase, PhaseStarted, Planned, SectorErased, SectorProven, Warned
+from bridged.events import Phase, PhaseStarted, Planned, Retried, SectorErased, SectorProven, Warned
 from bridged.images.model import Image, Span
 from bridged.jobs.past import learned, past_of
 from bridged.jobs.records import TargetRecord
@@ -293,6 +293,59 @@ def test_where_it_failed_twice_it_is_not_tried_again_until_something_changes() -
         changed = dataclasses.replace(past, second_stage=dataclasses.replace(past.second_stage, key=other))
         again = s.run("verify", image, past=changed, configured="first", chip="F407")
         assert again.second_stage.startswith("given up: ")
+
+
+def one_way(above: int, frames: int | None = None) -> Callable[[Machine], None]:
+    """At rates above this the line carries nothing back, and of what the host sends all, or so many short frames."""
+
+    def on_start(machine: Machine) -> None:
+        fast = 0
+
+        def there(_number: int, value: int) -> bytes:
+            nonlocal fast
+            fast += above < machine.usart.format.baud < 1_000_000  # none is set before it runs
+            return b"" if frames is not None and fast > frames * wire.FRAME_BYTES else bytes([value])
+
+        machine.drop_or_flip = there
+        machine.spoil_answers = lambda _n, value: bytes([value ^ 0xFF if machine.usart.format.baud > above else value])
+
+    return on_start
+
+
+@pytest.mark.parametrize(("above", "baud"), [(500_000, 460800), (200_000, 115200)])
+def test_a_rate_that_works_in_one_direction_only_is_left_for_a_slower_one(above: int, baud: int) -> None:
+    """The loader takes it as confirmed, since it hears the host, and is called back in that direction."""
+    s = used("G071", 8192, on_start=one_way(above))
+    image = make_image(s.chip, 4096)
+    result = s.run("flash", image)
+    assert s.holds(image)
+    assert (result.second_stage, result.proof) == ("used", "crc-on-target")
+    assert result.second_stage_baud == pytest.approx(baud, rel=0.03)
+    assert {r.step for r in s.events(Retried)} == {"rate"}
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_rate_from_which_nothing_brings_the_loader_back_is_given_up(back: bool) -> None:
+    """The loader confirms a rate at which it is not heard, and does not hear that it shall come back; or its answer to BAUD
+    never comes. The job goes on with the ROM loader, and says so: after two such jobs it is not tried again."""
+
+    def no_answer_to_baud(machine: Machine) -> None:
+        sent = bytearray()
+
+        def spoil(_number: int, value: int) -> bytes:
+            sent.append(value)
+            return b"" if sent[-2:-1] == b"\xa5" and value == wire.Verb.BAUD | 0x80 else bytes([value])
+
+        machine.spoil_answers = spoil
+
+    s = used("G071", 8192, on_start=one_way(200_000, frames=2) if back else no_answer_to_baud)
+    image = make_image(s.chip, 4096)
+    result = s.run("flash", image)
+    assert s.holds(image)
+    assert (result.evidence, result.proof) == ("full", "read-back")
+    asked = "STATUS" if back else "BAUD"
+    assert result.second_stage.startswith(f"given up: SECOND_STAGE_FAILED: the second-stage loader did not answer {asked}")
+    assert [w.code for w in s.events(Warned)] == ["SECOND_STAGE_FAILED"]
 
 
 @pytest.mark.parametrize(
