@@ -111,6 +111,10 @@ class Guarded:
             raise UnknownJob(f"there is no job {job_id!r}", job=job_id[:64])
         return job
 
+    def find(self, id: str) -> Job:
+        """By the id that this principal gave it."""
+        return self.get(self._jobs.find(self.job_id(id)).id)
+
     def list(self, target: str | None = None, state: JobState | None = None, limit: int = 50, before: str = "") -> _Jobs:
         self.require(Scope.READ, target, "listing jobs")
         if before:

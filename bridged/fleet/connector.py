@@ -8,8 +8,10 @@ Order of things, on which "one message, at most one job" stands:
 1. A message is written to the ledger and only then acknowledged. One that comes again (its acknowledgement was lost, a leader
    changed, streams were restored) is in there.
 2. Before anything is begun, all that waits at the broker is taken: a command may be followed by its cancellation.
-3. Its artifact is staged, whole and proven, then the job is submitted with the id of the command; after a crash between that
-   and the note of it in the ledger the journal answers the same id with the same job.
+3. Its artifact is staged, whole and proven, then the job is submitted with the id of the command. Whether a command becomes a
+   job, and whether it is taken back, expired or neither, is decided one after the other (``_deciding``): a cancellation that
+   comes in the middle of a submission finds the job. After a crash between that and the note of it in the ledger the journal
+   is asked for the id first, before anything is said of a command without a job.
 4. How a job is goes into the ledger and from there to the broker, as the last state of each: what a broker did not get, it gets
    when it is back. Progress alone is told to whoever listens and forgotten.
 
@@ -70,6 +72,7 @@ class JobsPort(Protocol):
     async def submit(self, sub: Submission) -> Job: ...
     async def cancel(self, job_id: str, force: bool = False) -> Job: ...
     def get(self, job_id: str) -> Job: ...
+    def find(self, id: str) -> Job: ...
     def targets(self) -> list[dict[str, Any]]: ...
 
 
@@ -101,6 +104,7 @@ class Connector:
         self._entries: dict[str, Entry] = {}  # by job, those that have not ended
         self._wake_worker, self._wake_teller = asyncio.Event(), asyncio.Event()
         self._changed, self._caught_up = asyncio.Event(), asyncio.Event()
+        self._deciding = asyncio.Lock()
         self._news: asyncio.Queue[Job] = asyncio.Queue()
         self._progress: dict[str, Update] = {}
         self._retry_at: dict[int, float] = {}
@@ -156,6 +160,9 @@ class Connector:
                 self._news.put_nowait(self._jobs.get(entry.job))
             except UnknownJob as error:
                 await self._end(entry, "failed", error)
+            else:
+                if entry.canceled:  # It was to be canceled at its next checkpoint, which is remembered here and nowhere else.
+                    await self._cancel(entry)
 
     async def _stay_connected(self) -> None:
         pause_s, turn, said = FIRST_PAUSE_S, random.randrange(1 << 16), ""
@@ -245,11 +252,12 @@ class Connector:
         try:
             found = wire.received(data, subject, self.member.name)
             if isinstance(found, wire.Cancel):
-                entry = await asyncio.to_thread(self._ledger.take_back, found, at)
-                self.commands["cancellation"] += 1
-                self._wake_teller.set()  # It may have left its mark.
-                if entry is not None:
-                    await self._cancel(entry)
+                async with self._deciding:
+                    entry = await asyncio.to_thread(self._ledger.take_back, found, at)
+                    self.commands["cancellation"] += 1
+                    self._wake_teller.set()  # It may have left its mark.
+                    if entry is not None:
+                        await self._cancel(entry)
             elif await asyncio.to_thread(self._ledger.take, found, at):
                 log.info("fleet: command %s: %s of %s", found.id, found.kind, found.target)
                 self.commands["taken"] += 1
@@ -263,7 +271,7 @@ class Connector:
 
     async def _cancel(self, entry: Entry) -> None:
         if not entry.job:
-            await self._end(entry, "canceled", None)
+            await self._is_over(entry)
             return
         try:
             await self._jobs.cancel(entry.job)
@@ -290,14 +298,13 @@ class Connector:
         command = entry.command
         self._retry_at.pop(entry.number, None)
         try:
-            if await self._is_over(entry):
-                return
+            async with self._deciding:
+                if await self._is_over(entry):
+                    return
             sub = _submission(command)
             if command.artifact:
                 await self._note(entry, replace(entry.report, state="staging", at=self._clock.utc()))
                 await download(link, self._store, self._ledger, command.artifact, self._came)
-                if await self._is_over(entry):
-                    return
             await _to_its_end(self._submit(entry, sub))
         except FleetUnreachable:
             raise
@@ -309,24 +316,45 @@ class Connector:
             await self._end(entry, "rejected", error)
 
     async def _submit(self, entry: Entry, sub: Submission) -> None:
+        async with self._deciding:
+            if not await self._is_over(entry):
+                job = await self._jobs.submit(sub)
+                await self._became(entry, job)
+
+    async def _became(self, entry: Entry, job: Job) -> None:
         """Once there is a job, the ledger and we must know it, or its end is told to nobody before the next start."""
-        job = await self._jobs.submit(sub)
-        entry = await asyncio.to_thread(self._ledger.submitted, entry, job.id)
-        self._entries[job.id] = entry
+        self._entries[job.id] = await asyncio.to_thread(self._ledger.submitted, entry, job.id)
         # It may have changed, and even ended, before we listened.
         self._news.put_nowait(self._jobs.get(job.id))
 
     async def _is_over(self, entry: Entry) -> bool:
-        """Taken back, or too late."""
-        if any(one.number == entry.number and one.canceled for one in await asyncio.to_thread(self._ledger.waiting)):
-            await self._end(entry, "canceled", None)
+        """A job already, taken back, or too late. With ``_deciding`` held."""
+        found = next((one for one in await asyncio.to_thread(self._ledger.waiting) if one.number == entry.number), None)
+        if found is None:
+            return True
+        if (job := self._job_of(found.command)) is not None:
+            await _to_its_end(self._became(found, job))
+            if found.canceled:
+                await self._cancel(replace(found, job=job.id))
+            return True
+        if found.canceled:
+            await self._end(found, "canceled", None)
             return True
         now = await asyncio.to_thread(self._ledger.now, self._clock.utc())
         if entry.command.expires and now >= entry.command.expires:
             late = FleetExpired(f"command {entry.command.id} was to begin before {entry.command.expires:.0f}, it is {now:.0f}")
-            await self._end(entry, "expired", late)
+            await self._end(found, "expired", late)
             return True
-        return entry.number not in {one.number for one in await asyncio.to_thread(self._ledger.waiting)}
+        return False
+
+    def _job_of(self, command: Command) -> Job | None:
+        """Its job, if the journal has one that the ledger did not get to know: the power was cut, or the disk was full."""
+        try:
+            job = self._jobs.find(command.id)
+        except UnknownJob:
+            return None
+        # Somebody else may have used the id; that is said when it is submitted.
+        return job if (job.principal, job.target) == (PRINCIPAL, command.target) else None
 
     def _came(self, count: int) -> None:
         self.chunk_bytes += count
@@ -374,23 +402,25 @@ class Connector:
         )
         # A phase is worth a message only while somebody looks on: progress has it.
         if replace(now, at=0, phase="") != replace(entry.report, at=0, phase=""):
-            self._entries[job.id] = await self._note(entry, now)
+            await self._note(entry, now)
+            self._entries[job.id] = replace(entry, report=now)
         if job.terminal:
             self._entries.pop(job.id, None)
             self._progress.pop(job.id, None)
             self._changed.set()
 
-    async def _note(self, entry: Entry, now: Report) -> Entry:
-        entry = await asyncio.to_thread(self._ledger.note, entry, now)
-        if now.ended:
+    async def _note(self, entry: Entry, now: Report) -> bool:
+        """Whether it is to be told: it is not where another end was noted before."""
+        news = await asyncio.to_thread(self._ledger.note, entry, now)
+        if news and now.ended:
             self.ended[now.state] += 1
         self._wake_teller.set()
-        return entry
+        return news
 
     async def _end(self, entry: Entry, state: str, error: BridgedError | None) -> None:
         code, text = (error.code, error.message[:MESSAGE_CHARS]) if error else ("", "")
-        await self._note(entry, replace(entry.report, state=state, code=code, message=text, at=self._clock.utc()))
-        log.info("fleet: command %s: %s%s", entry.command.id, state, f": {text}" if text else "")
+        if await self._note(entry, replace(entry.report, state=state, code=code, message=text, at=self._clock.utc())):
+            log.info("fleet: command %s: %s%s", entry.command.id, state, f": {text}" if text else "")
 
     async def _tell(self, link: Link) -> None:
         while True:

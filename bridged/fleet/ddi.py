@@ -44,7 +44,7 @@ from bridged.errors import (
     UnknownJob,
 )
 from bridged.fleet.connector import JobsPort
-from bridged.fleet.ddi_http import CHUNK_BYTES, Answer, Gone, Http, Server
+from bridged.fleet.ddi_http import CHUNK_BYTES, Answer, Gone, Http, Server, aside
 from bridged.fleet.download import Store
 from bridged.images.durable import read_json, write_file
 from bridged.images.staged import plain_name
@@ -57,6 +57,7 @@ SHORTEST_S, LONGEST_S = 5.0, 86400.0  # Between two polls, whatever the server s
 RETRY_S = 60.0
 WRAPPING_BYTES = 64 << 10  # What a .swu may have besides the image.
 DETAIL_CHARS = 500
+CANCELED = ["canceled by the server"]  # In the note of an action that ended so.
 
 
 # --- what the server says ---------------------------------------------------------------------------------------------
@@ -148,6 +149,11 @@ def sleep_of(data: Mapping[str, Any]) -> float:
 
 
 # --- the connector ----------------------------------------------------------------------------------------------------
+
+
+def _id(one: Controller, action: str) -> str:
+    """The idempotency id of the job of an action."""
+    return f"hawkbit/{one.id}/{action}"[:128]
 
 
 @dataclass(slots=True)
@@ -275,7 +281,7 @@ class Ddi:
         return sleep_of(data)
 
     async def _ask(self, method: str, url: str, body: Any = None) -> Answer:
-        return await asyncio.to_thread(self._http.ask, method, url, body)
+        return await aside(self._http.ask, method, url, body)
 
     def _attributes(self, one: Controller) -> dict[str, str]:
         row = next((row for row in self.jobs.targets() if row["name"] == one.target), {})
@@ -289,7 +295,7 @@ class Ddi:
         url = url.partition("?")[0]
         number = str(answer.get("id"))
         if note.get("id") == number and (note.get("job") or note.get("closed")):
-            await self._go_on(one, note)
+            await self._go_on(one, note | {"url": url})
             return
         note = {"id": number, "url": url, "staged": note.get("staged")}
         try:
@@ -312,7 +318,7 @@ class Ddi:
             if reserved := {"target", "image", "id", "wait"} & options.keys():
                 raise BadRequest(f"bridged.{sorted(reserved)[0]} is no option of a deployment")
             values = values_of("ENSURE", {"target": one.target, "image": sha256, **options})
-            sub = submission("ENSURE", {**values, "id": f"hawkbit/{one.id}/{number}"[:128]}, PRINCIPAL)
+            sub = submission("ENSURE", {**values, "id": _id(one, number)}, PRINCIPAL)
             job = await self.jobs.submit(sub)
         except FleetError:
             raise  # Of the link or the server: this deployment may go well another time.
@@ -371,30 +377,45 @@ class Ddi:
             await self._ask("POST", f"{note['url']}/feedback", said)
 
     async def _cancel(self, one: Controller, note: dict[str, Any], url: str) -> None:
-        """Raises what the link raises."""
+        """Take an action back. Where it has ended, that is refused: the server then offers it once more, and is told its end.
+        Raises what the link raises."""
         answer = (await self._ask("GET", url)).json()
         action = answer.get("cancelAction")
         stop = str(action.get("stopId")) if isinstance(action, dict) else ""
         self.commands["cancellation"] += 1
         own = {"id": str(answer.get("id")), "url": url.partition("?")[0]}
-        if note.get("id") == stop and note.get("job") and not note.get("closed"):
-            job = self.jobs.get(str(note["job"]))
+        if note.get("id") != stop:
+            note = {"id": stop, "url": own["url"], "staged": note.get("staged")}
+        if note.get("closed"):
+            details = list(note.get("details") or ())
+            if details != CANCELED:
+                await self._tell(own, "rejected", "failure", details)
+                return
+        else:
             try:
-                if not job.terminal:
+                job = self._job_of(one, note)
+                if job and not job.terminal:
                     job = await self.jobs.cancel(job.id)
-            except NotCancellable as error:
+            except (NotCancellable, UnknownJob) as error:
                 await self._tell(own, "rejected", "failure", [error.message[:DETAIL_CHARS]])
                 return
-            if not job.terminal:
+            if job and not job.terminal:
                 return  # At its next checkpoint; then it is told.
-            if job.state is not JobState.CANCELED:
+            if job and job.state is not JobState.CANCELED:
                 await self._tell(own, "rejected", "failure", [f"job {job.id} has ended as {job.state}"])
                 return
-        note |= {"id": stop, "closed": True, "finished": "failure", "details": ["canceled by the server"]}
-        note.setdefault("url", url)
-        await asyncio.to_thread(self.notes.put, one.target, note)
-        self.ended["canceled"] += 1
+            note |= {"closed": True, "finished": "failure", "details": CANCELED}
+            await asyncio.to_thread(self.notes.put, one.target, note)
+            self.ended["canceled"] += 1
         await self._tell(own, "closed", "success", ["canceled"])
+
+    def _job_of(self, one: Controller, note: Mapping[str, Any]) -> Job | None:
+        """Of an action, also where the power was cut before it was noted. Raises ``UnknownJob`` for one that is forgotten."""
+        if note.get("job"):
+            return self.jobs.get(str(note["job"]))
+        with contextlib.suppress(UnknownJob):
+            return self.jobs.find(_id(one, str(note["id"])))
+        return None
 
     # --- bytes ----------------------------------------------------------------------------------------------------
 
@@ -412,7 +433,7 @@ class Ddi:
         for stale in self.notes.folder.glob(f"{one.target}-*.part"):
             if stale != path:
                 stale.unlink(missing_ok=True)
-        await asyncio.to_thread(self._http.fetch, found.image.url, path, found.image.size)
+        await aside(self._http.fetch, found.image.url, path, found.image.size)
         return await asyncio.to_thread(self._adopt, found.image, path)
 
     def _adopt(self, image: File, path: Path) -> str:
@@ -435,7 +456,7 @@ class Ddi:
         if sig.size > WRAPPING_BYTES:
             raise ImageTooLarge(f"{sig.name} has {sig.size} bytes, which is no signature")
         path = self.notes.part(one.target, f"{sig.digest}.minisig")
-        await asyncio.to_thread(self._http.fetch, sig.url, path, sig.size)
+        await aside(self._http.fetch, sig.url, path, sig.size)
         raw = await asyncio.to_thread(path.read_bytes)
         await asyncio.to_thread(self._prove, sig, raw, path)
         path.unlink()

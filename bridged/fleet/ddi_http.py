@@ -1,21 +1,25 @@
 """HTTP as an update server of hawkBit wants it: questions in JSON, downloads that go on where they broke off, few redirects.
 
-The token is sent to the server's own address only, not to where its links or redirects lead. Plain ``http.client`` in a thread:
-one request at a time is all that this needs, aiohttp's client would cost the daemon 6.6 MiB. Knows no deployments and no jobs.
+The token is sent to the server's own address only, not to where its links or redirects lead. Plain ``http.client`` in a thread
+(``aside``): one request at a time is all that this needs, aiohttp's client would cost the daemon 6.6 MiB. Knows no deployments
+and no jobs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
 import os
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from bridged import __version__
@@ -26,6 +30,8 @@ from bridged.errors import (
     FleetUnreachable,
     ImageTooLarge,
 )
+
+T = TypeVar("T")
 
 TIMEOUT_S = 60.0  # Of one read or write.
 JSON_BYTES = 256 << 10  # A deployment with many chunks has some 10 KiB.
@@ -74,9 +80,25 @@ class Gone(FleetError):
     """The server knows the resource no more: an action that somebody closed there."""
 
 
+async def aside(call: Callable[..., T], *args: Any) -> T:
+    """As ``asyncio.to_thread``, in a thread for which nobody waits at the end: a name that is not answered, a dead link, or a
+    download of an hour would keep a daemon from ending. What it had of a download is on disk, and goes on after the start."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # From here on it cannot be cancelled; who asked may be, and hears nothing more.
+
+    def work() -> None:
+        try:
+            future.set_result(call(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="hawkBit", daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
 class Http:
-    """Blocking. Raises ``FleetUnreachable`` (also 429 and 5xx; the fact ``retry_after_s`` where the server says it),
-    ``FleetRefused``, ``Gone``, ``FleetError``."""
+    """Blocking: call it ``aside``. Raises ``FleetUnreachable`` (also 429 and 5xx; the fact ``retry_after_s`` where the server
+    says it), ``FleetRefused``, ``Gone``, ``FleetError``."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

@@ -161,16 +161,16 @@ class Ledger:
             db.execute(f"UPDATE commands SET job = ?, state = 'submitted' WHERE {where}", (job, entry.number))
         return replace(entry, job=job)
 
-    def note(self, entry: Entry, now: Report) -> Entry:
-        """How it is now, to be told. An end stands: nothing is written over it."""
+    def note(self, entry: Entry, now: Report) -> bool:
+        """How it is now, to be told. An end stands: nothing is written over it, and that is False."""
         with self._change() as db:
             state = f", state = '{now.state}'" if now.ended else ""
-            db.execute(
+            done = db.execute(
                 f"UPDATE commands SET report = ?, dirty = abs(dirty) + 1{state} WHERE number = ?"
                 f" AND state IN ('{TAKEN}', 'submitted')",
                 (now.encode(), entry.number),
             )
-        return replace(entry, report=now)
+        return done.rowcount > 0
 
     # --- the outbox -----------------------------------------------------------------------------------------------
     # ``dirty`` is a version that only grows; below zero the broker has it. (Were it to begin anew, a late ``told`` of an

@@ -251,10 +251,12 @@ class Journal:
         sql = f"SELECT {', '.join(_AUDIT_FIELDS)} FROM audit ORDER BY n DESC LIMIT ?"
         return self._read(lambda row: AuditEntry(**row), sql, (limit,))
 
-    def submitted(self, idempotency_id: str, request: str) -> str:
-        """The job that this id made before, empty for none. Raises ``IdempotencyConflict`` for another request."""
+    def submitted(self, idempotency_id: str, request: str | None = None) -> str:
+        """The job that this id made before, empty for none. Raises ``IdempotencyConflict`` where ``request`` is another."""
         rows = self._read(dict, "SELECT job, request FROM idempotency WHERE id = ?", (idempotency_id,))
-        return _same_request(idempotency_id, str(rows[0]["job"]), str(rows[0]["request"]), request) if rows else ""
+        if not rows or request is None:
+            return str(rows[0]["job"]) if rows else ""
+        return _same_request(idempotency_id, str(rows[0]["job"]), str(rows[0]["request"]), request)
 
     # --- the inside -----------------------------------------------------------------------------------------------
 

@@ -22,7 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from bridged.config import Config
-from bridged.errors import BadRequest, Canceled, NotCancellable, QueueFull, Stopped, StorageError, UnknownImage, UnknownTarget
+from bridged.errors import (
+    BadRequest,
+    Canceled,
+    NotCancellable,
+    QueueFull,
+    Stopped,
+    StorageError,
+    UnknownImage,
+    UnknownJob,
+    UnknownTarget,
+)
 from bridged.events import Phase
 from bridged.images import content
 from bridged.jobs import rollback
@@ -186,6 +196,12 @@ class Jobs:
     def get(self, job_id: str) -> Job:
         """Raises ``UnknownJob``."""
         return self._book.get(job_id)
+
+    def find(self, id: str) -> Job:
+        """The job that was submitted with this ``id`` of a client. Raises ``UnknownJob``."""
+        if not (job_id := self._journal.submitted(id)):
+            raise UnknownJob(f"nothing was submitted with the id {id[:64]!r}, or it is forgotten")
+        return self.get(job_id)
 
     def list(self, target: str | None = None, state: JobState | None = None, limit: int = 50, before: str = "") -> _JobList:
         """Newest first, at most ``limit`` and ``LIST_LIMIT``, fewer only at the end; ``before``: only older ones than this job.

@@ -72,6 +72,11 @@ class FakeJobs:
         digests = [self.store.get(part.ref).sha256 for part in asked.parts]
         return replace(sub, image=asked.resolved(digests).image, params=asked.params(sub.params))
 
+    def find(self, id: str) -> Job:
+        if id not in self._ids:
+            raise UnknownJob(f"nothing was submitted with the id {id}")
+        return self.jobs[self._ids[id][1]]
+
     async def submit(self, sub: Submission) -> Job:
         if sub.image:
             sub = self._resolved(sub)

@@ -83,6 +83,9 @@ class LightJobs:
             raise UnknownJob(job_id)
         return self._jobs[job_id]
 
+    def find(self, id: str) -> Job:
+        return self.get(self._ids.get(id, ""))
+
     def targets(self) -> list[dict[str, Any]]:
         image = next((job.image for job in reversed(self._jobs.values()) if job.state is JobState.SUCCEEDED), "")
         return [{"name": "m1", "state": "idle", "chip": "F756", "image": image, "evidence": "full" if image else ""}]

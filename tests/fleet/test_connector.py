@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from bridged.errors import StorageFull
 from bridged.fleet import connector as connector_module
 from bridged.fleet import control, download, setup, wire
 from bridged.fleet import link as link_module
-from bridged.fleet.connector import Clock
+from bridged.fleet.connector import Clock, Connector
 from bridged.fleet.ledger import Entry
 from bridged.fleet.link import Access, Link, connect
 from bridged.fleet.wire import Artifact, Cancel
@@ -276,6 +276,92 @@ def test_the_link_breaks_while_a_job_is_written_down(tmp_path: Path, monkeypatch
         run(work())
 
 
+NO_LINK: Any = None  # What has no artifact needs none.
+IDENTIFY = command("gw1", "r1", None, kind="identify")
+
+
+@contextlib.asynccontextmanager
+async def offline(root: Path) -> AsyncIterator[tuple[VirtualGateway, Connector]]:
+    """A connector that hears of its jobs, without a broker; jobs wait for their window."""
+    root.mkdir(exist_ok=True)
+    async with VirtualGateway(root, {"m1": ("L476", {})}, settings=_waiting()) as host:
+        made = connector(host, "gw1", Access(("nats://nowhere:1",)))
+        news = asyncio.create_task(made._take_news())
+        yield host, made
+        news.cancel()
+        await asyncio.gather(news, return_exceptions=True)
+        made._ledger.close()
+
+
+def _waiting() -> config.Target:
+    far = time.localtime(time.time() + 43200)
+    return replace(TARGET, policy=config.Policy(window=[f"{far.tm_hour:02}:00-{far.tm_hour:02}:01"]))
+
+
+async def one_end(host: VirtualGateway, made: Connector, said: Any) -> None:
+    """The one job of the gateway was canceled, and that is what is told of the command."""
+    await until(lambda: made.ended and not made._entries, "it ends")
+    (job,) = host.jobs.list()
+    ((_, _, found),) = made._ledger.untold()
+    assert (job.state, found.state, found.job) == (JobState.CANCELED, "canceled", job.id), said
+    assert made.ended == {"canceled": 1}
+
+
+def test_a_cancellation_in_the_middle_of_a_submission_takes_back_the_job(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with offline(tmp_path / "gw") as (host, made):
+            begun, may = asyncio.Event(), asyncio.Event()
+            submit = made._jobs.submit
+
+            async def slow(sub: Any) -> Any:
+                begun.set()
+                await may.wait()
+                return await submit(sub)
+
+            made._jobs.submit = slow  # type: ignore[method-assign]
+            await made._take(IDENTIFY.subject, IDENTIFY.encode(), 100.0)
+            (entry,) = made._ledger.waiting()
+            working = asyncio.create_task(made._carry_out(NO_LINK, entry))
+            await begun.wait()
+            back = Cancel("gw1", "r1", "m1")
+            taking = asyncio.create_task(made._take(back.subject, back.encode(), 101.0))
+            await asyncio.wait({taking}, timeout=0.05)
+            may.set()
+            await asyncio.gather(working, taking)
+            await one_end(host, made, "nothing was said before the job was there")
+
+    run(work())
+
+
+@pytest.mark.parametrize("what", ["canceled", "expired", "canceled before"])
+def test_a_job_that_the_ledger_did_not_get_to_know_is_found_before_its_command_ends(tmp_path: Path, what: str) -> None:
+    """The power was cut between the journal and the ledger, or while a cancellation waited for a checkpoint."""
+
+    async def work() -> None:
+        back = Cancel("gw1", "r1", "m1")
+        async with offline(tmp_path / "gw") as (host, made):
+            one = replace(IDENTIFY, expires=1000.0)
+            await made._take(one.subject, one.encode(), 100.0)
+            (entry,) = made._ledger.waiting()
+            job = await made._jobs.submit(connector_module._submission(one))
+            assert made._jobs.find(one.id).id == job.id
+            if what == "canceled before":
+                made._ledger.submitted(entry, job.id)
+                assert made._ledger.take_back(back, 101.0)
+        async with offline(tmp_path / "gw") as (host, made):
+            if what == "expired":
+                (entry,) = made._ledger.waiting()
+                await made._carry_out(NO_LINK, entry)
+                (entry,) = made._ledger.running()
+                assert entry.job == job.id
+                await until(lambda: made._ledger.untold()[0][2].state == "waiting", "how it is, is told")
+            if what != "canceled before":
+                await made._take(back.subject, back.encode(), 101.0)
+            await one_end(host, made, what)
+
+    run(work())
+
+
 def test_a_cancellation_that_a_message_swallowed_is_found_again() -> None:
     async def work() -> None:
         client = SimpleNamespace(jetstream=lambda timeout: None)  # noqa: ARG005
@@ -301,7 +387,7 @@ def test_a_full_disk_ends_nothing_and_loses_no_end(tmp_path: Path) -> None:
         async with gateway(tmp_path / "gw") as host, running(connector(host, "gw1", Access(broker.servers), SLEEPLESS)) as made:
             note, full = made._ledger.note, list[str]()
 
-            def failing(entry: Entry, now: wire.Report) -> Entry:
+            def failing(entry: Entry, now: wire.Report) -> bool:
                 if now.ended and len(full) < 3:
                     full.append(now.state)
                     raise StorageFull("writing the ledger of the fleet: database or disk is full")

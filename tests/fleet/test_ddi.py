@@ -29,7 +29,7 @@ from bridged.errors import BadRequest, ConfigError, CorruptImage, FleetError
 from bridged.fleet import ddi
 from bridged.fleet.ddi import Ddi, Notes
 from bridged.fleet.ddi_http import Http, Server
-from bridged.jobs.model import JobState
+from bridged.jobs.model import JobKind, JobState, Submission
 from bridged.protocol.verbs import Scope
 from tests.e2e.virtual_gateway import VirtualGateway
 from tests.fleet.members import TARGET, until
@@ -49,6 +49,9 @@ class Hawkbit(ThreadingHTTPServer):
         self.action = self.cancel = 0
         self.cut = 0
         self.busy = False
+        self.dead = threading.Event()  # Set once somebody waits for the rest of a download, which does not come.
+        self.alive = threading.Event()
+        self.alive.set()
         self.data = IMAGE
         self.sha256 = hashlib.sha256(IMAGE).hexdigest()
         self.said: list[tuple[str, Any]] = []
@@ -126,6 +129,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{len(one.data) - 1}/{len(one.data)}")
         self.end_headers()
         cut, one.cut = one.cut, 0
+        if not one.alive.is_set():
+            self.wfile.write(rest[:1000])
+            one.dead.set()
+            one.alive.wait(20)
+            return
         self.wfile.write(rest[:cut] if cut else rest)
         self.close_connection = True
 
@@ -158,6 +166,7 @@ def hawkbit() -> Iterator[Hawkbit]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield server
+        server.alive.set()
         server.shutdown()
         thread.join()
 
@@ -229,13 +238,10 @@ def test_a_cancellation(tmp_path: Path, hawkbit: Hawkbit, monkeypatch: pytest.Mo
 
     async def work() -> None:
         hawkbit.action = 7
-        closed = time.localtime(time.time() + 43200)
-        window = f"{closed.tm_hour:02}:00-{closed.tm_hour:02}:01"  # Half a day away: the job waits for it.
         root = tmp_path / "gw"
         root.mkdir()
-        settings = config.Target(port="/dev/null", policy=config.Policy(window=[window]))
         who = Principal("hawkbit", "hawkbit", frozenset({Scope.READ, Scope.FLASH}))
-        async with VirtualGateway(root, {"m1": ("L476", {})}, settings=settings) as host:
+        async with VirtualGateway(root, {"m1": ("L476", {})}, settings=waiting()) as host:
             jobs = Guarded(host.jobs, Authority(), who)
             made = Ddi("gw1", Server(hawkbit.url, "TargetToken secret"), jobs, host.store, Notes(root / "h"), 1 << 20, ("m1",))
             host.jobs.on_update.append(made.observe)
@@ -251,6 +257,67 @@ def test_a_cancellation(tmp_path: Path, hawkbit: Hawkbit, monkeypatch: pytest.Mo
             await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(work())
+
+
+def waiting() -> config.Target:
+    """Half a day away: a job waits for it."""
+    closed = time.localtime(time.time() + 43200)
+    return config.Target(port="/dev/null", policy=config.Policy(window=[f"{closed.tm_hour:02}:00-{closed.tm_hour:02}:01"]))
+
+
+@pytest.mark.parametrize("what", ["forgotten", "unnoted", "told too late", "canceled, and heard too late"])
+def test_a_cancellation_of_what_the_gateway_has_its_own_word_on(tmp_path: Path, hawkbit: Hawkbit, what: str) -> None:
+    """Whatever there is of an action, its cancellation is answered, and nothing is called canceled that was not."""
+
+    async def work() -> None:
+        (tmp_path / "gw").mkdir()
+        hawkbit.action, hawkbit.cancel = 7, 9
+        who = Principal("hawkbit", "hawkbit", frozenset({Scope.READ, Scope.FLASH}))
+        async with VirtualGateway(tmp_path / "gw", {"m1": ("L476", {})}, settings=waiting()) as host:
+            jobs, notes = Guarded(host.jobs, Authority(), who), Notes(tmp_path / "notes")
+            made = Ddi("gw1", Server(hawkbit.url, "TargetToken secret"), jobs, host.store, notes, 1 << 20, ("m1",))
+            note: dict[str, Any] = {"id": "7", "url": f"{hawkbit.url}/controller/v1/gw1.m1/deploymentBase/7"}
+            if what == "forgotten":
+                notes.put("m1", note | {"job": "gone"})
+            elif what == "unnoted":
+                notes.put("m1", note)
+                await jobs.submit(Submission(JobKind.IDENTIFY, "m1", id="hawkbit/gw1.m1/7"))
+            elif what == "told too late":
+                notes.put("m1", note | {"job": "x", "closed": True, "finished": "success", "details": ["evidence full"]})
+            else:
+                notes.put("m1", note | {"closed": True, "finished": "failure", "details": ddi.CANCELED})
+            one = made._controllers["m1"]
+            await made._poll(one)
+            assert not one.trouble
+            said = [data["status"] for path, data in hawkbit.said if "cancelAction/9/feedback" in path]
+            canceled = what in ("unnoted", "canceled, and heard too late")
+            assert [status["execution"] for status in said] == ["closed" if canceled else "rejected"]
+            if what == "unnoted":
+                assert [job.state for job in host.jobs.list()] == [JobState.CANCELED]
+            assert made.ended == ({"canceled": 1} if what == "unnoted" else {})
+            if not canceled:  # The server goes back to the action, and is told what became of it.
+                hawkbit.cancel = 0
+                await made._poll(one)
+                assert hawkbit.feedback()[-1] == ("closed", "success" if what == "told too late" else "failure")
+
+    asyncio.run(work())
+
+
+def test_a_dead_download_keeps_no_daemon_from_ending(tmp_path: Path, hawkbit: Hawkbit) -> None:
+    hawkbit.action = 7
+    hawkbit.alive.clear()
+    ended = []
+
+    async def work() -> None:
+        async with connected(tmp_path / "gw", hawkbit.url):
+            await until(hawkbit.dead.is_set)
+        ended.append(time.monotonic())
+
+    watchdog = threading.Timer(5, hawkbit.alive.set)
+    watchdog.start()
+    asyncio.run(work())
+    watchdog.cancel()
+    assert time.monotonic() - ended[0] < 3, "asyncio waited for the thread"
 
 
 def test_the_server_says_when(tmp_path: Path, hawkbit: Hawkbit) -> None:
