@@ -6,6 +6,7 @@ differs is read again, then its sector is erased and written anew: never a block
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -52,9 +53,8 @@ class Work:
     def _blocks_of(self, sector: Sector, *, final: bool) -> list[Block]:
         return [b for b in self.blocks if sector.address <= b.address < sector.end and self._is_final(b.address) is final]
 
-    def _reads_of(self, sector: Sector, *, final: bool) -> list[tuple[int, int]]:
-        overlapping = [(a, n) for a, n in self.reads if a < sector.end and sector.address < a + n]
-        return [r for r in overlapping if self._is_final(r[0]) is final]
+    def _reads_of(self, sector: Sector, *, final: bool) -> list[Read]:
+        return [r for r in self.reads if _overlap(r, sector) and self._is_final(r[0]) is final]
 
     def write(self, *, final: bool) -> Flow[None]:
         total = sum(len(b.data) for b in self.blocks if self._is_final(b.address) is final)
@@ -110,7 +110,8 @@ class Work:
                 _must_equal(address, self.plan.content.read(address, count), data)
 
     def prove(self, *, final: bool, repair: bool = True) -> Flow[None]:
-        """Read back and compare. A sector is reported as proven when its last byte was compared.
+        """Read back and compare. A sector is reported as proven when no reading of it is outstanding: the journal has it then,
+        and whatever is found later, it is not erased again (P5).
 
         A difference is read again first, for the wire may have made it; what is really wrong is repaired once, if it may be.
         """
@@ -123,7 +124,11 @@ class Work:
         cost = self.result.cost(Phase.VERIFY)
         begun: float = yield Now()
         queue, done = deque(reads), 0
-        ends = {s: last for s in plan.erase if (last := _last_byte(s, reads)) is not None}
+        touched = _sectors_of(reads, plan.erase)
+        outstanding: dict[Sector, set[Read]] = {}
+        for read, sectors in touched.items():
+            for sector in sectors:
+                outstanding.setdefault(sector, set()).add(read)
         differs: tuple[int, bytes] | None = None
 
         def compare(address: int, data: bytes) -> Flow[bool]:
@@ -133,8 +138,12 @@ class Work:
                 return False
             done += len(data)
             yield Progress(min(done, total))
-            for sector in [s for s, last in ends.items() if address <= last < address + len(data)]:
-                del ends[sector]
+            read = address, len(data)
+            for sector in [s for s in touched[read] if s in outstanding]:
+                outstanding[sector].discard(read)
+                if outstanding[sector]:
+                    continue
+                del outstanding[sector]
                 if final or not any(sector.address <= block.start < sector.end for block in self.held):
                     yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
             return True
@@ -153,13 +162,14 @@ class Work:
                 yield Report(Retried("verify", f"a second reading of {address:#010x} was right"))
                 yield from compare(address, data)
                 continue
-            sector = self._at_fault(address, expected, data)
-            if not repair or sector is None:
+            wrong = self._at_fault(address, expected, data)
+            if not repair or wrong is None or wrong not in outstanding:  # What was reported as proven is not erased any more.
                 raise different(address, expected, data)
-            yield Report(Retried("sector", f"sector {sector.code} differs at {address:#010x} and is written again"))
-            yield from self._start_over(sector, final=final)
-            yield from self._write_sector(sector, final=final)
-            again = [r for r in reads if r[0] < sector.end and sector.address < r[0] + r[1]]
+            yield Report(Retried("sector", f"sector {wrong.code} differs at {address:#010x} and is written again"))
+            yield from self._start_over(wrong, final=final)
+            yield from self._write_sector(wrong, final=final)
+            again = [r for r in reads if _overlap(r, wrong)]
+            outstanding[wrong] = set(again)
             queue = deque(again + [r for r in queue if r not in again])
         self.result.bytes_compared += total
         cost.payload_bytes += total
@@ -221,10 +231,19 @@ def _runs(reads: Iterable[Read], flash: FlashMap | None) -> list[list[Read]]:
     return found
 
 
-def _last_byte(sector: Sector, reads: list[tuple[int, int]]) -> int | None:
-    """Address of the last byte of ``sector`` that ``reads`` covers, None where they cover none."""
-    ends = [min(a + n, sector.end) - 1 for a, n in reads if a < sector.end and sector.address < a + n]
-    return max(ends) if ends else None
+def _sectors_of(reads: Iterable[Read], sectors: Iterable[Sector]) -> dict[Read, list[Sector]]:
+    """Those of ``sectors`` that each read shares a byte with."""
+    ordered = sorted(sectors, key=lambda s: s.address)
+    starts = [s.address for s in ordered]
+    found: dict[Read, list[Sector]] = {}
+    for read in reads:
+        first = max(0, bisect_right(starts, read[0]) - 1)
+        found[read] = [s for s in ordered[first : bisect_left(starts, read[0] + read[1])] if _overlap(read, s)]
+    return found
+
+
+def _overlap(read: Read, sector: Sector) -> bool:
+    return read[0] < sector.end and sector.address < read[0] + read[1]
 
 
 def _first_difference(expected: bytes, found: bytes) -> int:

@@ -7,9 +7,12 @@ import random
 import pytest
 
 from bridged import chips
-from bridged.events import Phase, SectorProven, Warned
+from bridged.events import Event, Phase, SectorProven, Warned
+from bridged.images.model import Image
 from bridged.protocol import an3155
+from bridged.protocol.flow import Barrier
 from bridged.sim.loader import crc32_mpeg
+from bridged.sim.virtual import PowerCut
 from tests.target.bench import Bench, make_image
 
 SIZE = 64 * 1024
@@ -74,4 +77,32 @@ def test_a_false_checksum_never_passes_for_a_proof() -> None:
     bench.device.memory.flash[0x3000] ^= 0xFF
     result = bench.run("ensure", image)
     assert result.changed
+    assert bench.holds(image)
+
+
+def test_a_sector_counts_as_proven_when_no_reading_of_it_is_outstanding() -> None:
+    """Two pieces of the image in one sector, the first wrong and the second right: a kill while it is written anew (P5)."""
+    bench = Bench("F407", settings={"checksum": True, "faults": ["misprogram:0x08008010:0x40"]})
+    pieces = [(0x08008000, random.Random(6).randbytes(4096)), (0x0800A000, random.Random(7).randbytes(4096))]
+    image = make_image(bench.chip, 4096).merged_with(Image.of(pieces))
+    kept, erased, proven = b"", 0, list[SectorProven]()
+
+    def barrier(step: Barrier) -> None:
+        nonlocal kept, erased
+        kept = step.kept or kept
+        erased += step.state == "erased"
+        if erased == 2:
+            raise PowerCut("in the middle of the repair")
+
+    def report(event: Event) -> None:
+        if isinstance(event, SectorProven):
+            proven.append(event)
+
+    with pytest.raises(PowerCut):
+        bench.run("flash", image, barrier=barrier, report=report)
+    bench.uart = type(bench.uart)(bench.device)
+    bench.uart.pause(60)
+    assert not bench.holds(image)
+    result = bench.run("flash", image, kept, proven=tuple(proven))
+    assert result.evidence == "full"
     assert bench.holds(image)
