@@ -347,9 +347,12 @@ class Drive:
                         await asyncio.sleep(1.0)
             self._said.add(message.subject)
 
-        async with asyncio.TaskGroup() as group:
-            for message in news:
-                group.create_task(say(message))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for message in news:
+                    group.create_task(say(message))
+        except ExceptionGroup as errors:  # What one of them says is what the caller understands, and may try again.
+            raise errors.exceptions[0] from errors
 
     async def run(self, show: Callable[[Rollout, Step], None]) -> tuple[Rollout, Step]:
         """Until it is over, or paused. What has been released goes on without us."""

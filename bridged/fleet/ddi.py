@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import re
 import time
 from collections import Counter
@@ -235,7 +236,9 @@ class Ddi:
             now = loop.time()
             for one in self._controllers.values():
                 if one.due <= now:
-                    one.due = now + await self._poll(one)
+                    one.due = math.inf
+                    pause_s = await self._poll(one)
+                    one.due = min(one.due, now + pause_s)  # Its job may have ended meanwhile: then it is due already.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min((one.due for one in self._controllers.values()), default=None)):
                     await self._wake.wait()

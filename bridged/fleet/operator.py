@@ -80,7 +80,11 @@ def _permissions(options: argparse.Namespace) -> int:
 async def _init(link: Link, options: argparse.Namespace) -> int:
     names = list(options.gateway)
     if options.gateways_from:
-        names += options.gateways_from.read_text().split()
+        try:
+            names += options.gateways_from.read_text().split()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise BadRequest(f"reading {options.gateways_from}: {reason}") from error
     for name in names:
         if not wire.TOKEN.fullmatch(name):
             raise BadRequest(f"{name[:64]!r} is no name of a gateway: 1 to 64 of A-Z a-z 0-9 _ -")

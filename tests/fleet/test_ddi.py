@@ -29,7 +29,7 @@ from bridged.errors import BadRequest, ConfigError, CorruptImage, FleetError
 from bridged.fleet import ddi
 from bridged.fleet.ddi import Ddi, Notes
 from bridged.fleet.ddi_http import Http, Server
-from bridged.jobs.model import JobKind, JobState, Submission
+from bridged.jobs.model import Job, JobKind, JobState, Submission, update_of
 from bridged.protocol.verbs import Scope
 from tests.e2e.virtual_gateway import VirtualGateway
 from tests.fleet.members import TARGET, until
@@ -318,6 +318,37 @@ def test_a_dead_download_keeps_no_daemon_from_ending(tmp_path: Path, hawkbit: Ha
     asyncio.run(work())
     watchdog.cancel()
     assert time.monotonic() - ended[0] < 3, "asyncio waited for the thread"
+
+
+def test_an_end_that_comes_during_a_poll_is_told_by_another_one_at_once(tmp_path: Path) -> None:
+    polls = 0
+
+    async def work() -> None:
+        jobs: Any = None
+        store: Any = None
+        made = Ddi("gw1", Server("http://127.0.0.1:9/"), jobs, store, Notes(tmp_path), 1 << 20, ("m1",))
+        again = asyncio.Event()
+
+        async def poll(one: ddi.Controller) -> float:
+            nonlocal polls
+            polls += 1
+            if polls == 1:
+                made._jobs_of["j1"] = one.target
+                ended = Job("j1", JobKind.IDENTIFY, "m1", JobState.SUCCEEDED, 3, "", "", {}, "hawkbit", 0.0)
+                made.observe(ended, update_of(ended, 0.0))
+            else:
+                again.set()
+            return 3600.0
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Ddi, "_poll", lambda _, one: poll(one))
+            task = asyncio.create_task(made.run())
+            await asyncio.wait_for(again.wait(), 2)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(work())
+    assert polls == 2
 
 
 def test_the_server_says_when(tmp_path: Path, hawkbit: Hawkbit) -> None:

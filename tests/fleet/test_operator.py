@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from bridged.errors import BadRequest, FleetUnreachable
 from bridged.fleet import control, wire
 from bridged.fleet.link import Access, Link
-from bridged.fleet.operator import main
+from bridged.fleet.operator import _init, main
 from tests.e2e.virtual_gateway import VirtualGateway
 from tests.fleet.broker import Broker
 from tests.fleet.members import TARGET, connector, operator, running, until
@@ -239,6 +242,30 @@ def test_what_nothing_needs_goes_and_what_something_needs_stays(
 
     with Broker(tmp_path / "nats", "debian") as broker:
         asyncio.run(work())
+
+
+def test_a_link_that_breaks_while_commands_are_said_is_one_that_is_made_anew() -> None:
+    """`bridged fleet run` goes on after ``FleetUnreachable``, and after nothing else."""
+
+    async def unreachable(*_: Any, **__: Any) -> bool:
+        raise FleetUnreachable("publishing: no answer in time")
+
+    async def work() -> None:
+        over = asyncio.Event()
+        over.set()
+        link: Any = SimpleNamespace(publish=unreachable, over=over)
+        said = [wire.Cancel("gw1", "r1", "m1"), wire.Cancel("gw2", "r1", "m1")]
+        with pytest.raises(FleetUnreachable, match="no answer"):
+            await control.Drive(link, "r1")._say(said)
+
+    asyncio.run(work())
+
+
+def test_a_list_of_gateways_that_cannot_be_read(tmp_path: Path) -> None:
+    options: Any = SimpleNamespace(gateway=[], gateways_from=tmp_path / "none")
+    nobody: Any = None
+    with pytest.raises(BadRequest, match="No such file"):
+        asyncio.run(_init(nobody, options))
 
 
 def test_no_broker_and_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:
