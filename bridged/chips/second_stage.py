@@ -517,11 +517,22 @@ def start_s(baud: int) -> float:
     return START_S + 2.1 * UPLOAD_BYTES * 11 / baud
 
 
+# What writes the loader into RAM and starts it must work, and what Go leaves behind must end with the reset at the end of the
+# job: with a supply mode that stays locked the application would run otherwise than it does ever after.
+LIMITATIONS = (
+    Quirk.RAM_WRITE_BROKEN,
+    Quirk.NO_RAM_ACCESS,
+    Quirk.GO_BROKEN,
+    Quirk.GO_FIRST_ACK_MISSING,
+    Quirk.POWER_CYCLE_AFTER_GO,
+)
+
+
 def why_not(chip: Chip, loader_id: int | None) -> str:
     """Why this part with this loader version is flashed by AN3155, for a person; empty when it has a row and may use it."""
     if chip.pid not in SECOND_STAGES:
         return f"{chip.title} is not in the table of the second-stage loader"
-    for quirk in (Quirk.RAM_WRITE_BROKEN, Quirk.GO_BROKEN, Quirk.NO_RAM_ACCESS):
+    for quirk in LIMITATIONS:
         if chip.has(quirk, loader_id):
             return f"{chip.title}: its ROM loader has the limitation {quirk}"
     return ""

@@ -393,7 +393,7 @@ def start_by_go(request: Request, chip: Chip, timing: Timing, result: Result) ->
         return
     stuck = request.wiring.can_restart  # Then it is not for want of a line that it is not reset.
     try:
-        if chip.has(Quirk.GO_BROKEN, result.loader_id):
+        if chip.has(Quirk.GO_BROKEN, result.loader_id) or chip.has(Quirk.GO_FIRST_ACK_MISSING, result.loader_id):
             raise Unsupported(f"Go does not work in loader {result.loader_id:#04x}" if result.loader_id else "Go does not work")
         yield SetLines(boot0=False)
         yield from an3155.go(chip.flash_base, timing)
@@ -409,6 +409,12 @@ def start_by_go(request: Request, chip: Chip, timing: Timing, result: Result) ->
     if stuck:
         text = "the part was empty at power-on: until its power is cycled a reset enters the loader, so Go starts it now"
         yield Report(Warned("EMPTY_FLAG", text))
+    if chip.has(Quirk.POWER_CYCLE_AFTER_GO, result.loader_id):
+        text = (
+            "the application was started by Go, since no wired line could reset it, and this ROM loader leaves the supply mode "
+            "locked until the power is cycled: an application that selects another one may hang; switch it off and on"
+        )
+        yield Report(Warned("NEEDS_POWER_CYCLE", text))
     yield SetFormat(request.application_baud, request.application_parity)
 
 

@@ -17,6 +17,7 @@ from tests.stub.parts import PARTS
 
 IMAGE_BYTES = CODE_OFFSET + CODE_LIMIT_BYTES
 OBEY_BOOT0 = {"G071": {"nBOOT_SEL": 0}}  # From the factory the pin is ignored.
+LOADER_IDS = {"H743": 0x92}  # The largest number is that of the oldest version.
 
 
 class Whole:
@@ -24,7 +25,7 @@ class Whole:
 
     ``spoil_frames``: what becomes of what the host sends at once to the second-stage loader; ``spoil_bytes``: of each byte
     (number, value) that it sends. ``spoil_rom``: the former for the ROM loader. ``on_start``: called with each emulated core
-    before it runs.
+    before it runs. ``loader_id``: of the ROM loader, by itself one under which the second stage may be used.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Whole:
         spoil_rom: Callable[[bytes], bytes] | None = None,
         on_start: Callable[[Machine], None] | None = None,
         timing: Timing | None = None,
+        loader_id: int | None = None,
     ) -> None:
         self.part = PARTS[name]
         self.oscillator, self.deaf = oscillator, deaf
@@ -45,7 +47,14 @@ class Whole:
         self.chip = chips.by_pid(self.part.pid)
         size = sum(a.size for a in self.part.areas)
         options = OBEY_BOOT0.get(name)
-        self.rom = Device(self.chip, flash_bytes=size, options=options, on_go=self._go, timing=timing or Timing())
+        self.rom = Device(
+            self.chip,
+            flash_bytes=size,
+            options=options,
+            loader_id=loader_id or LOADER_IDS.get(name),
+            on_go=self._go,
+            timing=timing or Timing(),
+        )
         self.machine: Machine | None = None
         self.starts = self.erases = 0
         self.violations: list[str] = []

@@ -180,9 +180,9 @@ def test_a_loader_that_chooses_the_bank_is_told_before_the_erase_and_what_runs_i
 # --- nothing is wired ---------------------------------------------------------------------------------------------------
 
 
-def triggered() -> Bench:
+def triggered(part: str = "L476", **settings: Any) -> Bench:
     """Its application jumps into the loader when it is asked; no line could do so."""
-    bench = Bench("L476", {"application": TRIGGER})
+    bench = Bench(part, {"application": TRIGGER, **settings})
     bench.put(make_image(bench.chip, 3000, seed=5))
     assert bench.boots()
     return bench
@@ -195,6 +195,25 @@ def test_an_application_that_was_asked_to_jump_into_the_loader_is_started_again(
     result = bench.run(kind, image if kind != "identify" else None, one_shot=True, **BY_TRIGGER)
     assert result.boot is Boot.GO
     assert bench.device.mode is Mode.APPLICATION
+
+
+@pytest.mark.parametrize(
+    ("loader_id", "boot", "warned"),
+    [
+        (0x92, Boot.GO, []),
+        (0xD3, Boot.GO, ["NEEDS_POWER_CYCLE"]),
+        (0xD2, Boot.NEEDS_RESET, ["NOT_STARTED"]),
+        (0x90, Boot.NEEDS_RESET, ["GET_COUNT_ODD", "NOT_STARTED"]),
+    ],
+)
+def test_go_of_a_loader_version_that_has_its_limits(loader_id: int, boot: Boot, warned: list[str]) -> None:
+    """Supply mode locked; Go broken; its first ACK missing, where waiting for it would leave the loader in mid-command."""
+    bench = triggered("H743", loader_id=loader_id)
+    result = bench.run("identify", None, **BY_TRIGGER)
+    assert result.boot is boot
+    assert [w.code for w in bench.events(Warned)] == warned
+    assert bench.device.mode is (Mode.APPLICATION if boot is Boot.GO else Mode.LOADER)
+    assert bench.device.stats.commands[0x21] == (boot is Boot.GO)
 
 
 @pytest.mark.parametrize(
