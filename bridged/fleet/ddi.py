@@ -47,7 +47,7 @@ from bridged.errors import (
 from bridged.fleet.connector import JobsPort
 from bridged.fleet.ddi_http import CHUNK_BYTES, Answer, Gone, Http, Server, aside
 from bridged.fleet.download import Store
-from bridged.images.durable import read_json, write_file
+from bridged.images.durable import disk, read_json, write_file
 from bridged.images.staged import plain_name
 from bridged.jobs.model import Job, JobState, Update
 
@@ -179,7 +179,8 @@ class Notes:
         return read_json(self._path(target))
 
     def put(self, target: str, data: Mapping[str, Any]) -> None:
-        write_file(self._path(target), json.dumps(dict(data)).encode())
+        with disk(f"noting the action of {target}"):
+            write_file(self._path(target), json.dumps(dict(data)).encode())
 
     def part(self, target: str, name: str) -> Path:
         return self.folder / f"{target}-{plain_name(name)}.part"

@@ -30,6 +30,8 @@ from bridged.errors import (
     FleetUnreachable,
     ImageTooLarge,
 )
+from bridged.images.durable import disk
+from bridged.images.memfd import write_all
 
 T = TypeVar("T")
 
@@ -113,27 +115,31 @@ class Http:
             return Answer(answer.status, raw, dict(answer.headers))
 
     def fetch(self, url: str, path: Path, size: int) -> None:
-        """Into ``path``, on from where it is."""
+        """Into ``path``, on from where it is. Raises ``StorageError``, too."""
         offset = path.stat().st_size if path.exists() else 0
         if offset >= size:
             return
         with self._open("GET", url, None, {"Range": f"bytes={offset}-"} if offset else {}) as answer:
             went_on = answer.status == 206 and (answer.headers.get("Content-Range") or "").startswith(f"bytes {offset}-")
             offset = offset if went_on else 0
-            with open(path, "r+b" if went_on else "wb") as file:
-                file.seek(offset)
+            with disk(f"keeping {url}"):  # Not ``with open``: what the link raises in there is not the disk's.
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (0 if went_on else os.O_TRUNC), 0o600)
+            try:
+                os.lseek(fd, offset, os.SEEK_SET)
                 unsynced = 0
                 while chunk := answer.read(min(CHUNK_BYTES, size + 1 - offset)):
                     offset += len(chunk)
                     if offset > size:
                         raise ImageTooLarge(f"{url} has more than the {size} bytes that were announced")
-                    file.write(chunk)
                     self.fetched_bytes += len(chunk)
                     unsynced += len(chunk)
-                    if unsynced >= SYNC_BYTES:
-                        file.flush()
-                        os.fsync(file.fileno())
-                        unsynced = 0
+                    with disk(f"keeping {url}"):
+                        write_all(fd, chunk)
+                        if unsynced >= SYNC_BYTES:
+                            os.fsync(fd)
+                            unsynced = 0
+            finally:
+                os.close(fd)
         if offset < size:
             raise FleetUnreachable(f"{url} broke off at {offset} of {size} bytes")
 

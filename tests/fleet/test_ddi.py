@@ -25,7 +25,7 @@ from bridged import chips, config
 from bridged.api.auth import Authority, Principal
 from bridged.api.guarded import Guarded
 from bridged.config.file import load
-from bridged.errors import BadRequest, ConfigError, CorruptImage, FleetError
+from bridged.errors import BadRequest, ConfigError, CorruptImage, FleetError, StorageFull
 from bridged.fleet import ddi
 from bridged.fleet.ddi import Ddi, Notes
 from bridged.fleet.ddi_http import Http, Server
@@ -349,6 +349,12 @@ def test_an_end_that_comes_during_a_poll_is_told_by_another_one_at_once(tmp_path
 
     asyncio.run(work())
     assert polls == 2
+
+
+def test_a_full_disk_is_not_called_a_server_that_does_not_answer(hawkbit: Hawkbit) -> None:
+    url = f"{hawkbit.url.removesuffix('/DEFAULT')}/elsewhere/app.bin"
+    with pytest.raises(StorageFull, match="the disk is full"):
+        Http(Server(hawkbit.url)).fetch(url, Path("/dev/full"), len(IMAGE))
 
 
 def test_the_server_says_when(tmp_path: Path, hawkbit: Hawkbit) -> None:
