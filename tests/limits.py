@@ -76,6 +76,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "the next ones follow when these are fetched",
             "entries",
         ),
+        Row("jobs.contents:PARSERS", "Images that are parsed at once", "the next ones wait", "images"),
         Row("jobs.plans:PLANS_WAITING", "Plans that are asked for and not made", "429 `TOO_MANY`", "plans"),
         Row("jobs.service:LIST_LIMIT", "Jobs that JOBS lists", "the newest ones", "jobs"),
         Row(

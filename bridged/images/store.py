@@ -363,6 +363,13 @@ class Store:
         finally:
             self._release(staged.sha256)
 
+    def at_hand(self, staged: StagedImage, base_address: int | None = None, type_hint: str = "auto") -> bool:
+        """Whether ``load`` will answer, or refuse, without a parser."""
+        with self._lock:
+            known = self._images.get(staged.sha256)
+        content = known.content(base_address, type_hint) if known else None
+        return known is None or (content is not None and self._cache_path(known.sha256, content).exists())
+
     def _parse_staged(self, staged: StagedImage, hint: str, base_address: int | None) -> Image:
         with disk("read a staged image"):
             found = hash_start(staged.path).hexdigest()

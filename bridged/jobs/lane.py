@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from bridged.config import Config
 from bridged.config import Target as TargetConfig
 from bridged.events import SectorProven
+from bridged.images.content import Content
 from bridged.jobs import policy, rollback
 from bridged.jobs.model import Job, JobState, Update
 from bridged.jobs.ports import TargetPort
@@ -47,6 +48,12 @@ class Live:
     logged: int = 0
     phase_since: float = 0.0
     shown: float = 0.0
+    staging: asyncio.Task[Content] | None = None
+
+    def leave_staging(self) -> None:
+        """Who ends it waits for no parser."""
+        if self.staging is not None:
+            self.staging.cancel()
 
     def pending(self) -> tuple[tuple[Update, ...], tuple[SectorProven, ...]]:
         return tuple(self.unsaved), tuple(self.unsaved_proven)

@@ -9,21 +9,22 @@ from typing import Any
 from bridged.config.values import parse_range
 from bridged.errors import TooMany
 from bridged.images import content
-from bridged.images.content import Source
+from bridged.images.content import Content, Wanted
 from bridged.images.model import Span
+from bridged.jobs.contents import Contents
 from bridged.jobs.lane import Lane
 from bridged.jobs.model import JobKind
 from bridged.jobs.past import past_of, second_stage
 from bridged.jobs.records import TargetRecord
 from bridged.target.configured import likely_baud_of
-from bridged.target.wishes import wishes_of
+from bridged.target.wishes import Wishes, wishes_of
 
-PLANS_WAITING = 8  # Who may only look can have images parsed: one at a time, or they take the threads and memory of jobs.
+PLANS_WAITING = 8  # Who may only look can have images parsed: one at a time, or they take the parsers and memory of jobs.
 
 
 class Plans:
-    def __init__(self, store: Source) -> None:
-        self._store = store
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
         self._one = asyncio.Lock()
         self._made: set[asyncio.Task[dict[str, Any]]] = set()
 
@@ -39,21 +40,28 @@ class Plans:
         plan.add_done_callback(self._made.discard)
         return await asyncio.shield(plan)
 
-    async def _make(self, *asked: Any) -> dict[str, Any]:
+    async def _make(
+        self, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any], now: float
+    ) -> dict[str, Any]:
         async with self._one:
-            return await asyncio.to_thread(_plan, self._store, *asked)
+            wishes, wanted = wishes_of(JobKind.FLASH.value, options), content.wanted(image_ref, options)
+            made = await self._contents.build(wanted)
+            return await asyncio.to_thread(_plan, lane, record, wishes, wanted, made, options, now)
 
 
 def _plan(
-    store: Source, lane: Lane, record: TargetRecord, image_ref: str, options: Mapping[str, Any], now: float
+    lane: Lane,
+    record: TargetRecord,
+    wishes: Wishes,
+    wanted: Wanted,
+    made: Content,
+    options: Mapping[str, Any],
+    now: float,
 ) -> dict[str, Any]:
     from bridged.images.dry_run import Seen, dry_run  # late: it loads the tables of all chips
 
     settings = lane.settings
     tried = settings.stub == "auto" and options.get("entry") != "one-shot" and not second_stage(record, now).enough
-    wishes = wishes_of(JobKind.FLASH.value, options)
-    wanted = content.wanted(image_ref, options)
-    made = content.build(wanted, store)
     spans = made.spans or (Span(made.name, made.image.start, made.image.end),)
     spans += tuple(Span("patch", patch.address, patch.end) for patch in wanted.patches)
     found = dry_run(

@@ -19,9 +19,11 @@ from bridged.target.request import NO_PAST, Past
 
 
 class Images(Source, Protocol):
-    """The image store. ``use``: as ``get``, and the image stays until its job is known to need it. All of it may block."""
+    """The image store. ``use``: as ``get``, and the image stays until its job is known to need it. ``at_hand``: ``load`` would
+    need no parser. All of it may block."""
 
     def use(self, ref: str) -> Any: ...
+    def at_hand(self, staged: Any, base_address: int | None = None, type_hint: str = "auto") -> bool: ...
 
 
 class TargetPort(Protocol):

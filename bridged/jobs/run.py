@@ -49,11 +49,12 @@ from bridged.events import (
     encode,
 )
 from bridged.images import content
-from bridged.images.content import Source
+from bridged.images.content import Content, Wanted
 from bridged.images.model import Image, Span
 from bridged.jobs import policy, rollback
 from bridged.jobs.admission import Admission
 from bridged.jobs.book import Book
+from bridged.jobs.contents import Contents
 from bridged.jobs.journal import Journal
 from bridged.jobs.known import Known
 from bridged.jobs.lane import Debt, Lane, Live
@@ -77,7 +78,7 @@ class Runner:
     def __init__(
         self,
         journal: Journal,
-        store: Source,
+        contents: Contents,
         results: Results,
         traces: Traces,
         book: Book,
@@ -88,7 +89,7 @@ class Runner:
         resume_limit: int,
     ) -> None:
         self._journal = journal
-        self._store = store
+        self._contents = contents
         self._results = results
         self._traces = traces
         self._book = book
@@ -178,7 +179,7 @@ class Runner:
             try:
                 self._admission.check_space()
                 # Before the journal says so: a file that is lost, or means something else now, is nothing to go back to.
-                built = await asyncio.to_thread(content.build, restore.wanted(), self._store)
+                built = await self._contents.build(restore.wanted())
                 if built.image.digest == restore.content:
                     async with live.lock:
                         # What was proven and kept until now belongs to the other content; in flash it is all there.
@@ -257,7 +258,7 @@ class Runner:
             wanted = restore.wanted() if restore else content.wanted(job.image, job.params)
             if job.kind in WRITING and restore is None and not job.touched:
                 live.verdict = await asyncio.to_thread(self._admission.check_policy, lane, job.image, job.params)
-            loaded = await asyncio.to_thread(content.build, wanted, self._store)
+            loaded = await self._staged(live, wanted)
             image, live.image_name, spans = loaded.image, loaded.name, loaded.spans
             if restore is None:
                 live.job = job = replace(live.job, content=image.digest)
@@ -273,10 +274,7 @@ class Runner:
             live.backup = await asyncio.to_thread(self._journal.backup, job.id)
         live.uid = ""
         await self._book.save(live, session=self._opened(lane, live, 0.0))
-        if self._book.stopping.is_set():
-            raise Stopped("the daemon is stopping")
-        if live.cancel:
-            raise Canceled("canceled before the restore began" if restore else "canceled before anything was touched")
+        self._check_wanted(live)
         live.in_session = True
         result = await lane.port.run(
             (JobKind.FLASH if restore else job.kind).value,
@@ -305,6 +303,24 @@ class Runner:
                 f"the session of job {job.id} proved other content than the image's", content=result.get("content")
             )
         return result
+
+    async def _staged(self, live: Live, wanted: Wanted) -> Content:
+        """Parsing, and waiting for a parser, can take minutes: a stop and a cancel end it."""
+        self._check_wanted(live)
+        live.staging = asyncio.ensure_future(self._contents.build(wanted))
+        try:
+            return await live.staging
+        except asyncio.CancelledError:
+            self._check_wanted(live)
+            raise
+        finally:
+            live.staging = None
+
+    def _check_wanted(self, live: Live) -> None:
+        if self._book.stopping.is_set():
+            raise Stopped("the daemon is stopping")
+        if live.cancel:
+            raise Canceled("canceled before the restore began" if live.restore else "canceled before anything was touched")
 
     def _opened(self, lane: Lane, live: Live, hazard_s: float) -> OpenSession:
         clock = self._clock

@@ -38,6 +38,7 @@ from bridged.images import content
 from bridged.jobs import rollback
 from bridged.jobs.admission import Admission, canonical, check_request
 from bridged.jobs.book import Book
+from bridged.jobs.contents import Contents
 from bridged.jobs.journal import Journal
 from bridged.jobs.known import Known
 from bridged.jobs.lane import Lane, Live, lanes_of
@@ -89,9 +90,10 @@ class Jobs:
         self._book = Book(journal, self._known, self._results, clock, config.jobs.keep, retry_s)
         self._admission = Admission(config, self._known, store, journal.path.parent, free_bytes)
         self._recovery = Recovery(journal, self._known, self._book, clock)
+        self._contents = Contents(store)
         runner = Runner(
             journal,
-            store,
+            self._contents,
             self._results,
             self._traces,
             self._book,
@@ -102,7 +104,7 @@ class Jobs:
             config.jobs.resume_limit,
         )
         self._turns = Turns(self._book, self._recovery, runner, clock)
-        self._plans = Plans(store)
+        self._plans = Plans(self._contents)
         self._settling: dict[str, asyncio.Event] = {}  # Jobs on their way to the disk, by id.
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._started = False
@@ -131,8 +133,10 @@ class Jobs:
         for lane in self._lanes.values():
             if lane.running is None and lane.name in self._tasks:
                 self._tasks[lane.name].cancel()  # It waits for something, moves nothing, and the journal has all it knows.
-            elif lane.running is not None and lane.running.in_session:
-                lane.port.stop()
+            elif lane.running is not None:
+                lane.running.leave_staging()
+                if lane.running.in_session:
+                    lane.port.stop()
         tasks = list(self._tasks.values())
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._park_s)
@@ -140,6 +144,7 @@ class Jobs:
                 log.error("%s did not come to its end within %g s", task.get_name(), self._park_s)
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        self._contents.close()
         for watch in list(self._book.watches):
             watch.close()
         for live in self._book.live.values():
@@ -395,6 +400,7 @@ class Jobs:
                 phase=live.job.phase,
             )
         live.cancel = True
+        live.leave_staging()
         lane = self._lane(live.job.target)
         if not live.in_session:
             async with live.lock:

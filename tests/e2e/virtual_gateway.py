@@ -264,6 +264,9 @@ class _Loaded:
     def get(self, ref: str) -> StagedImage:
         return self._store.get(ref)
 
+    def at_hand(self, staged: Any, base_address: int | None = None, type_hint: str = "auto") -> bool:
+        return (staged.sha256, base_address, type_hint) in self._images
+
     def use(self, ref: str) -> StagedImage:
         return self._store.use(ref)
 

@@ -190,7 +190,9 @@ def test_content_is_parsed_once_for_each_address(tmp_path: Path) -> None:
     parse = InProcess()
     here = opened(tmp_path, parse=parse)
     staged = put(here, DATA)
+    assert not here.at_hand(staged, BASE)
     first = here.load(staged, BASE)
+    assert (here.at_hand(staged, BASE), here.at_hand(staged, BASE + 0x1000)) == (True, False)
     assert here.load(staged, BASE) == first
     assert parse.calls == 1
     assert here.load(staged, BASE + 0x1000).start == BASE + 0x1000
@@ -219,6 +221,9 @@ def test_a_damaged_cache_is_no_cache(tmp_path: Path) -> None:
     staged = put(here, DATA)
     image = here.load(staged, BASE)
     (cached,) = (tmp_path / "images").glob("*.img")
+    cached.rename(aside := tmp_path / "aside")
+    assert not here.at_hand(staged, BASE), "it was parsed once, and would be again"
+    aside.rename(cached)
     for damage in (b"", image.encode()[:-1], image.encode()[:-1] + b"!"):
         cached.write_bytes(damage)
         assert here.load(staged, BASE) == image

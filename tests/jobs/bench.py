@@ -331,6 +331,7 @@ class MemoryStore:
         self.names = {"firmware.elf": FIRMWARE_FILE, "other.elf": OTHER_FILE}
         self.load_error: BridgedError | None = None
         self.used: list[str] = []
+        self.unparsed: set[str] = set()
 
     def get(self, ref: str) -> Staged:
         sha256 = self.names.get(ref, ref)
@@ -341,6 +342,9 @@ class MemoryStore:
         if not path.exists():  # Its own name: what the digests are of.
             path.write_text(name)
         return Staged(sha256, name, path)
+
+    def at_hand(self, staged: Any, base_address: int | None = None, type_hint: str = "auto") -> bool:  # noqa: ARG002
+        return staged.sha256 not in self.unparsed
 
     def use(self, ref: str) -> Staged:
         self.used.append(ref)
