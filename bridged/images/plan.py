@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from bridged.chips.model import Chip, FlashMap, Range, Sector
+from bridged.chips.model import Chip, FlashMap, Range, Sector, joined
 from bridged.errors import ImageDoesNotFit, NotAllowed
 from bridged.events import SectorProven
 from bridged.images.model import Image, sha256_hex
@@ -45,8 +45,9 @@ class Block:
 class Plan:
     """``content``: what the touched flash shall hold, the image and what is kept.
 
-    ``outside``: ranges of the sectors to be erased that the image leaves open; empty once ``keeping`` was applied.
-    ``erase`` and ``proven``: sectors to erase in order, and those that an interrupted run of the same job already proved.
+    ``covered``: where ``content`` is all that there is: what the image leaves open there was read, or may be lost.
+    ``outside``: ranges of the sectors to be erased that are in neither image nor ``covered``; empty after ``keeping``.
+    ``erase`` and ``proven``: sectors to erase in order, and those that hold already what they shall.
     ``vectors``: addresses of vector tables, first the one that the part starts from.
     """
 
@@ -58,12 +59,26 @@ class Plan:
     proven: tuple[Sector, ...]
     outside: tuple[Range, ...]
     vectors: tuple[int, ...]
+    covered: tuple[Range, ...] = ()
 
     def keeping(self, kept: Image | None) -> Plan:
-        """The plan after the bytes of ``outside`` were read; ``kept`` holds those that are not blank, None where all are."""
-        content = self.image if kept is None else self.image.merged_with(kept)
-        proven = [SectorProven(s.address, s.size_bytes, self.sector_digest(s)) for s in self.proven]
-        return make_plan(self.image, self.chip, self.flash, proven, content, self.vectors)
+        """The plan after the bytes of ``outside`` were read; ``kept`` holds those that are not blank, None where all are, or
+        where they may be lost."""
+        content = self.content if kept is None else self.content.merged_with(kept)
+        covered = (*self.covered, *joined(self.erase))
+        return make_plan(self.image, self.chip, self.flash, self._proofs(self.proven), content, self.vectors, covered)
+
+    def leaving(self, sectors: Iterable[Sector]) -> Plan:
+        """The plan after ``sectors`` were found to hold what they shall; a vector table goes with what still changes."""
+        proofs = self._proofs((*self.proven, *sectors))
+        return make_plan(self.image, self.chip, self.flash, proofs, self.content, self.vectors, self.covered)
+
+    def unread(self) -> tuple[Range, ...]:
+        """What an erase would take along that nobody has read, nor said to be lost (P6)."""
+        return tuple(_gaps(self.erase, self.image, self.covered))
+
+    def _proofs(self, sectors: Iterable[Sector]) -> list[SectorProven]:
+        return [SectorProven(s.address, s.size_bytes, self.sector_digest(s)) for s in sectors]
 
     def sector_digest(self, sector: Sector) -> str:
         """SHA-256 of what the whole sector shall hold, blank bytes included."""
@@ -167,10 +182,12 @@ def make_plan(
     proven: Iterable[SectorProven] = (),
     content: Image | None = None,
     vectors: tuple[int, ...] = (),
+    covered: Iterable[Range] = (),
 ) -> Plan:
     """Plan to have ``image`` in ``flash``. ``proven``: sectors that an interrupted run journaled as proven; each counts only
-    if its digest is that of the content wanted now. ``content``: the image with kept bytes, once they are known.
-    ``vectors``: as in ``Plan``; without them the flash base if the image reaches it, else its first address.
+    if its digest is that of the content wanted now. ``content``: the image with kept bytes, once they are known, and
+    ``covered`` where they are. ``vectors``: as in ``Plan``; without them the flash base if the image reaches it, else its first
+    address.
 
     Raises ``ImageDoesNotFit`` naming the first range that is not flash of this chip.
     """
@@ -203,8 +220,9 @@ def make_plan(
         return next((n for n, v in enumerate(vectors) if sector.address <= v < sector.end), len(vectors)), sector.address
 
     erase = sorted((s for s in touched if s not in done), key=order)
-    outside = _gaps(erase, image) if content is None else []
-    return Plan(chip, flash, image, wanted, tuple(erase), tuple(done), tuple(outside), vectors)
+    known = _union(covered)
+    outside = tuple(_gaps(erase, image, known))
+    return Plan(chip, flash, image, wanted, tuple(erase), tuple(done), outside, vectors, known)
 
 
 def check_protected(sectors: Iterable[Sector], protect: Iterable[Range], *, everything: bool = False) -> None:
@@ -233,26 +251,32 @@ def check_protected(sectors: Iterable[Sector], protect: Iterable[Range], *, ever
         )
 
 
-def _gaps(sectors: Iterable[Sector], image: Image) -> list[Range]:
-    """The parts of ``sectors`` that hold no byte of the image, by address, joined where they touch."""
+def _gaps(sectors: Iterable[Sector], image: Image, covered: Iterable[Range]) -> list[Range]:
+    """The parts of ``sectors`` that neither the image nor ``covered`` holds, by address, joined where they touch."""
+    taken = sorted([*((s.address, s.end) for s in image.segments), *((r.start, r.end) for r in covered)])
     found: list[Range] = []
     for sector in sorted(sectors, key=lambda s: s.address):
         at = sector.address
-        for seg in image.segments:
-            if seg.end <= at or seg.address >= sector.end:
+        for start, end in taken:
+            if end <= at or start >= sector.end:
                 continue
-            if seg.address > at:
-                found.append(Range(at, seg.address))
-            at = min(seg.end, sector.end)
+            if start > at:
+                found.append(Range(at, start))
+            at = min(end, sector.end)
         if at < sector.end:
             found.append(Range(at, sector.end))
-    joined: list[Range] = []
-    for gap in found:
-        if joined and joined[-1].end == gap.start:
-            joined[-1] = Range(joined[-1].start, gap.end)
+    return list(_union(found))
+
+
+def _union(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """By address, with those that touch or overlap as one."""
+    found: list[Range] = []
+    for one in sorted(ranges, key=lambda r: r.start):
+        if found and one.start <= found[-1].end:
+            found[-1] = Range(found[-1].start, max(found[-1].end, one.end))
         else:
-            joined.append(gap)
-    return joined
+            found.append(one)
+    return tuple(found)
 
 
 def _pieces(start: int, end: int, most: int) -> list[tuple[int, int]]:

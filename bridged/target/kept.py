@@ -1,8 +1,9 @@
 """What a session keeps of the sectors that it erases, as the bytes that its barrier puts on disk (P6).
 
 A job that was interrupted and goes on cannot read those bytes again: they are erased. They are therefore only good for the
-sectors that were looked at. Somebody may have changed the configured layout in between, and sectors that are larger now hold
-bytes that nobody saved: hence the ranges beside the content.
+sectors that were looked at: hence the ranges beside the content. A sector outside of them was not erased by the job; what lies
+beside the image in it is read first, should it have to be erased now. One that is only partly in them is refused: somebody has
+changed the configured layout in between, and sectors that are larger now hold bytes that nobody saved.
 
 Beside them stands whether the flash was empty before: parts that check for that at power-on (AN2606) do not start what was
 flashed since by a reset, and after a crash nobody could find out any more.
@@ -18,8 +19,8 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bridged.chips.model import Range, Sector, joined
-from bridged.errors import CorruptImage, LayoutUnknown
+from bridged.chips.model import FlashMap, Range, Sector
+from bridged.errors import BridgedError, CorruptImage, LayoutUnknown
 from bridged.images.model import Image
 from bridged.images.plan import Plan
 
@@ -42,10 +43,15 @@ class Kept:
         """``image`` and what was kept beside it."""
         return image if self.outside is None else image.merged_with(self.outside)
 
+    def covered(self, flash: FlashMap) -> tuple[Range, ...]:
+        """Where nothing needs to be read any more: outside of it the job has not erased anything yet."""
+        return (Range(flash.base, flash.sectors[-1].end),) if self.ranges is None else self.ranges
+
     def check(self, sectors: Iterable[Sector]) -> None:
-        """Raises ``LayoutUnknown`` where one of ``sectors`` was not looked at before it was erased for the first time."""
+        """Raises ``LayoutUnknown`` where a part of one of ``sectors`` may be erased already, and another was never read."""
         for sector in sectors:
-            if self.ranges is not None and not any(r.covers(sector.address, sector.end) for r in self.ranges):
+            met = [r for r in self.ranges or () if r.start < sector.end and sector.address < r.end]
+            if met and not any(r.covers(sector.address, sector.end) for r in met):
                 raise LayoutUnknown(
                     f"the interrupted job had other sectors: what it kept does not cover sector {sector.code} "
                     f"({sector.address:#010x}..{sector.end - 1:#010x}) of the layout that is configured now; submit it anew",
@@ -55,7 +61,17 @@ class Kept:
 
 
 def encode_kept(plan: Plan, *, was_empty: bool = False) -> bytes:
-    """The content of the touched sectors that is not in the image."""
+    """The content of the touched sectors that is not in the image.
+
+    No erase of a plan begins without it, so here is the last look (P6): a sector goes only where image and kept bytes cover all
+    of it, or its rest may be lost. Raises ``BridgedError`` where it is not so, which would be a mistake of ours.
+    """
+    if unread := plan.unread():
+        raise BridgedError(
+            f"the plan would erase {unread[0].start:#010x}..{unread[0].end - 1:#010x}, which the image leaves open and nobody "
+            "has read; nothing was erased",
+            address=unread[0].start,
+        )
     inside = [(s.address, s.end) for s in plan.image.segments]
     parts: list[tuple[int, bytes]] = []
     for seg in plan.content.segments:
@@ -68,8 +84,8 @@ def encode_kept(plan: Plan, *, was_empty: bool = False) -> bytes:
             at = max(at, min(hi, seg.end))
         if at < seg.end:
             parts.append((at, seg.data[at - seg.address :]))
-    ranges = joined((*plan.erase, *plan.proven))
-    head = _MAGIC + _HEAD.pack(_WAS_EMPTY * was_empty, len(ranges)) + b"".join(_ENTRY.pack(r.start, r.size) for r in ranges)
+    ranges = b"".join(_ENTRY.pack(r.start, r.size) for r in plan.covered)
+    head = _MAGIC + _HEAD.pack(_WAS_EMPTY * was_empty, len(plan.covered)) + ranges
     return head + (Image.of(parts).encode() if parts else b"")
 
 

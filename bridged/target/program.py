@@ -43,9 +43,9 @@ def program(request: Request, known: Known, image: Image, kept: bytes, result: R
     saved = decode_kept(kept) if kept else None
     result.changed = saved is not None
     closed: EntryWouldBeLost | None = None
-    content = saved.content(image) if saved else None
+    content, covered = (saved.content(image), saved.covered(flash)) if saved else (None, ())
     vectors = vector_addresses(image, flash_range(known.chip, flash.size_bytes), request.spans)
-    plan = make_plan(image, known.chip, flash, request.proven, content, vectors)
+    plan = make_plan(image, known.chip, flash, request.proven, content, vectors, covered)
     if saved:
         saved.check(plan.erase)
     result.content = image.digest
@@ -64,19 +64,19 @@ def program(request: Request, known: Known, image: Image, kept: bytes, result: R
     if request.second_stage == "auto":
         if not streaming.reason_not(request, known, result):
             closed = yield from _closed(request, known)
-        stage = yield from streaming.begin(request, known, flash, result)
+        stage = yield from streaming.begin(request, known, plan, result)
         if stage is not None:
             try:
-                yield from _by_second_stage(stage, plan, saved, closed, limit_s)
+                yield from _by_second_stage(stage, saved, closed, limit_s)
                 yield from streaming.end(stage)
                 return
             except WrongSector:
                 raise  # Bytes are lost that no plan named (P6): no other loader makes that good.
             except LoaderError as error:
                 yield from streaming.give_up(known.line, error, result)
-            if stage.kept:  # From here on it is as if an interrupted job were resumed.
-                saved = decode_kept(stage.kept)
-                plan = make_plan(image, known.chip, flash, request.proven, saved.content(image), vectors)
+            # From here on it is as if an interrupted job were resumed: with what was kept, and without what is proven.
+            plan = stage.plan.leaving(stage.proven)
+            saved = decode_kept(stage.kept) if stage.kept else saved
     yield from _by_rom_loader(request, known, plan, saved, result)
     if result.evidence == "full":
         result.proof = "checksum" if result.bytes_checksummed else "read-back"
@@ -98,7 +98,7 @@ def _by_rom_loader(request: Request, known: Known, plan: Plan, saved: Kept | Non
     yield from known.line.use_supply()
     check_protected(plan.erase, request.protect)  # Not before: an ensure that finds its image touches nothing.
     yield from check_entry(request, known)
-    if saved is None:
+    if saved is None or plan.outside:
         plan = plan.keeping(None) if request.discard_outside else (yield from _backup(plan, known, result))
     yield Checkpoint()
     if saved:
@@ -145,13 +145,11 @@ def _closed(request: Request, known: Known) -> Flow[EntryWouldBeLost | None]:
     return None
 
 
-def _by_second_stage(
-    stage: Stage, plan: Plan, saved: Kept | None, closed: EntryWouldBeLost | None, limit_s: float
-) -> Flow[None]:
-    """The same work by the other loader. Raises ``LoaderError`` where AN3155 should go on."""
+def _by_second_stage(stage: Stage, saved: Kept | None, closed: EntryWouldBeLost | None, limit_s: float) -> Flow[None]:
+    """The same work by the other loader. Raises ``LoaderError`` where AN3155 should go on, with ``stage.plan``."""
     from bridged.target import streaming
 
-    request, known, result = stage.request, stage.known, stage.result
+    request, known, result, plan = stage.request, stage.known, stage.result, stage.plan
     if request.kind in ("verify", "ensure"):
         whole = replace(plan, erase=())
         wrong = yield from streaming.compare(stage, whole)
@@ -165,7 +163,7 @@ def _by_second_stage(
     blank: list[Sector] = []
     if saved is None and request.past.settled:
         equal, blank = yield from streaming.look(stage, plan)
-        plan = yield from streaming.leave_alone(stage, plan, equal, request.proven)
+        plan = stage.plan = yield from streaming.leave_alone(stage, plan, equal)
         blank = [s for s in blank if s in plan.erase]
         if not plan.erase:
             result.evidence = "full"
@@ -173,10 +171,10 @@ def _by_second_stage(
     check_protected(plan.erase, request.protect)
     if closed is not None:
         raise closed
-    if saved is None:
+    if saved is None or plan.outside:
         parts = [] if request.discard_outside else (yield from streaming.keep(stage, plan, blank))
         result.bytes_kept = sum(len(d) for _, d in parts)
-        plan = plan.keeping(Image.of(parts) if parts else None)
+        plan = stage.plan = plan.keeping(Image.of(parts) if parts else None)
     seconds = plan.streamed_s(stage.row, stage.link.baud, blank)
     erase_bytes = plan.erase_bytes - sum(s.size_bytes for s in blank)
     yield Report(Planned(len(plan.erase) - len(blank), erase_bytes, plan.write_bytes, result.bytes_kept, seconds, limit_s))
@@ -223,7 +221,7 @@ def _leave_alone(plan: Plan, request: Request, known: Known, result: Result) -> 
     vectors = [s for s in plan.erase if s.address <= plan.vectors[0] < s.end]
     if not likely or (vectors == likely and len(plan.erase) > 1):
         return plan  # The one that would be left alone is erased with the others in any case.
-    equal: list[SectorProven] = []
+    equal: list[Sector] = []
     reads = replace(plan, erase=()).reads()
     total = sum(n for a, n in reads if any(a < s.end and s.address < a + n for s in likely))
     yield from phase_started(Phase.PLAN, total)
@@ -232,14 +230,15 @@ def _leave_alone(plan: Plan, request: Request, known: Known, result: Result) -> 
         inside = (r for r in reads if r[0] < sector.end and sector.address < r[0] + r[1])
         same, done = yield from _same(plan, known, inside, done)
         if same:
-            equal.append(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
-    less = make_plan(plan.image, plan.chip, plan.flash, (*request.proven, *equal), vectors=plan.vectors)
-    kept = {s.address for s in plan.erase} - {s.address for s in less.erase}
-    for proof in equal:
-        if proof.address in kept:
-            yield Report(proof)
-    result.sectors_skipped, result.bytes_compared = len(kept), done
-    result.bytes_skipped = sum(s.size_bytes for s in plan.erase if s.address in kept)
+            equal.append(sector)
+    less = plan.leaving(equal)
+    changes = set(less.erase)
+    stay = [s for s in plan.erase if s not in changes]
+    for sector in stay:
+        yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
+    result.sectors_skipped += len(stay)
+    result.bytes_skipped += sum(s.size_bytes for s in stay)
+    result.bytes_compared = done
     seconds = less.estimate_s(result.baud)
     limit_s = _limit_s(less, request, known, seconds)
     yield Report(Planned(len(less.erase), less.erase_bytes, less.write_bytes, less.outside_bytes, seconds, limit_s))
@@ -274,8 +273,9 @@ def _backup(plan: Plan, known: Known, result: Result) -> Flow[Plan]:
             f"bytes of a sector to be erased lie outside the image and cannot be read: {error.message}", **error.facts
         ) from error
     cost.seconds += (yield Now()) - begun
-    result.bytes_kept = sum(len(d) for _, d in parts)
-    return plan.keeping(Image.of(parts) if result.bytes_kept else None)
+    count = sum(len(d) for _, d in parts)
+    result.bytes_kept += count
+    return plan.keeping(Image.of(parts) if count else None)
 
 
 def _same(plan: Plan, known: Known, reads: Iterable[Read], done: int = 0) -> Flow[tuple[bool, int]]:

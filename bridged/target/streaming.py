@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from bridged import stub
@@ -27,7 +27,7 @@ from bridged.chips.model import FlashMap, Range, Sector
 from bridged.chips.second_stage import CRC_CYCLES, SecondStage, row_for, start_s, why_not
 from bridged.errors import LoaderError, SecondStageFailed, Unsupported, VerifyError
 from bridged.events import Phase, PhaseStarted, Retried, SectorErased, SectorProven, Warned
-from bridged.images.plan import Plan, make_plan
+from bridged.images.plan import Plan
 from bridged.protocol import stub as wire
 from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Progress, Report, Step
 from bridged.protocol.stub import Command, Link, Reason, Verb
@@ -52,17 +52,24 @@ Piece = tuple[int, int]  # Address and number of bytes.
 
 @dataclass(slots=True)
 class Stage:
-    """A loader that runs. ``kept``: what the barrier has put on disk, empty before the first erase."""
+    """A loader that runs. ``plan``: what is to be done, as far as the flash was looked at; ``proven``: its sectors that are.
+
+    ``kept``: what the barrier has put on disk, empty before the first erase."""
 
     request: Request
     known: Known
     result: Result
     row: SecondStage
-    flash: FlashMap
+    plan: Plan
     link: Link
     clock_hz: float
     kept: bytes = b""
+    proven: list[Sector] = field(default_factory=list)
     number: int = 0
+
+    @property
+    def flash(self) -> FlashMap:
+        return self.plan.flash
 
     @property
     def byte_s(self) -> float:
@@ -107,7 +114,7 @@ def foreseen_s(request: Request, known: Known, plan: Plan, result: Result) -> fl
     return start_s(known.line.baud) + plan.streamed_s(row, request.second_stage_baud)
 
 
-def begin(request: Request, known: Known, flash: FlashMap, result: Result) -> Flow[Stage | None]:
+def begin(request: Request, known: Known, plan: Plan, result: Result) -> Flow[Stage | None]:
     """Upload, Go, greeting, and the fastest rate that the line carries."""
     if request.second_stage != "auto":
         return None
@@ -118,7 +125,7 @@ def begin(request: Request, known: Known, flash: FlashMap, result: Result) -> Fl
     line = known.line
     result.second_stage_key = key_of(request, known, result)
     try:
-        stage = yield from _start(request, known, row, flash, result)
+        stage = yield from _start(request, known, row, plan, result)
         yield from _go_faster(stage)
     except Unsupported as error:  # Before anything was sent.
         result.second_stage = f"not used: {error.message}"
@@ -130,10 +137,10 @@ def begin(request: Request, known: Known, flash: FlashMap, result: Result) -> Fl
     return stage
 
 
-def _start(request: Request, known: Known, row: SecondStage, flash: FlashMap, result: Result) -> Flow[Stage]:
+def _start(request: Request, known: Known, row: SecondStage, plan: Plan, result: Result) -> Flow[Stage]:
     line, code = known.line, stub.load()
     for attempt in range(STARTS):
-        upload = make_upload(row, flash, line.baud, code)  # The rate may have been lowered.
+        upload = make_upload(row, plan.flash, line.baud, code)  # The rate may have been lowered.
         yield Report(PhaseStarted(Phase.LOADER, len(upload.image)))
         yield from line.to_ram(upload.address, upload.image)
         yield Checkpoint()
@@ -148,7 +155,7 @@ def _start(request: Request, known: Known, row: SecondStage, flash: FlashMap, re
             yield from line.reconnect()
             continue
         clock_hz = greeting.clock_hz(link.baud, row.clock_hz)
-        return Stage(request, known, result, row, flash, link, clock_hz)
+        return Stage(request, known, result, row, plan, link, clock_hz)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -167,7 +174,6 @@ def give_up(line: Dialogue, error: LoaderError, result: Result) -> Flow[None]:
     """Back into the ROM loader, whatever the target does now; a hazard is waited for by ``SetLines`` (P9)."""
     result.second_stage = f"given up: {error.code}: {error.message}"
     result.proof, result.bytes_compared, result.bytes_checksummed = "", 0, 0
-    result.sectors_skipped = result.bytes_skipped = 0
     yield Report(Warned("SECOND_STAGE_FAILED", f"on with the ROM loader: {error.message}"))
     yield from line.reconnect()
 
@@ -231,18 +237,17 @@ def look(stage: Stage, plan: Plan) -> Flow[tuple[list[Sector], list[Sector]]]:
     return equal, [s for s in maybe if all(crcs[p] == _crc_blank(p, blank) for p in beside.get(s, []))]
 
 
-def leave_alone(stage: Stage, plan: Plan, equal: Iterable[Sector], proven: Iterable[SectorProven]) -> Flow[Plan]:
+def leave_alone(stage: Stage, plan: Plan, equal: Iterable[Sector]) -> Flow[Plan]:
     """The plan without the ``equal`` sectors, but for those with vector tables, which go with what changes."""
-    proofs = [SectorProven(s.address, s.size_bytes, plan.sector_digest(s)) for s in equal]
-    less = make_plan(plan.image, plan.chip, plan.flash, (*proven, *proofs), vectors=plan.vectors)
-    stay = {s.address for s in plan.erase} - {s.address for s in less.erase}
-    for proof in proofs:
-        if proof.address in stay:
-            yield Report(proof)
+    less = plan.leaving(equal)
+    changes = set(less.erase)
+    stay = {s: s.size_bytes for s in plan.erase if s not in changes}
+    for sector in stay:
+        yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
     result = stage.result
     result.sectors_skipped = len(stay)
-    result.bytes_skipped = sum(s.size_bytes for s in plan.erase if s.address in stay)
-    _count(result, [p for s, found in _cut(plan.flash, _content(plan)) if s.address in stay for p in found])
+    result.bytes_skipped = sum(stay.values())
+    _count(result, [p for s, found in _cut(plan.flash, _content(plan)) if s in stay for p in found])
     return less
 
 
@@ -304,14 +309,14 @@ def write(stage: Stage, plan: Plan, blank: Iterable[Sector]) -> Flow[None]:
     pieces = [p for _, found in _cut(plan.flash, _content(plan), edges) for p in found]
     yield from _prove(stage, plan, [p for p in pieces if not any(p[0] in block for block in held)])
     waiting = [s for s in plan.erase if any(block.start in _range(s) for block in held)]
-    yield from _report_proven(plan, [s for s in plan.erase if s not in waiting])
+    yield from _report_proven(stage, plan, [s for s in plan.erase if s not in waiting])
     for block in held:
         data = plan.content.read(block.start, block.size, plan.chip.erased_value)
         command = wire.write(block.start, data, _write_s(plan, block.size), partial(written, block.size))
         commands.append(command)
         yield from stage.run([command])
         yield from _prove(stage, plan, [p for p in pieces if p[0] in block])
-    yield from _report_proven(plan, waiting)
+    yield from _report_proven(stage, plan, waiting)
     ended: float = yield Now()
     result.sectors_erased += len(erase)
     result.bytes_written += done
@@ -321,8 +326,9 @@ def write(stage: Stage, plan: Plan, blank: Iterable[Sector]) -> Flow[None]:
     cost.seconds += ended - begun - proving.seconds
 
 
-def _report_proven(plan: Plan, sectors: Iterable[Sector]) -> Flow[None]:
+def _report_proven(stage: Stage, plan: Plan, sectors: Iterable[Sector]) -> Flow[None]:
     for sector in sectors:
+        stage.proven.append(sector)
         yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
 
 

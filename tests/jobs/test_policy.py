@@ -17,7 +17,7 @@ import pytest
 from bridged.config import Config, Policy, Signing, Talk, Xmodem
 from bridged.config.file import load
 from bridged.config.values import parse_window
-from bridged.errors import AgainstPolicy, BadRequest, BadSignature, BridgedError, ConfigError
+from bridged.errors import AgainstPolicy, BadRequest, BadSignature, BridgedError, ConfigError, PortGone
 from bridged.images import minisign
 from bridged.jobs import policy
 from bridged.jobs.model import JobKind, JobState
@@ -268,6 +268,24 @@ def test_an_older_version_is_refused_once_a_newer_one_was_proven(tmp_path: Path)
     run(work)
 
 
+def test_a_version_counts_also_when_its_proof_was_interrupted_by_a_restart(tmp_path: Path) -> None:
+    signer = Signer.make(tmp_path)
+    rules = Policy(no_downgrade=True)
+
+    async def work() -> None:
+        async with Bench(tmp_path, rules=rules, keys=[signer.key]) as bench:
+            assert (await bench.flash(sig=signer.sig(comment="version:1.0"))).state is JobState.SUCCEEDED
+            bench["m1"].scripts = [Script(hold_at="erased")]
+            job = await bench.submit(sig=signer.sig(comment="version:2.0"))
+            await bench["m1"].at("erased").wait()
+        async with Bench(tmp_path, rules=rules, keys=[signer.key]) as bench:
+            assert (await bench.end(job)).state is JobState.SUCCEEDED
+            with pytest.raises(AgainstPolicy, match=r"1\.5 is older than 2\.0"):
+                await bench.submit(sig=signer.sig(comment="version:1.5"))
+
+    run(work)
+
+
 def test_it_is_asked_again_just_before_the_session(tmp_path: Path) -> None:
     """What was right when it came and is not when its turn comes: a newer version was proven in between."""
     signer = Signer.make(tmp_path)
@@ -325,6 +343,30 @@ def test_a_job_waits_for_its_window(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert (JobState.WAITING, "window") in seen
             assert done.started >= 1_700_000_000 + 46 * 60 + 40
             assert done.started < 1_700_000_000 + 46 * 60 + 80
+
+    run(work)
+
+
+@pytest.mark.parametrize("erased", [False, True])
+def test_a_job_that_was_interrupted_waits_for_its_window_unless_its_target_is_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, erased: bool
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+    async def work() -> None:
+        now = Time(utc_s=1_700_000_000.0)  # Tuesday 2023-11-14, 22:13:20
+        async with Bench(tmp_path, time=now, rules=Policy(window=["22:00-22:30"])) as bench:
+            point = "erased" if erased else "identify"
+            bench["m1"].scripts = [Script(hold_at=point, fail_at=point, error=PortGone("unplugged"))]
+            job = await bench.submit()
+            await bench["m1"].at(point).wait()
+            now.pass_(3600)
+            bench["m1"].go.set()
+            done = await bench.end(job)
+            assert done.state is JobState.SUCCEEDED
+            waited = done.ended - 1_700_000_000
+            assert waited < 4000 if erased else waited > 23 * 3600
 
     run(work)
 

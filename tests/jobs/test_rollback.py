@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bridged.config import Policy
 from bridged.errors import (
     BridgedError,
     CorruptImage,
@@ -245,6 +246,26 @@ def test_without_a_probe_proven_is_good(tmp_path: Path) -> None:
             assert done.error["message"].endswith("other.elf was restored and proven")
 
     run(work)
+
+
+def test_what_a_verify_found_is_good_only_where_nothing_better_is_known(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            await bench.flash()
+            bench["m1"].scripts = [Script(changed=False)]
+            await bench.end(await bench.submit(kind=JobKind.VERIFY, image="other.elf"))
+            assert bench.jobs.pinned() == {FIRMWARE_FILE, OTHER_FILE}, "found there now, and the last good one"
+
+    async def ruled() -> None:
+        rules = Policy(no_downgrade=True)
+        async with Bench(tmp_path / "ruled", rules=rules) as bench:
+            bench["m1"].scripts = [Script(changed=False)]
+            await bench.end(await bench.submit(kind=JobKind.VERIFY, image="other.elf"))
+            assert not bench.jobs._known.of("m1").good_content, "nobody has asked whether it may be written"
+
+    run(work)
+    (tmp_path / "ruled").mkdir()
+    run(ruled)
 
 
 def test_it_survives_a_restart_and_is_pinned(tmp_path: Path) -> None:

@@ -86,6 +86,25 @@ def test_a_job_that_was_interrupted_goes_on_whoever_has_locked_its_target(tmp_pa
     run(work)
 
 
+def test_one_that_was_interrupted_before_its_erase_waits_for_the_lock_like_any_other(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as b:
+            b["m1"].scripts = [Script(hold_at="identify", fail_at="identify", error=DIED)]
+            job = await b.submit()
+            await b["m1"].at("identify").wait()
+            b["m1"].lock("ann")
+            b["m1"].go.set()
+            while b.jobs.get(job.id).reason != "lock":
+                await asyncio.sleep(0)
+            assert (b.jobs.get(job.id).state, len(b["m1"].runs)) == (JobState.INTERRUPTED, 1)
+            await b.jobs.drain()  # It is not waited for: it is resumed at the next start.
+            assert len(b["m1"].runs) == 1
+        async with Bench(tmp_path) as b:
+            assert (await b.end(job)).state is JobState.SUCCEEDED
+
+    run(work)
+
+
 def test_a_broken_target_fails_its_jobs_with_the_reason(tmp_path: Path) -> None:
     async def work() -> None:
         async with Bench(tmp_path) as bench:
