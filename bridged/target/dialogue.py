@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
+from bridged import chips
 from bridged.chips.model import Chip, Sector
 from bridged.errors import (
     EraseTimeout,
@@ -42,7 +43,7 @@ from bridged.events import Retried, Warned
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Loader, Timing
 from bridged.protocol.flow import Checkpoint, Drain, Flow, Hazard, Now, Receive, Report
-from bridged.target.entry import Connected, enter
+from bridged.target.entry import Connected, enter, not_configured
 from bridged.target.request import Request, Result
 from bridged.target.speed import VOLTAGE_ADDRESS, lower_baud, too_many, voltage_code
 
@@ -113,22 +114,27 @@ class Dirty(Exception):
 
 class Dialogue:
     """See the module docstring. ``may_reset``: cleared where a reset would lose the way back (P10, ``entry=one-shot``).
-    ``erasing``: the job has begun to erase."""
+    ``erasing``: the job has begun to erase. ``pid`` is what was heard once until ``confirm`` settles it."""
 
     def __init__(self, request: Request, result: Result, connected: Connected) -> None:
         self.request = request
         self.result = result
         self.pid = connected.pid
-        self.chip: Chip | None = connected.chip
         self.loader: Loader = connected.loader
         self.timing: Timing = connected.timing
         self.baud = connected.baud
         self.may_reset = request.wiring.has_reset or request.wiring.has_power
         self.erasing = False
+        self._settled = False
         self.recoveries = 0  # Accidents so far; a refusal that is meant begins as one.
         self.mended = 0  # Commands that did in the end what they should.
         self._reconnections: list[float] = []  # At this rate: when.
         self._wide = 0
+
+    @property
+    def chip(self) -> Chip | None:
+        """The row of ``pid``; None where it is in no table."""
+        return chips.CHIPS.get(self.pid)
 
     # --- commands -------------------------------------------------------------------------------------------------
 
@@ -168,15 +174,34 @@ class Dialogue:
         return (yield from self._again("checksum", lambda: make(self.timing)))
 
     def confirm(self) -> Flow[None]:
-        """Get and Get ID until they answer twice the same: they decide what is erased, and their answers have no checksum."""
+        """Get and Get ID until they answer twice the same: they decide what is erased, and their answers have no checksum.
+
+        Raises ``WrongChip`` where that is not the part that is configured, or that was confirmed before.
+        """
+        seen = self.pid, self.loader
         for _ in range(TRIES):
             pid = yield from self._again("get id", lambda: an3155.get_id(self.timing))
             loader = yield from self._again("get", lambda: an3155.get(self.timing))
-            if (pid, loader) == (self.pid, self.loader):
+            if (pid, loader) == seen:
+                self._settle(pid, loader)
                 return
-            yield from self._told("identify", f"product id {self.pid:#05x} and then {pid:#05x}, or the commands differ")
-            self.pid, self.loader = pid, loader
-        raise UnstableLink(f"Get and Get ID answer differently each time, last {self.pid:#05x}", pid=self.pid)
+            yield from self._told("identify", f"product id {seen[0]:#05x} and then {pid:#05x}, or the commands differ")
+            seen = pid, loader
+        raise UnstableLink(f"Get and Get ID answer differently each time, last {seen[0]:#05x}", pid=seen[0])
+
+    def _settle(self, pid: int, loader: Loader) -> None:
+        if self._settled and pid != self.pid:
+            raise self._another(pid)
+        configured = chips.find(self.request.chip) if self.request.chip else None
+        if configured and configured.pid != pid:
+            raise not_configured(configured, pid)
+        self.pid, self.loader, self._settled = pid, loader, True
+        self.result.pid = pid
+
+    def _another(self, pid: int) -> WrongChip:
+        return WrongChip(
+            f"product id {self.pid:#05x} was being worked on, and then {pid:#05x} answered twice", expected=self.pid, found=pid
+        )
 
     def read_all(self, queue: deque[tuple[int, int]], take: Callable[[int, bytes], Flow[bool]]) -> Flow[None]:
         """``an3155.read_blocks`` to the end of ``queue``, or until ``take`` ends it."""
@@ -258,6 +283,18 @@ class Dialogue:
                     raise
                 yield from self._accident("supply", error)
         return connected
+
+    def _enter_the_same(self, baud: int, other: int) -> Flow[Connected]:
+        """``other`` answered, which was another part before, or one flipped bit: believed when it answers again."""
+        for _ in range(TRIES):
+            yield from self._told("identify", f"product id {self.pid:#05x}, and after a reset {other:#05x}")
+            connected = yield from self._enter_again(baud)
+            if connected.pid == self.pid:
+                return connected
+            if connected.pid == other:
+                raise self._another(other)
+            other = connected.pid
+        raise UnstableLink(f"Get ID answers differently after each reset, last {other:#05x}", pid=other)
 
     def use_supply(self) -> Flow[None]:
         """Have the loader program and erase as wide as the stated supply allows (F2, F4, F7; AN2606); a refusal is noted."""
@@ -375,12 +412,9 @@ class Dialogue:
         if self.may_reset:
             again_at = yield from self._rate()
             connected = yield from self._enter_again(again_at)
-            if connected.pid != self.pid:
-                raise WrongChip(
-                    f"product id {self.pid:#05x} was being worked on, and after a reset {connected.pid:#05x} answered",
-                    expected=self.pid,
-                    found=connected.pid,
-                )
+            if self._settled and connected.pid != self.pid:
+                connected = yield from self._enter_the_same(again_at, connected.pid)
+            self.pid = connected.pid
             if connected.baud != self.baud:
                 self._reconnections.clear()
             self.loader, self.timing, self.baud = connected.loader, connected.timing, connected.baud

@@ -84,6 +84,8 @@ def examine(request: Request, result: Result) -> Flow[list[Finding]]:
         line = Dialogue(request, result, connected)
         try:
             yield from _ask(request, connected, line, manners, result, here)
+        except WrongChip as error:
+            here.append(_say("DOCTOR_WRONG_CHIP", error.message))
         except LoaderError as error:
             here.append(_say("DOCTOR_RATE_OR_NOISE", f"it was synchronised, and then: {error.message}"))
         if line.mended:
@@ -215,8 +217,9 @@ def _ask(
         here.append(_say("DOCTOR_NOT_RESET", "the loader had been synchronised before the reset"))
     if connected.junk.strip(b"\x00"):
         here.append(_say("DOCTOR_JUNK_BEFORE_ACK", f"{connected.junk[:16].hex(' ')} came before the ACK"))
+    yield from line.confirm()
     result.pid, result.loader = line.pid, line.loader.version_text
-    chip = connected.chip
+    chip = line.chip
     if chip is None:
         here.append(_say("DOCTOR_UNKNOWN_CHIP", f"product id {line.pid:#05x} is in no table of this version", pid=line.pid))
         return

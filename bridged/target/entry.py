@@ -28,7 +28,6 @@ from bridged.errors import (
     NotSafeToStop,
     SyncNoise,
     Unhealthy,
-    UnknownChip,
     Unsupported,
     WrongChip,
     WrongParity,
@@ -74,20 +73,23 @@ STALE_DRAINS = 20  # The kernel holds up to 68 KiB of what a talkative applicati
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A loader that answered Get and Get ID. ``chip`` is None where the product id is in no table.
+    """A loader that answered Get and Get ID, each once so far.
 
     ``attempt`` counts from 1, ``wait_s`` is the time it had after its reset; ``already``: it had been synchronised before.
     """
 
     loader: Loader
     pid: int
-    chip: Chip | None
     timing: Timing
     baud: int
     attempt: int = 1
     wait_s: float = 0.0
     already: bool = False
     junk: bytes = b""
+
+    @property
+    def chip(self) -> Chip | None:
+        return chips.CHIPS.get(self.pid)
 
 
 def phase_started(phase: Phase, total: int = 0) -> Flow[None]:
@@ -99,6 +101,16 @@ def phase_started(phase: Phase, total: int = 0) -> Flow[None]:
 
 def _expected(request: Request) -> Chip | None:
     return chips.find(request.chip) if request.chip else None
+
+
+def not_configured(chip: Chip, pid: int) -> WrongChip:
+    """The error for another part than ``chip``, which is configured."""
+    answered = chips.CHIPS.get(pid)
+    return WrongChip(
+        f"{chip.title} is configured, and product id {pid:#05x} answered" + (f" ({answered.title})" if answered else ""),
+        expected=chip.pid,
+        found=pid,
+    )
 
 
 def enter(request: Request, result: Result, again_at: int | None = None, *, erased: bool = False) -> Flow[Connected]:
@@ -184,12 +196,6 @@ def _try_all(
             yield Drain(0.02, 0.2)
             continue
         if chip is not None and connected.pid != chip.pid:
-            wrong = WrongChip(
-                f"{chip.title} is configured, and product id {connected.pid:#05x} answered"
-                + (f" ({connected.chip.title})" if connected.chip else ""),
-                expected=chip.pid,
-                found=connected.pid,
-            )
             # An answer has no checksum: believe it when it comes again.
             try:
                 again_pid = yield from an3155.get_id(timing)
@@ -197,7 +203,7 @@ def _try_all(
                 last = told = error
                 continue
             if again_pid == connected.pid:
-                raise wrong
+                raise not_configured(chip, connected.pid)
             last = told = Garbled(f"Get ID answered {connected.pid:#05x} and then {again_pid:#05x}")
             continue
         result.pid = connected.pid
@@ -313,11 +319,7 @@ def _synchronise(timing: Timing, baud: int, number: int, wait_s: float, said: by
         yield Report(Warned("GET_COUNT_ODD", text))
     junk = (said + sync.junk)[:64].hex(" ")
     yield Report(Synced(baud, number, junk))
-    try:
-        chip: Chip | None = chips.by_pid(pid)
-    except UnknownChip:
-        chip = None
-    return Connected(loader, pid, chip, timing, baud, number, wait_s, sync.already, said + sync.junk)
+    return Connected(loader, pid, timing, baud, number, wait_s, sync.already, said + sync.junk)
 
 
 def _too_fast(baud: int, error: BridgedError) -> Flow[None]:

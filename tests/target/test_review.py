@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridged import errors
+from bridged import chips, errors
 from bridged.chips.model import Range
-from bridged.events import SectorErased, Warned
+from bridged.events import Retried, SectorErased, Synced, Warned
 from bridged.images.model import Image
 from bridged.images.plan import make_plan
 from bridged.protocol.flow import Barrier, Flow, Hazard, Send, SetLines, Step
@@ -291,3 +291,80 @@ def test_sectors_erased_counts_what_was_erased() -> None:
     bench = Bench("L476")
     result = bench.run("flash", make_image(bench.chip, 12_000))
     assert result.sectors_erased == len(bench.events(SectorErased))
+
+
+# --- one flipped bit in the answer to Get ID ----------------------------------------------------------------------------
+
+PID_BYTES = (18, 19)  # of all that the loader sends from its reset on: the ACK of the sync, 15 bytes of Get, ACK, count, these
+
+
+def heard_at_sync(bench: Bench, kind: str, image: Image | None = None) -> list[int]:
+    """How many bytes had come whenever Get ID was answered: the last is its ACK, and before it the product id."""
+    heard: list[int] = []
+
+    def report(event: object) -> None:
+        if isinstance(event, Synced):
+            heard.append(bench.account.all.bytes_in)
+
+    bench.run(kind, image, report=report)
+    return heard
+
+
+@pytest.mark.parametrize("part", ["F756", "L476", "F407"])
+@pytest.mark.parametrize("byte", PID_BYTES)
+@pytest.mark.parametrize("bit", range(8))
+def test_a_misread_product_id_does_not_choose_the_chip(part: str, byte: int, bit: int) -> None:
+    bench = Bench(part, {"faults": [f"flip:tx:{byte}:{1 << bit:#04x}"]}, {"chip": ""})
+    result = bench.run("identify")
+    assert any(event.step == "identify" for event in bench.events(Retried)), "the fault struck elsewhere"
+    assert (result.pid, result.family, result.flash_bytes) == (bench.chip.pid, bench.chip.family, bench.chip.flash_max_bytes)
+
+
+@pytest.mark.parametrize("more", [[], ["lose:0x02:1:opcode"]], ids=["", "and an accident while it is confirmed"])
+def test_after_a_misread_product_id_the_right_part_is_flashed(more: list[str]) -> None:
+    bench = Bench("F756", {"faults": ["flip:tx:19:0x08", *more]}, {"chip": ""})
+    image = make_image(bench.chip, 3000)
+    result = bench.run("flash", image)
+    assert bench.holds(image)
+    assert (result.pid, result.evidence) == (0x449, "full")
+
+
+def test_a_misread_that_looks_like_the_configured_part_is_found_out_before_anything_is_erased() -> None:
+    bench = Bench("F756", {"faults": ["flip:tx:19:0x01"]}, {"chip": "0x448"})
+    with pytest.raises(errors.WrongChip, match="0x449 answered"):
+        bench.run("flash", make_image(bench.chip, 3000), force=frozenset({"vectors"}))
+    assert not bench.device.stats.erases
+
+
+def test_the_doctor_examines_the_part_that_answers_and_not_a_misreading() -> None:
+    heard = heard_at_sync(Bench("L476", {}, {"chip": ""}), "doctor")
+    bench = Bench("L476", {"faults": [f"flip:tx:{heard[0] - 2}:0x10"]}, {"chip": ""})
+    codes = [finding["code"] for finding in bench.run("doctor").findings]
+    assert any(event.step == "identify" for event in bench.events(Retried)), "the fault struck elsewhere"
+    assert "DOCTOR_IDENTIFIED" in codes
+    assert "DOCTOR_UNKNOWN_CHIP" not in codes
+
+
+@pytest.mark.parametrize("chip", ["", "L476"])
+@pytest.mark.parametrize("byte", [-3, -2])
+def test_a_misread_product_id_after_a_reset_is_asked_for_again(chip: str, byte: int) -> None:
+    image = make_image(chips.find("L476"), 3000)
+    lost = "lose:0x31:1:data"
+    heard = heard_at_sync(Bench("L476", {"faults": [lost]}, {"chip": chip}), "flash", image)
+    assert len(heard) == 2, "once at the start, once after the lost ACK"
+    bench = Bench("L476", {"faults": [lost, f"flip:tx:{heard[1] + byte}:0x01"]}, {"chip": chip})
+    bench.run("flash", image)
+    assert len(bench.events(Synced)) == 3
+    assert bench.holds(image)
+    assert bench.account.violations == []
+
+
+def test_another_part_after_a_reset_ends_the_job() -> None:
+    bench = Bench("L476", {"faults": ["lose:0x31:1:data"]}, {"chip": ""})
+
+    def report(event: object) -> None:
+        if isinstance(event, Retried):
+            bench.device.chip = replace(bench.device.chip, pid=0x435)
+
+    with pytest.raises(errors.WrongChip, match="0x415 was being worked on, and then 0x435 answered twice"):
+        bench.run("flash", make_image(bench.chip, 3000), report=report)
