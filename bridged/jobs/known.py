@@ -92,7 +92,9 @@ class Known:
             restore = live.restore
             # One that cannot be asked (it needs a power cycle first) is proven, and not known to live.
             healthy = not _probed(lane.settings) or result.get("health") == "passed"
-            good = rollback.good_fields(record, job, live.image_name) if healthy and restore is None else {}
+            good = {}
+            if healthy and restore is None and rollback.may_be_good(record, job, lane.settings.policy):
+                good = rollback.good_fields(record, job, live.image_name)
             self._put(
                 record,
                 content=restore.content if restore else job.content,

@@ -55,6 +55,11 @@ class Live:
         if self.staging is not None:
             self.staging.cancel()
 
+    @property
+    def half_done(self) -> bool:
+        """Interrupted after an erase may have begun: it goes on whatever holds back others, for its target has no firmware."""
+        return self.job.touched and self.job.state is JobState.INTERRUPTED
+
     def pending(self) -> tuple[tuple[Update, ...], tuple[SectorProven, ...]]:
         return tuple(self.unsaved), tuple(self.unsaved_proven)
 
@@ -84,7 +89,7 @@ class Group:
 
 @dataclass(slots=True)
 class Lane:
-    """``wake``: something happened that its turn must look at. ``free``: no job that was begun runs or could go on.
+    """``wake``: something happened that its turn must look at. ``free``: no job runs or is half done.
     ``admitting``: jobs on their way to the disk."""
 
     name: str
@@ -106,7 +111,7 @@ class Lane:
     def look_free(self) -> None:
         """At the beginning of each turn, whatever ended the job before it and however."""
         head = self.head()
-        if head is not None and head.job.state is JobState.INTERRUPTED:
+        if head is not None and head.half_done:
             self.free.clear()
         else:
             self.free.set()

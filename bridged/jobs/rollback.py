@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bridged.config import Policy
 from bridged.errors import BridgedError, Unhealthy
 from bridged.images import content
 from bridged.images.content import Wanted
@@ -91,6 +92,18 @@ def begin(record: TargetRecord, job: Job, unhealthy: Unhealthy) -> Restore:
         record.good_name,
         job.attempts,
     )
+
+
+def may_be_good(record: TargetRecord, job: Job, rules: Policy) -> bool:
+    """Whether the content that ``job`` proved can become the last known good.
+
+    A VERIFY finds what somebody else has put there, or a part of it. So it takes the place of nothing that a job wrote into
+    this chip; and where rules say what may be written, it has not been asked for a signature, and a restore would write it.
+    """
+    if job.kind is not JobKind.VERIFY:
+        return True
+    known = record.good_content and (record.good_pid, record.good_uid) == (record.pid, record.uid)
+    return not known and not (rules.signature or rules.no_downgrade or rules.board)
 
 
 def good_fields(record: TargetRecord, job: Job, name: str) -> dict[str, Any]:

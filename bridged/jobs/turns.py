@@ -1,7 +1,7 @@
 """Whose turn it is: the task of each lane, which takes its jobs in the order of their submission, and what they wait for.
 
 A lane first brings back what a crash left in a session (P4, P9), then runs jobs. A job waits for an absent target, for
-neighbours on the same wires, for the lock of a person and for a maintenance window; for the last two not if it was interrupted.
+neighbours on the same wires, for the lock of a person and for a maintenance window; for the last two not if it is half done.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bridged.errors import BridgedError, Canceled, StorageError, TargetBroken
 from bridged.jobs import policy
 from bridged.jobs.book import Book
 from bridged.jobs.lane import Lane, Live
-from bridged.jobs.model import ABSENT, LOCKED, WINDOW, JobState
+from bridged.jobs.model import ABSENT, LOCKED, PARKED, WINDOW, JobState
 from bridged.jobs.ports import Clock
 from bridged.jobs.recovery import Recovery
 from bridged.jobs.run import Runner
@@ -25,7 +25,7 @@ WINDOW_S = 20.0  # How often is looked whether the maintenance window of a targe
 
 
 class Turns:
-    """``draining``: only jobs that have begun go on."""
+    """``draining``: only what runs or is half done goes on."""
 
     def __init__(self, book: Book, recovery: Recovery, runner: Runner, clock: Clock) -> None:
         self._book = book
@@ -63,7 +63,7 @@ class Turns:
         if not untried and not absent and self._shut(lane, live):
             await self._wait_window(lane, live)
             return
-        if self._held(live) or (live is None and not untried and not (lane.debt and absent)):
+        if not untried and (self._held(live) or (live is None and not (lane.debt and absent))):
             await lane.wake.wait()
             return
         if absent and not untried:
@@ -109,12 +109,12 @@ class Turns:
             await self._runner.end(lane, live, JobState.FAILED, BridgedError(f"{type(error).__name__}: {error}"))
 
     def _held(self, live: Live | None) -> bool:
-        """While draining only jobs that have begun go on."""
-        return self.draining and (live is None or live.job.state is not JobState.INTERRUPTED)
+        """While draining only what is half done goes on."""
+        return self.draining and (live is None or not live.half_done)
 
     def _shut(self, lane: Lane, live: Live | None) -> bool:
-        """Whether a job must wait for the maintenance window. One that has begun goes on: its target is stopped already."""
-        if live is None or live.job.state is JobState.INTERRUPTED or live.cancel:
+        """Whether a job must wait for the maintenance window."""
+        if live is None or live.half_done or live.cancel:
             return False
         return not policy.is_open(lane.settings.policy, self._clock.utc())
 
@@ -124,9 +124,7 @@ class Turns:
         await self._wait_for(lane, self._clock.sleep(WINDOW_S))
 
     def _locked(self, lane: Lane, live: Live | None) -> bool:
-        """A job that was interrupted goes on whoever has locked its target: that would stay half written."""
-        fresh = live is not None and live.job.state in (JobState.QUEUED, JobState.WAITING)
-        return live is not None and fresh and lane.debt is None and lane.port.keeps_from(live.job.principal)
+        return live is not None and not live.half_done and lane.debt is None and lane.port.keeps_from(live.job.principal)
 
     def _let_by(self, lane: Lane, live: Live) -> Live:
         """The head of the queue is locked out: the first job of somebody who is not comes before it."""
@@ -138,11 +136,12 @@ class Turns:
         return live
 
     async def _hold(self, live: Live, reason: str) -> None:
-        """Say why a job waits. One that was interrupted stays so."""
+        """Say why a job waits. One that was interrupted stays so, and parked ones stay parked: they are no failed attempt."""
         async with live.lock:
+            interrupted = live.job.state is JobState.INTERRUPTED and not live.half_done and live.job.reason != PARKED
             if live.job.state is JobState.QUEUED:
                 await self._book.step(live, JobState.WAITING, reason=reason)
-            elif live.job.state is JobState.WAITING and live.job.reason != reason:
+            elif (live.job.state is JobState.WAITING or interrupted) and live.job.reason != reason:
                 await self._book.step(live, None, reason=reason)
 
     async def _wait_present(self, lane: Lane) -> None:
