@@ -15,7 +15,7 @@ from bridged.sim.virtual import Account, VirtualUart
 from bridged.target import session
 from bridged.target.request import Request, Result
 from tests.stub.whole import Whole
-from tests.target.bench import WIRED
+from tests.target.bench import WIRED, check_proofs
 
 
 class Sessions:
@@ -53,6 +53,7 @@ class Sessions:
         finally:
             assert self.whole.violations == [], "; ".join(self.whole.violations)
             assert self.account.violations == []
+            check_proofs([e for _, e in self.account.events])
 
     def load(self, content: bytes) -> None:
         """What was in flash when the power came on; the rest is blank."""

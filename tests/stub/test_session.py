@@ -16,7 +16,7 @@ from bridged.images.model import Image, Span
 from bridged.jobs.past import learned, past_of
 from bridged.jobs.records import TargetRecord
 from bridged.protocol import stub as wire
-from bridged.protocol.flow import Send
+from bridged.protocol.flow import Barrier, Report, Send
 from bridged.sim import virtual
 from bridged.sim.virtual import PowerCut
 from bridged.target import session, streaming
@@ -387,6 +387,33 @@ def test_a_line_that_dies_in_the_middle_is_given_up_and_the_job_goes_on() -> Non
     assert result.second_stage.startswith("given up: SECOND_STAGE_FAILED: command ")
     assert [b.state for b in s.account.barriers] == ["erasing", "erasing", "erased"]
     assert s.boots()
+
+
+@pytest.mark.parametrize("moment", ["backup", "barrier", "vectors"])
+def test_what_stayed_or_is_proven_is_not_erased_by_the_rom_loader_either(moment: str) -> None:
+    """The last sector stays, and nobody has read what lies behind the image in it. Then the second stage falls silent."""
+    silent = False
+
+    def watch(_number: int, step: Any) -> None:
+        nonlocal silent
+        if isinstance(step, Report):
+            event = step.event
+            backup = moment == "backup" and event == PhaseStarted(Phase.BACKUP, 0)
+            vectors = moment == "vectors" and isinstance(event, SectorProven) and event.address == 0x08000800
+            silent = silent or backup or vectors
+        elif isinstance(step, Barrier):
+            silent = silent or moment == "barrier"
+
+    s = Sessions("L476", spoil_frames=lambda frame: b"" if silent else frame)
+    image = Image.of([(s.chip.flash_base, make_image(s.chip, 3 * 2048 + 500).segments[0].data)])
+    old = bytearray(image.segments[0].data + pattern(3, 2048 - 500 + 4096))
+    old[2048 + 700] ^= 0x55
+    s.load(bytes(old))
+    result = s.run("flash", image, before=watch)
+    assert result.second_stage.startswith("given up: ")
+    assert s.flash[: len(old)] == image.segments[0].data + bytes(old[image.size_bytes :])
+    assert 3 * 2048 not in [e.address - image.start for e in s.events(SectorErased)]
+    assert (result.evidence, result.proof, result.sectors_skipped) == ("full", "read-back", 2)
 
 
 @pytest.mark.parametrize("beside", [-1, 1])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any
 
 from bridged import chips, config
 from bridged.chips.model import Chip
-from bridged.events import Event
+from bridged.events import Event, SectorErased, SectorProven
 from bridged.images.model import Image
 from bridged.protocol.flow import Barrier, Checkpoint
 from bridged.sim import virtual
@@ -35,6 +35,15 @@ def make_image(chip: Chip, size_bytes: int, *, offset: int = 0, seed: int = 1, b
     if size_bytes > 4096:
         body[2048:3072] = bytes([chip.erased_value]) * 1024
     return Image.of([(base, bytes(body))])
+
+
+def check_proofs(events: Iterable[Event]) -> None:
+    """What the journal was told to be proven is not erased any more (P5): after a kill nobody would know."""
+    proven: set[int] = set()
+    for event in events:
+        if isinstance(event, SectorProven):
+            proven.add(event.address)
+        assert not (isinstance(event, SectorErased) and event.address in proven), event
 
 
 @dataclass
@@ -70,15 +79,18 @@ class Bench:
         self.account = Account()
         self.started_s = self.device.now_ns / 1e9
         flow = session.run(wanted, image, kept)
-        return virtual.run(
-            flow,
-            self.device,
-            account=self.account,
-            checkpoint=checkpoint,
-            barrier=barrier,
-            report=report,
-            cut_after_exchange=cut_after_exchange,
-        )
+        try:
+            return virtual.run(
+                flow,
+                self.device,
+                account=self.account,
+                checkpoint=checkpoint,
+                barrier=barrier,
+                report=report,
+                cut_after_exchange=cut_after_exchange,
+            )
+        finally:
+            check_proofs([e for _, e in self.account.events])
 
     def events(self, kind: type[Any]) -> list[Any]:
         return [e for _, e in self.account.events if isinstance(e, kind)]
