@@ -4,11 +4,15 @@ Documents: Ward Christensen's protocol as Chuck Forsberg wrote it down ("XMODEM/
 (``rx``), against which the tests run it.
 
 The receiver leads: it asks for the first block, by C for blocks with a CRC or NAK for blocks with a checksum, and answers each.
-What the sender must not do is to count one answer twice:
+What the sender must not do is to count one answer twice, or for another block than its own. ``Send`` returns before the wire
+has the bytes, and at 9600 baud a large block takes a second, so it keeps in mind when a block is out, from the rate:
 
 - What came before a block was sent is dropped, for it answers nothing.
+- A NAK before the block is out answers something else (noise in front of it, the end of another one). Its own answer is waited
+  for, and only where none comes the block goes again. An ACK counts at any time: a USB device is faster than its rate says.
 - A receiver that asks again and again may do so while block 1 is on its way. Such a C within ``SETTLE_S`` is no NAK.
-- After a block that was sent twice two ACKs may come; the second one is waited for before the next block goes.
+- After a block that was sent twice two ACKs may come; the second one is waited for before the next block goes, and it comes
+  when the second copy is out.
 - One CAN may be noise. Two in a row are the receiver's word.
 
 An ACK says that a block came, and nothing about flash: whether the whole went well is for the caller to find out.
@@ -35,9 +39,11 @@ class Byte(IntEnum):
 
 
 SMALL, LARGE = 128, 1024
+FRAME_MOST_BYTES = LARGE + 5
 ALMOST = 896  # A rest of more than this goes as one large block, padded, and not as seven small ones.
 SETTLE_S = 1.0  # Receivers ask every three seconds.
-TWICE_S = 0.5  # How long the second answer to a block that was sent twice is waited for.
+MOMENT_S = 0.001  # Less is not waited for.
+TWICE_S = 0.5  # After a block is out: how long one more answer is waited for, where one came that was not its own.
 CANCEL = bytes([Byte.CAN]) * 8 + b"\b" * 8  # The backspaces are for a prompt that gets them.
 CHECKS = ("auto", "crc", "checksum")
 
@@ -92,8 +98,9 @@ def pieces(data: bytes, how: How, *, crc: bool) -> list[bytes]:
     return found
 
 
-def send(data: bytes, how: How, *, crc: bool) -> Flow[Sent]:
+def send(data: bytes, how: How, *, crc: bool, byte_s: float) -> Flow[Sent]:
     """Send ``data`` to a receiver that has asked, and end the transfer. ``Progress`` counts bytes that were acknowledged.
+    ``byte_s``: of one byte on the wire.
 
     Raises ``TransferFailed``. Whoever ends it at a ``Checkpoint``, and every failure of ours, cancels the receiver.
     """
@@ -102,13 +109,16 @@ def send(data: bytes, how: How, *, crc: bool) -> Flow[Sent]:
     try:
         for number, block in enumerate(blocks, start=1):
             yield Checkpoint()
-            again = yield from _deliver(frame(number, block, crc=crc), f"block {number} of {len(blocks)}", number == 1, how)
+            what = f"block {number} of {len(blocks)}"
+            again, out_at = yield from _deliver(frame(number, block, crc=crc), what, number == 1, how, byte_s)
             if again:
-                yield Drain(TWICE_S, TWICE_S)
+                now: float = yield Now()
+                left_s = max(0.0, out_at - now) + TWICE_S
+                yield Drain(left_s, left_s)
             resent += again
             done += len(block)
             yield Progress(min(done, len(data)))
-        yield from _deliver(bytes([Byte.EOT]), "the end of the transfer", False, how)
+        yield from _deliver(bytes([Byte.EOT]), "the end of the transfer", False, how, byte_s)
     except BridgedError as error:
         yield from _cancel(error)
         raise
@@ -158,37 +168,39 @@ def _invitation(how: How) -> Flow[bool]:
     )
 
 
-def _deliver(data: bytes, what: str, first: bool, how: How) -> Flow[int]:
-    """Send ``data`` until it is acknowledged; how often it was sent again."""
+def _deliver(data: bytes, what: str, first: bool, how: How, byte_s: float) -> Flow[tuple[int, float]]:
+    """Send ``data`` until it is acknowledged; how often it was sent again, and when the last copy of it is out."""
     for attempt in range(how.tries):
         yield Drain(0.0, 0.05)
         # Whatever the receiver does with it: nobody resets it while it may be erasing or programming (P9).
-        yield Hazard(how.answer_s)
+        yield Hazard(len(data) * byte_s + how.answer_s)
+        now: float = yield Now()
+        out_at = now + len(data) * byte_s
         yield Send(data)
-        answer = yield from _answer(what, first, how)
-        if answer == Byte.ACK:
+        if (yield from _answer(what, first, how, out_at)) == Byte.ACK:
             yield Hazard(0)
-            return attempt
+            return attempt, out_at
         yield Checkpoint()
     yield Hazard(0)
     raise TransferFailed(f"XMODEM: {what} was not acknowledged, sent {how.tries} times", stage="block", tries=how.tries)
 
 
-def _answer(what: str, first: bool, how: How) -> Flow[int | None]:
+def _answer(what: str, first: bool, how: How, out_at: float) -> Flow[int | None]:
     """ACK, NAK, or None after silence; anything else is noise."""
     now: float = yield Now()
-    sent = now
-    deadline = now + how.answer_s
+    deadline = out_at + how.answer_s
     before = -1
-    while now < deadline:
-        got: bytes = yield Receive(1, deadline - now)
+    while deadline - now > MOMENT_S:
+        got: bytes = yield Receive(1, deadline - max(now, out_at))  # It counts from when the block is out.
         now = yield Now()
         if not got:
-            break
+            continue
         byte = got[0]
-        if byte in (Byte.ACK, Byte.NAK):
+        if byte == Byte.ACK or (byte == Byte.NAK and now >= out_at):
             return byte
-        if byte == Byte.CRC and first and now - sent > SETTLE_S:
+        if byte == Byte.NAK:
+            deadline = min(deadline, out_at + TWICE_S)
+        if byte == Byte.CRC and first and now - out_at > SETTLE_S:
             return Byte.NAK
         if byte == Byte.CAN and before == Byte.CAN:
             yield Hazard(0)

@@ -14,6 +14,7 @@ a line that moves while it really erases is a violation, whatever was declared. 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -110,6 +111,8 @@ class VirtualUart:
     """The host's serial port and its three lines, wired to ``device``.
 
     ``wire_parity``: what the port really sends whatever is asked for (a mini UART: ``N``). ``loopback``: TX and RX shorted.
+    ``buffered``: ``send`` returns at once and the bytes go out while time passes, as behind a kernel; without it a flow sees
+    nothing of what comes while it sends, which is quicker and the same wherever host and device take turns.
     """
 
     def __init__(
@@ -121,8 +124,13 @@ class VirtualUart:
         turnaround_ns: int = 0,
         wire_parity: str | None = None,
         loopback: bool = False,
+        buffered: bool = False,
     ) -> None:
         self.device = device
+        self.buffered = buffered
+        self._outgoing: deque[tuple[int, int, Format]] = deque()  # Start, value and format of each byte.
+        self._out_until_ns = 0  # When the last one of them is out.
+        self._sent_until_ns = 0  # What the host believes of that: an answer proves it, as in the session process.
         self.account = account or Account()
         self.turnaround_ns = turnaround_ns
         self.wire_parity = wire_parity
@@ -143,13 +151,20 @@ class VirtualUart:
             return
         if self.turnaround_ns:
             self._spend(self.now_ns + self.turnaround_ns, "host_ns")
-        length = len(data) * self.format.byte_ns
-        self.device.feed(data, self.now_ns, self.format)
+        byte_ns = self.format.byte_ns
+        length = len(data) * byte_ns
         for counts in self.account.both():
             counts.bytes_out += len(data)
             counts.sends += 1
             counts.wire_ns += length
-        self._spend(self.now_ns + length)
+        if self.buffered:
+            start = max(self.now_ns, self._out_until_ns)
+            self._outgoing.extend((start + n * byte_ns, value, self.format) for n, value in enumerate(data))
+            self._out_until_ns = start + length
+            self._sent_until_ns = max(self.now_ns, self._sent_until_ns) + length
+        else:
+            self.device.feed(data, self.now_ns, self.format)
+            self._spend(self.now_ns + length)
         self._awaiting = True
         if self.loopback:
             self.inbox += data
@@ -157,14 +172,14 @@ class VirtualUart:
 
     def receive(self, count: int, timeout_s: float) -> bytes:
         """Up to ``count`` bytes; the timeout runs from the end of the last transmission, or from now if that is over."""
-        deadline = self.now_ns + ns(timeout_s)
+        deadline = max(self.now_ns, self._sent_until_ns) + ns(timeout_s)
         if len(self.inbox) < count:
             self._collect(self.now_ns)
         while len(self.inbox) < count and self.now_ns < deadline:
-            when = self.device.arrival_ns(count - len(self.inbox), self.format)
-            self._spend(deadline if when is None else min(max(when, self.now_ns), deadline))
+            self._spend(self._next_ns(count - len(self.inbox), deadline))
         found = bytes(self.inbox[:count])
         del self.inbox[:count]
+        self._sent_until_ns = 0 if found else self._sent_until_ns
         if len(found) < count:
             for counts in self.account.both():
                 counts.timeouts += 1
@@ -177,9 +192,7 @@ class VirtualUart:
         self._collect(self.now_ns)
         had = len(self.inbox)
         while self.now_ns < min(quiet_at, end) and len(self.inbox) < DRAIN_BYTES:
-            when = self.device.arrival_ns(1, self.format)
-            stop = min(quiet_at, end)
-            self._spend(stop if when is None else min(max(when, self.now_ns), stop))
+            self._spend(self._next_ns(1, min(quiet_at, end)))
             if len(self.inbox) > had:
                 had = len(self.inbox)
                 quiet_at = self.now_ns + ns(quiet_s)
@@ -199,6 +212,14 @@ class VirtualUart:
         self._collect(self.now_ns)
         return self.device.level(name)
 
+    def _next_ns(self, count: int, limit_ns: int) -> int:
+        """When something happens next: ``count`` bytes are there, or one of ours is out, which the device may answer."""
+        when = self.device.arrival_ns(count, self.format)
+        if self._outgoing:
+            start, _, form = self._outgoing[0]
+            when = start + form.byte_ns if when is None else min(when, start + form.byte_ns)
+        return limit_ns if when is None else min(max(when, self.now_ns), limit_ns)
+
     def _count_in(self, found: bytes) -> None:
         if not found:
             return
@@ -217,6 +238,10 @@ class VirtualUart:
         self._collect(until_ns)
 
     def _collect(self, until_ns: int) -> None:
+        while self._outgoing and self._outgoing[0][0] + self._outgoing[0][2].byte_ns <= until_ns:
+            start, value, form = self._outgoing.popleft()
+            self.device.feed(bytes((value,)), start, form)
+            self.account.overruns = self.device.stats.overruns - self._overruns_before
         for burst in self.device.collect(until_ns, self.format):
             if burst.format.agrees(self.format):
                 self.inbox += burst.data

@@ -51,11 +51,12 @@ def transfer(request: Request, image: Image, result: Result) -> Flow[None]:
     yield from phase_started(Phase.SYNC)
     crc = yield from xmodem.invitation(receiver.how)
     yield Checkpoint()
-    yield Barrier("erasing", receiver.how.answer_s, NOTHING_KEPT)
+    byte_s = (10 + (request.application_parity != "N")) / baud
+    yield Barrier("erasing", xmodem.FRAME_MOST_BYTES * byte_s + receiver.how.answer_s, NOTHING_KEPT)
     result.changed, result.content = True, image.digest
     yield from phase_started(Phase.WRITE, len(data))
     begun: float = yield Now()
-    sent = yield from xmodem.send(data, receiver.how, crc=crc)
+    sent = yield from xmodem.send(data, receiver.how, crc=crc, byte_s=byte_s)
     ended: float = yield Now()
     result.bytes_written = len(data)
     result.phases[Phase.WRITE.value] = PhaseCost(ended - begun, len(data), len(data) + sent.padded + 6 * sent.blocks)

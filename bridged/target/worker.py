@@ -265,7 +265,9 @@ class Driver:
             got = self._rest(got, count, deadline)
         now = time.monotonic()
         if got:
-            self._sent_until = 0.0  # An answer proves that all was sent, also on a pty that is faster than its baud rate.
+            # An answer proves that all was sent, also on a pty that is faster than its baud rate. Where that need not hold (a
+            # window of frames, XMODEM) the flow has deadlines of its own.
+            self._sent_until = 0.0
         self.bytes_in += len(got)
         self._unrecorded.append((got, now))
         return got

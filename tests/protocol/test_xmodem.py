@@ -115,7 +115,7 @@ def rx(path: Path, *options: str) -> subprocess.Popen[bytes]:
 
 def transfer(data: bytes, how: How) -> Flow[Sent]:
     crc = yield from xmodem.invitation(how)
-    return (yield from xmodem.send(data, how, crc=crc))
+    return (yield from xmodem.send(data, how, crc=crc, byte_s=10 / 115200))
 
 
 @pytest.mark.parametrize(

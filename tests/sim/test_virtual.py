@@ -303,3 +303,18 @@ def test_a_device_can_be_driven_by_several_runs_one_after_the_other() -> None:
     now = uart.now_ns
     assert run(read_block(0x08000000, 4), device) == b"\x22" * 4
     assert device.now_ns > now
+
+
+def test_a_buffered_port_returns_at_once_and_counts_from_the_end_of_what_it_sent() -> None:
+    """As behind a kernel: what is sent goes out as time passes, one after the other, and time-outs count from its end."""
+    plain, device = VirtualUart(make("F407"), loopback=True), make("F407")
+    plain.send(bytes(100))
+    uart = VirtualUart(device, buffered=True)
+    begun = uart.now_ns
+    uart.send(bytes(60))
+    uart.send(bytes(40))
+    assert uart.now_ns == begun
+    assert uart.receive(1, 0.0) == b""
+    assert uart.now_ns - begun == 100 * uart.format.byte_ns == plain.now_ns
+    assert device.stats.bytes_in == 100
+    assert uart.account.all.total_ns == plain.account.all.total_ns

@@ -29,7 +29,8 @@ def good_image(count: int, seed: int = 1) -> bytes:
 
 
 class OwnBootloader:
-    """Has what ``sim.virtual`` asks of a device. ``spoil``: what becomes of byte ``n``, there (True) or back."""
+    """Has what ``sim.virtual`` asks of a device. ``spoil``: what becomes of byte ``n``, there (True) or back. ``hasty``: it
+    refuses a bad block, and each byte with which none can begin, at once, where others wait until the line is quiet."""
 
     def __init__(
         self,
@@ -39,7 +40,9 @@ class OwnBootloader:
         erase_s: float = 0.4,
         spoil: Callable[[bool, int, int], bytes] = lambda _there, _n, value: bytes([value]),
         mute: bool = False,
+        hasty: bool = False,
     ) -> None:
+        self.hasty = hasty
         self.form, self.crc, self.erase_s, self.spoil, self.mute = Format(baud, "N"), crc, erase_s, spoil, mute
         self.stats = SimpleNamespace(overruns=0)
         self.now_ns = 0
@@ -177,6 +180,8 @@ class OwnBootloader:
                 self.runs = "receiving"
             elif self.runs == "asking":
                 self.timer = self.now_ns + 3 * S
+            elif self.hasty and value != 0x18:
+                self.say(b"\x15")
             return
         self.block.append(value)
         size = 128 if self.block[0] == 1 else 1024
@@ -193,7 +198,9 @@ class OwnBootloader:
                 crc = (crc << 1 ^ 0x1021 if crc & 0x8000 else crc << 1) & 0xFFFF
         right = check == (struct.pack(">H", crc) if self.crc else bytes([sum(data) & 0xFF]))
         if number ^ inverse != 0xFF or not right:
-            self.refused = True
+            self.refused = not self.hasty
+            if self.hasty:
+                self.say(b"\x15")
             return
         self.silent = 0
         if number == (self.number - 1) & 0xFF and self.got:

@@ -63,6 +63,7 @@ def run(
     progress: Callable[[int], None] | None = None,
     account: Account | None = None,
     image: Image | None = None,
+    buffered: bool = False,
     **request: Any,
 ) -> Result:
     wanted = Request(**{"kind": "xmodem", "wiring": WIRED, "receiver": RECEIVER, **request})
@@ -72,7 +73,7 @@ def run(
     try:
         return virtual.run(
             flow,
-            VirtualUart(target, account=account),  # type: ignore[arg-type]
+            VirtualUart(target, account=account, buffered=buffered),  # type: ignore[arg-type]
             account=account,
             checkpoint=checkpoint,
             barrier=barrier,
@@ -164,7 +165,8 @@ def test_a_receiver_that_dies_is_not_reset_while_it_may_be_erasing() -> None:
     account = Account()
     with pytest.raises(TransferFailed, match="block 1 of 5 was not acknowledged, sent 2 times"):
         run(target, receiver=replace(RECEIVER, how=How(tries=2, answer_s=4)), barrier=barrier, account=account)
-    assert [seconds for _, seconds in account.hazards] == [4, 4, 0]
+    block_s = 1029 * 10 / 115200
+    assert [seconds for _, seconds in account.hazards] == pytest.approx([4 + block_s, 4 + block_s, 0])
 
 
 def test_a_slow_erase_at_the_first_block() -> None:
@@ -223,9 +225,11 @@ def test_the_application_must_live_afterwards() -> None:
     ),
     crc=st.booleans(),
     block=st.sampled_from([128, 1024]),
+    hasty=st.booleans(),
+    buffered=st.booleans(),
 )
 def test_any_hit_byte_ends_in_the_right_image_or_a_typed_error(
-    hits: list[tuple[bool, int, str, int]], crc: bool, block: int
+    hits: list[tuple[bool, int, str, int]], crc: bool, block: int, hasty: bool, buffered: bool
 ) -> None:
     """Each byte of the whole dialogue may be lost, changed, doubled or accompanied, several of them in one transfer."""
     by_place = {(there, n if there else n % 400): (how, value) for there, n, how, value in hits}
@@ -239,14 +243,67 @@ def test_any_hit_byte_ends_in_the_right_image_or_a_typed_error(
             "random": bytes([value, other]),
         }.get(how, bytes([value]))
 
-    target = OwnBootloader(crc=crc, spoil=spoil)
+    target = OwnBootloader(crc=crc, spoil=spoil, hasty=hasty)
     receiver = replace(RECEIVER, how=How(block=block, answer_s=3.0, start_s=20.0))
     try:
-        result = run(target, receiver=receiver)
+        result = run(target, receiver=receiver, buffered=buffered)
     except (TransferFailed, TransferUnconfirmed):
         return
     assert result.evidence == "receiver"
     assert target.flash[: len(DATA)] == DATA
+
+
+BLOCK_BYTES = 1029
+BEFORE_BLOCKS = len(b"xload\n")
+
+
+def spoiler(noise_before: dict[int, bytes], hit_blocks: tuple[int, ...]) -> Callable[[bool, int, int], bytes]:
+    """Noise in front of frames, and frames that are hit, both counted from 0 as they go over the wire."""
+
+    def spoil(there: bool, n: int, value: int) -> bytes:
+        frame, at = divmod(n - BEFORE_BLOCKS, BLOCK_BYTES)
+        if not there or n < BEFORE_BLOCKS:
+            return bytes([value])
+        return (noise_before.get(frame, b"") if at == 0 else b"") + bytes([value ^ (at == 500 and frame in hit_blocks)])
+
+    return spoil
+
+
+def text_image(count: int) -> bytes:
+    """What a receiver that starts in the middle of it takes for no block, no end and no cancel."""
+    body = bytes(random.Random(3).randrange(0x20, 0x7F) for _ in range(count - 8))
+    return struct.pack("<II", zlib.crc32(body), len(body)) + body
+
+
+@pytest.mark.parametrize("baud", [1200, 9600, 115200])
+@pytest.mark.parametrize(
+    ("noise_before", "hit_blocks"),
+    [({1: b"\0"}, ()), ({1: b"\0"}, (5,)), ({1: b"\0" * 12}, (3, 4)), ({1: b"\0", 5: b"\0\0\0"}, (1, 6)), ({}, (2, 6))],
+)
+def test_an_answer_while_a_block_is_still_going_out_is_not_its_own(
+    baud: int, noise_before: dict[int, bytes], hit_blocks: tuple[int, ...]
+) -> None:
+    """A receiver that refuses noise at once. Its NAK once was taken for the block's, which went twice, and each answer counted
+    for the block after it from then on: with the last block hit, that one was missing, and all of them acknowledged."""
+    data = good_image(6 * 1024)
+    target = OwnBootloader(baud=baud, hasty=True, spoil=spoiler(noise_before, hit_blocks))
+    account = Account()
+    result = run(target, data, buffered=True, account=account, application_baud=baud)
+    assert (result.evidence, target.flash) == ("receiver", data)
+    sent = account.all.bytes_out - BEFORE_BLOCKS - 1
+    assert sent == BLOCK_BYTES * (6 + len(hit_blocks)), "what was hit goes again, and nothing else"
+
+
+@pytest.mark.parametrize("hasty", [False, True])
+@pytest.mark.parametrize("erase_s", [10.05, 10.3, 10.9, 11.5])
+def test_an_answer_that_comes_while_the_second_copy_is_going_out(erase_s: float, hasty: bool) -> None:
+    """Whatever is said to the copy belongs to it, and not to the next block: here the rest of it, which comes as noise."""
+    data = text_image(4 * 1024)
+    target = OwnBootloader(baud=9600, erase_s=erase_s, hasty=hasty, spoil=spoiler({}, (4,)))
+    account = Account()
+    result = run(target, data, buffered=True, account=account, application_baud=9600)
+    assert (result.evidence, target.flash) == ("receiver", data)
+    assert account.all.bytes_out - BEFORE_BLOCKS - 1 == BLOCK_BYTES * 6, "the first and the last block twice"
 
 
 def test_a_line_that_hits_one_block_in_ten_carries_it() -> None:
