@@ -371,9 +371,12 @@ def leave(request: Request, *, running: bool = False) -> Flow[None]:
     except LinkError as error:  # A port that is gone must not keep the lines from going idle.
         trouble = error
     for step in request.wiring.leave:
-        try:
-            if isinstance(step, SetLines) and (step.reset is False or step.power):
+        if isinstance(step, SetLines) and (step.reset is False or step.power):
+            try:
                 yield from _stale(application=running)
+            except LinkError as error:  # Nor what nobody can read the release: the lines may live where the port does not.
+                trouble = trouble or error
+        try:
             yield step
         except LinkError as error:  # Nor one line another.
             trouble = trouble or error

@@ -537,6 +537,8 @@ class Target:
                 raise SessionDied(f"the session process ended with {session.ending} and left no result", ending=session.ending)
             if session.board.lines_failed:
                 await self._after_death(session)
+            elif self._lost():
+                await self._idle(session)
             errors = self._uart_errors(before)
             if "error" in outcome:
                 error = from_dict(outcome["error"])
@@ -576,6 +578,13 @@ class Target:
                 new = after - before
                 return {"frame": new.frame, "parity": new.parity, "overrun": new.overrun + new.buf_overrun, "brk": new.brk}
         return {}
+
+    async def _idle(self, session: Session) -> None:
+        """The port is gone, its lines may live: whatever the session did, nothing is held in reset until it is back (P4)."""
+        assert self._lines is not None
+        await asyncio.sleep(session.board.hazard_left_s)
+        with contextlib.suppress(LinkError):
+            await asyncio.to_thread(self._lines.idle)
 
     async def _after_death(self, session: Session) -> None:
         """P9, then P4, by the daemon, which has the same descriptors."""

@@ -295,6 +295,36 @@ def test_lines_that_vanish_are_waited_for_and_the_release_is_owed(tmp_path: Path
     play(tmp_path, act)
 
 
+def test_a_port_that_is_gone_leaves_no_line_as_its_session_left_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session tries to release it, too: this is the second net."""
+
+    async def act(rig: Rig) -> None:
+        class Dying(process.Session):
+            async def run(self, image: Image | None, kept: bytes) -> None:
+                assert (image, kept) == (None, b"")
+                rig.target._lines.set(boot0=True, reset=True)  # type: ignore[union-attr]
+                (tmp_path / "tty").unlink()
+                self.board.set_result({"error": errors.PortGone("unplugged").as_dict()})
+
+        def dying(*rest: Any) -> process.Session:
+            given: tuple[Any, ...] = (rig.target._uart, rig.target._lines, *rest, rig.target._heard)
+            return Dying(*given)
+
+        let_go, left = rig.target._let_go, []
+
+        def look() -> None:  # This line box lets go of its lines when its client closes; others do not.
+            left.append((rig.device.lines["nrst"], rig.device.lines["boot0"]))
+            let_go()
+
+        monkeypatch.setattr(rig.target, "_new_session", dying)
+        monkeypatch.setattr(rig.target, "_let_go", look)
+        with pytest.raises(errors.PortGone, match="unplugged"):
+            await rig.run("identify")
+        assert (left, rig.target.state) == ([(True, False)], "absent")
+
+    play(tmp_path, act)
+
+
 def test_idle_lines_that_vanish_are_noticed(tmp_path: Path) -> None:
     async def act(rig: Rig) -> None:
         resets = rig.device.stats.resets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from contextlib import suppress
@@ -17,7 +18,7 @@ from bridged.chips.model import Range
 from bridged.events import Retried, SectorErased, Synced, Warned
 from bridged.images.model import Image
 from bridged.images.plan import make_plan
-from bridged.protocol.flow import Barrier, Flow, Hazard, Send, SetLines, Step
+from bridged.protocol.flow import Barrier, Drain, Flow, Hazard, Receive, Send, SetFormat, SetLines, Step
 from bridged.sim import virtual
 from bridged.sim.device import Mode
 from bridged.sim.loader import Timing
@@ -243,6 +244,33 @@ def test_a_line_that_fails_does_not_keep_the_others_from_going_idle() -> None:
         virtual.run(session.run(Request("reset", WIRED)), Bench("L476").device, before=before)
     assert moved[-1].reset is False
     assert any(m.reset for m in moved)
+
+
+@pytest.mark.parametrize("kind", ["identify", "flash"])
+def test_a_port_that_is_unplugged_at_any_step_does_not_keep_its_lines_from_being_released(kind: str) -> None:
+    """GPIO or a line box beside a USB adapter: bytes and formats raise from some step on, and the lines live."""
+    image = make_image(chips.find("L476"), 600)
+    count = 0
+    for dies_at in itertools.chain(range(40), itertools.count(60, 50)):
+        bench = Bench("L476")
+        count = 0
+
+        def before(number: int, step: Step, dies_at: int = dies_at) -> None:
+            nonlocal count
+            count = number
+            if number >= dies_at and isinstance(step, Send | Receive | Drain | SetFormat):
+                raise errors.PortGone("unplugged")
+
+        wanted = image if kind == "flash" else None
+        try:
+            virtual.run(session.run(Request(kind, WIRED, "L476"), wanted), bench.device, before=before)
+        except errors.PortGone:
+            lines = bench.device.lines
+            assert (lines["nrst"], lines["boot0"]) == (True, False), dies_at
+            assert bench.device.mode is not Mode.LOADER
+            continue
+        break  # It ended before that step.
+    assert count > 20
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), OSError(12, "no memory"), errors.PortGone("unplugged")])
