@@ -108,7 +108,10 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("init", "make streams, buckets and the consumers of gateways; may be repeated")
     sub.add_argument(
-        "--replicas", type=int, choices=(1, 3, 5), default=1, help="copies of everything (default 1; of 3 servers: 3)"
+        "--replicas",
+        type=int,
+        choices=(1, 3, 5),
+        help="copies of everything; of 3 servers: 3 (default: what is there keeps its own, 1 where there is nothing yet)",
     )
     sub.add_argument("--gateway", action="append", default=[], metavar="NAME", help="admit this gateway (repeatable)")
     sub.add_argument("--gateways-from", type=Path, metavar="FILE", help="admit those in a file, one a line")

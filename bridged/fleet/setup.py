@@ -1,7 +1,8 @@
 """What a broker must have before a fleet can use it: streams, object store, KV bucket, a consumer for each gateway, rights.
 
 All of it is made by an operator (``bridged fleet init``), so that a gateway needs no right to make anything. Every step may be
-repeated: what is there already, and as it should be, stays. Names carry the version, so that the next one lives beside this.
+repeated: what is there already stays as it is, but for the replicas where they are asked for. Names carry the version, so that
+the next one lives beside this.
 
 The rights of a gateway are subjects with its own name in them, and reading artifacts. They are printed in the form of
 nats-server's configuration; who uses accounts with JWTs gives the same lists to ``nsc``. Two things are not obvious:
@@ -29,13 +30,17 @@ PENDING = 1000
 NOT_FOUND = (10014, 10059)  # consumer, stream
 
 
-async def prepare(link: Link, replicas: int = 1) -> list[str]:
-    """Streams and buckets. What was made, in words."""
+async def prepare(link: Link, replicas: int | None = None) -> list[str]:
+    """Streams and buckets. What was made or changed, in words.
+
+    Without ``replicas`` what is there keeps its own number, and what is made beside it (``init`` was broken off, or a version
+    has one more) gets as many; 1 where there is nothing.
+    """
     api = link.api
     made = []
-    common: dict[str, Any] = {"num_replicas": replicas, "storage": api.StorageType.FILE, "allow_direct": True}
+    common: dict[str, Any] = {"storage": api.StorageType.FILE, "allow_direct": True}
     token = f"{wire.ROOT}.*"
-    for settings in (
+    wanted = (
         # Limits, and not a work queue: a message that stays after it was acknowledged is what keeps a second publication of
         # the same command from being stored (``only_first``), for as long as the stream keeps it.
         api.StreamConfig(
@@ -72,21 +77,32 @@ async def prepare(link: Link, replicas: int = 1) -> list[str]:
             deny_delete=True,
             **common,
         ),
-    ):
-        try:
-            with link.doing(f"looking at stream {settings.name}"):
-                there = (await link.js.stream_info(settings.name)).config
-            if int(there.num_replicas or 1) != replicas:
-                with link.doing(f"changing stream {settings.name}"):
-                    await link.js.update_stream(settings)
-                made.append(f"stream {settings.name}: {replicas} replicas")
-        except FleetError as error:
-            if error.facts.get("number") not in NOT_FOUND:
-                raise
+    )
+    there = {one.name: await _replicas(link, one.name) for one in wanted}
+    for settings in wanted:
+        found = there[settings.name]
+        settings.num_replicas = replicas or found or max(there.values()) or 1
+        if not found:
             with link.doing(f"making stream {settings.name}"):
                 await link.js.add_stream(settings)
             made.append(f"stream {settings.name}")
+        elif found != settings.num_replicas:
+            with link.doing(f"changing stream {settings.name}"):
+                await link.js.update_stream(settings)
+            made.append(f"stream {settings.name}: {replicas} replicas")
     return made
+
+
+async def _replicas(link: Link, stream: str) -> int:
+    """Of a stream that is there; 0: it is not."""
+    try:
+        with link.doing(f"looking at stream {stream}"):
+            found = (await link.js.stream_info(stream)).config
+    except FleetError as error:
+        if error.facts.get("number") not in NOT_FOUND:
+            raise
+        return 0
+    return int(found.num_replicas or 1)
 
 
 async def admit(link: Link, gateway: str) -> bool:

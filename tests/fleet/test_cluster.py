@@ -13,6 +13,7 @@ import pytest
 from bridged.errors import FleetError
 from bridged.fleet import control, setup, wire
 from bridged.fleet import link as link_module
+from bridged.fleet.arguments import parser
 from bridged.fleet.connector import Connector
 from bridged.fleet.link import Access, Link
 from tests.e2e.virtual_gateway import VirtualGateway
@@ -70,6 +71,12 @@ def test_the_nodes_that_lead_die(tmp_path: Path, which: str, monkeypatch: pytest
 
     async def work() -> None:
         link = await prepared(broker)
+        # Another gateway is admitted, months later: the copies of what is there stay, and what is missing gets as many.
+        await link.js.delete_stream(wire.STATES)
+        changed = await setup.prepare(link, parser().parse_args(["init", "--gateway", "gw3"]).replicas)
+        assert changed == [f"stream {wire.STATES}"]
+        for stream in (wire.COMMANDS, wire.STATES):
+            assert (await link.js.stream_info(stream)).config.num_replicas == 3
         image = artifact(tmp_path / "big.bin", BIG)
         await control.put(link, tmp_path / "big.bin", type="bin")
         (tmp_path / "gw").mkdir()
