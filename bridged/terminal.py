@@ -75,7 +75,15 @@ class Talk:
         while True:
             # Before waiting: what came right behind the answer of the gateway is not on the descriptor any more.
             data = wire.read()
-            _write(stdout, data)
+            try:
+                _write(stdout, data)
+            except BrokenPipeError:
+                if self.until is None:
+                    raise
+                # Nobody reads on, and whether the target says what is waited for is still to be told.
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stdout)
+                os.close(nowhere)
             if self.until is not None and self._heard(data):
                 return End.SAID
             left_s = None if self.within_s is None else self._began + self.within_s - time.monotonic()

@@ -330,6 +330,44 @@ def test_exit_codes_of_jobs(gateway: Gateway, end: JobState, error: BridgedError
         assert error.code in told[0]
 
 
+def test_a_pipe_that_is_closed_changes_no_exit_code(gateway: Gateway) -> None:
+    """`bridged flash ... 2>&1 | head -1` of a script with `pipefail`: the job goes on, and how it ends is what counts."""
+    error = VerifyError("0x08000010: expected 12, found FF", address=0x08000010)
+    gateway.jobs.expect(Script(JobKind.IDENTIFY, "motor1", "", {}, STEPS, end=JobState.FAILED, error=error, gate=gateway.gate))
+
+    def unread(*args: str, lines: int) -> subprocess.Popen[str]:
+        where = f"127.0.0.1:{gateway.port}"
+        made = subprocess.Popen(
+            command(*args, where=where), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        )
+        assert made.stdout is not None
+        for _ in range(lines):
+            assert made.stdout.readline()
+        made.stdout.close()
+        return made
+
+    following = [unread("id", "motor1", lines=1), unread("--json", "watch", "j1", lines=1)]
+    everything = unread("watch", lines=0)
+    gateway.open_gate()
+    assert [process.wait(20) for process in following] == [Exit.MISMATCH, Exit.MISMATCH]
+    # What only looks has said what it can, and what is refused is refused.
+    assert unread("jobs", lines=0).wait(20) == Exit.DONE
+    assert unread("id", "motor9", lines=0).wait(20) == Exit.NO_TARGET
+    gateway.jobs.expect(Script(JobKind.RESET, "motor1", "", {}, STEPS))
+    assert bridged(gateway, "reset", "motor1").returncode == 0
+    assert everything.wait(20) == Exit.DONE, "it would watch for nobody"
+    # A full disk is no reader who has enough.
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("jobs", where=f"127.0.0.1:{gateway.port}"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+    assert (done.returncode, "No space left" in done.stderr) == (Exit.USAGE, True)
+
+
 def test_exit_codes_of_refusals(gateway: Gateway, tmp_path: Path) -> None:
     path, _ = app_file(tmp_path, b"x")
     for args, code, text in [

@@ -14,7 +14,6 @@ sockets: that is ``client``.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from bridged.cli.arguments import parser
 from bridged.cli.commands import Command
 from bridged.cli.exits import Exit
+from bridged.cli.screen import say, silence
 from bridged.errors import BridgedError
 from bridged.protocol.reply import error_reply, format_reply
 
@@ -63,21 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command in HANDED_OVER:
             # Options of the client stood before it; they mean nothing to a daemon.
-            print(f"bridged: say `bridged {args.command} ...` without options before it", file=sys.stderr)
+            say(f"bridged: say `bridged {args.command} ...` without options before it", sys.stderr)
             return Exit.USAGE
         if args.command == "check-config":
             return _check_config(Path(args.file), as_json=args.json)
         return Command(args).run()
     except BridgedError as error:
         if args.json:
-            sys.stdout.write(format_reply(error_reply(error), as_json=True).decode())
+            say(format_reply(error_reply(error), as_json=True).decode(), sys.stdout, end="")
         else:
-            print(f"bridged: {error.message}", file=sys.stderr)
+            say(f"bridged: {error.message}", sys.stderr)
         return Exit.USAGE
-    except BrokenPipeError:
-        # `bridged jobs | head` is no mistake; what is still buffered must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.DONE
 
 
 def _hand_over(handed: HandedOver, argv: Sequence[str]) -> int:
@@ -90,4 +86,11 @@ def _hand_over(handed: HandedOver, argv: Sequence[str]) -> int:
 def _check_config(path: Path, *, as_json: bool) -> int:
     from bridged import app
 
-    return app.check_config(path, as_json=as_json)
+    try:
+        code = app.check_config(path, as_json=as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head -1`: nobody reads on, and whether it is right is still to be told.
+        silence(sys.stdout)
+        silence(sys.stderr)
+        return app.check_config(path, as_json=as_json)
+    return code

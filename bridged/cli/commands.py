@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bridged.cli.exits import Exit, exit_code
-from bridged.cli.screen import Screen
+from bridged.cli.screen import Screen, say
 from bridged.cli.texts import duration, facts, outcome, plan_text, size_text, table, update_text
 from bridged.client import Client, Gateway, LinkLost, LocalFile, Refused
 from bridged.client.files import signature_text, split_address
@@ -265,7 +265,7 @@ class Command:
                 if refused.reply.text != "UNKNOWN_JOB" or self.job:
                     raise
         if sys.stderr.isatty():  # Nothing may happen for hours, and a person should not wonder.
-            print(f"watching {'everything' if what == '*' else what}; Ctrl-C ends", file=sys.stderr)
+            say(f"watching {'everything' if what == '*' else what}; Ctrl-C ends", sys.stderr)
         self.client.watch(what, self._show_update)
         return Exit.FAILED
 
@@ -275,6 +275,8 @@ class Command:
         if "job" in data:
             at = str(data.get("at") or "")[11:19]
             self._print(f"{at} {data.get('target', '')} {data['job']} {update_text(data)}")
+        if self.screen.lost is not None:
+            raise self.screen.lost  # It would go on for ever, and for nobody.
 
     def log(self) -> Exit:
         since = self.args.since
@@ -291,7 +293,7 @@ class Command:
         """Late import: nothing else needs the decoder."""
         text = self._recording(self.args.job)
         if self.args.raw:
-            sys.stdout.write(text)
+            self.screen.out(text, end="")
             return Exit.DONE
         from bridged.protocol import trace_text
         from bridged.protocol.trace import decode
@@ -299,9 +301,9 @@ class Command:
         found = decode(text)
         if self.args.json:
             for line in trace_text.json_lines(found):
-                print(line)
+                self.screen.out(line)
         else:
-            sys.stdout.write(trace_text.table(found, fold=not self.args.all))
+            self.screen.out(trace_text.table(found, fold=not self.args.all), end="")
         return Exit.DONE
 
     def _recording(self, what: str) -> str:
@@ -412,15 +414,19 @@ class Command:
     def _print(self, text: str) -> None:
         if not self.args.json:
             self.screen.end()
-            print(text, flush=True)
+            self.screen.out(text)
 
     def run(self) -> Exit:
         """Carries the command out; every way to end has its exit code."""
         try:
             result: Exit = getattr(self, self.args.command.replace("-", "_"))()
+            if result is Exit.DONE and not self.job:  # The code of a job is how the job ended.
+                self.screen.check()
         except Refused as refused:
             self.screen.error(refused.reply)
             return exit_code(refused.reply)
+        except BrokenPipeError:
+            return Exit.DONE  # Of what only ends with its reader: `bridged watch | head`.
         except BridgedError as error:
             reply = error_reply(error)
             self.screen.error(reply)

@@ -1,4 +1,8 @@
-"""What a person sees while a command runs: progress rewritten in place, notes and errors on stderr, or lines of JSON."""
+"""What a person sees while a command runs: progress rewritten in place, notes and errors on stderr, or lines of JSON.
+
+Everything that is printed goes through ``say``: that nobody reads it (``| head -1``, ``| grep -q``) ends no command, for how a job
+ends is told by the exit code.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,28 @@ import os
 import shutil
 import sys
 import time
+from typing import TextIO
 
 from bridged.cli.texts import rate_text, size_text
+from bridged.errors import BadRequest
 from bridged.protocol.reply import Reply, format_reply
+
+
+def say(text: str, stream: TextIO, end: str = "\n") -> OSError | None:
+    """Prints; why it could not be printed, where it could not. From then on the stream leads nowhere."""
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except OSError as error:
+        silence(stream)
+        return error
+    return None
+
+
+def silence(stream: TextIO) -> None:
+    """What is still buffered must not fail again, at exit at the latest."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class Screen:
@@ -24,6 +47,16 @@ class Screen:
         self._phase = ""
         self._said_at = 0.0
         self._complete = False
+        self.lost: OSError | None = None  # Why results cannot be printed any more.
+
+    def out(self, text: str, end: str = "\n") -> None:
+        """A result, on stdout."""
+        self.lost = say(text, sys.stdout, end) or self.lost
+
+    def check(self) -> None:
+        """Whether results are where they were to go. Who closed the pipe has what was wanted; raises ``BadRequest`` else."""
+        if self.lost is not None and not isinstance(self.lost, BrokenPipeError):
+            raise BadRequest(f"printing the result failed: {self.lost.strerror or self.lost}") from self.lost
 
     def progress(self, what: str, phase: str, done: int, total: int, rate: float) -> None:
         if self.json:
@@ -42,17 +75,17 @@ class Screen:
         now, complete = time.monotonic(), bool(total) and done >= total
         if phase != self._phase or now - self._said_at >= self.QUIET_S or (complete and not self._complete):
             self._phase, self._said_at, self._complete = phase, now, complete
-            print(f"{what}: {', '.join(part.strip() for part in parts)}", file=sys.stderr, flush=True)
+            say(f"{what}: {', '.join(part.strip() for part in parts)}", sys.stderr)
 
     def _rewrite(self, text: str) -> None:
         text = text[: shutil.get_terminal_size().columns - 1]
-        print("\r" + text.ljust(len(self._shown)), end="", file=sys.stderr, flush=True)
+        say("\r" + text.ljust(len(self._shown)), sys.stderr, end="")
         self._shown = text
 
     def end(self) -> None:
         """Leaves the terminal with a clean line."""
         if self._shown:
-            print("\r" + " " * len(self._shown) + "\r", end="", file=sys.stderr, flush=True)
+            say("\r" + " " * len(self._shown) + "\r", sys.stderr, end="")
             self._shown = ""
         self._phase = ""
 
@@ -60,13 +93,12 @@ class Screen:
         self.end()
         if not self.json:
             start, end = ("\r", "\r\n") if self.raw else ("", "\n")
-            print(f"{start}bridged: {text}", end=end, file=sys.stderr, flush=True)
+            say(f"{start}bridged: {text}", sys.stderr, end)
 
     def reply(self, reply: Reply) -> None:
         """``--json``: the gateway's own line."""
         if self.json:
-            sys.stdout.write(format_reply(reply, as_json=True).decode())
-            sys.stdout.flush()
+            self.out(format_reply(reply, as_json=True).decode(), end="")
 
     def error(self, reply: Reply) -> None:
         """Message, cause, remedy, code: on stderr for people, as the reply itself for programs."""
@@ -82,7 +114,7 @@ class Screen:
             out.append(f"  job {data['job']} {data.get('state', '')}; its history: bridged log {data['job']}")
         if data.get("trace"):
             out.append(f"  what was sent and answered: bridged trace {data['trace']}")
-        print("\n".join(out), file=sys.stderr, flush=True)
+        say("\n".join(out), sys.stderr)
 
 
 def _bar(done: int, total: int, width: int = 24) -> str:
