@@ -363,6 +363,7 @@ def test_a_pipe_that_is_closed_changes_no_exit_code(gateway: Gateway) -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
+            check=False,
             env=environment(),
         )
     assert (done.returncode, "No space left" in done.stderr) == (Exit.USAGE, True)

@@ -1,7 +1,7 @@
 """What a person sees while a command runs: progress rewritten in place, notes and errors on stderr, or lines of JSON.
 
-Everything that is printed goes through ``say``: that nobody reads it (``| head -1``, ``| grep -q``) ends no command, for how a job
-ends is told by the exit code.
+Everything that is printed goes through ``say``: that nobody reads it (``| head -1``, ``| grep -q``) ends no command, for how a
+job ends is told by the exit code.
 """
 
 from __future__ import annotations
