@@ -458,6 +458,8 @@ class Loader:
             )
 
     def _mass_erase(self, banks: set[int], *, regression: bool = False) -> Run:
+        if not regression and self.background_busy():
+            yield Leave("hang", why="flash command while an erase goes on in the background")
         hang = self.faults.erase_hangs()
         part = [s for s in self.memory.sectors.values() if s.bank in banks]
         if not regression and any(s.code in self.memory.protected for s in part):
@@ -477,7 +479,8 @@ class Loader:
             for sector in part:
                 self.memory.interrupt_erase(sector, fraction, all_the_same=regression)
 
-        yield Work(Kind.ERASE, None if hang or seconds is None else round(seconds * 1e9), done, cut)
+        awaited = regression or not self.has(Quirk.ERASE_NOT_AWAITED)
+        yield Work(Kind.ERASE, None if hang or seconds is None else round(seconds * 1e9), done, cut, awaited)
 
     def _all_banks(self) -> set[int]:
         return {s.bank for s in self.memory.map.sectors}

@@ -42,7 +42,7 @@ from bridged.errors import (
 from bridged.events import Retried, Warned
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Loader, Timing
-from bridged.protocol.flow import Checkpoint, Drain, Flow, Hazard, Now, Receive, Report
+from bridged.protocol.flow import Checkpoint, Drain, Flow, Hazard, Now, Pause, Receive, Report
 from bridged.target.entry import Connected, enter, not_configured
 from bridged.target.request import Request, Result
 from bridged.target.speed import VOLTAGE_ADDRESS, lower_baud, too_many, voltage_code
@@ -326,11 +326,15 @@ class Dialogue:
                 address, f"the block at {address:#010x} cannot be read after it was written: {error.message}"
             ) from error
 
-    def erase(self, command: Callable[[Timing], Flow[None]], wait_s: float) -> Flow[None]:
-        """An erase command, which may be repeated at will, and the proof that it has ended (P9)."""
+    def erase(self, command: Callable[[Timing], Flow[None]], wait_s: float, early_s: float = 0.0) -> Flow[None]:
+        """An erase command, which may be repeated at will, and the proof that it has ended (P9).
+
+        ``early_s``: how long the flash may still work when the loader has answered. Then no answer proves anything, also to
+        other commands, and this time passes whatever came.
+        """
         for attempt in range(TRIES):
             try:
-                return (yield from self._erase_once(command, wait_s))
+                return (yield from self._erase_once(command, wait_s, early_s))
             except (Nack, NoReply, Garbled, EraseTimeout) as error:
                 # A second erase that never answers is no accident of the wire.
                 if attempt == TRIES - 1 or (isinstance(error, EraseTimeout) and attempt):
@@ -344,7 +348,7 @@ class Dialogue:
                     yield from self.reconnect()
         raise AssertionError("the last attempt returns or raises")
 
-    def _erase_once(self, command: Callable[[Timing], Flow[None]], wait_s: float) -> Flow[None]:
+    def _erase_once(self, command: Callable[[Timing], Flow[None]], wait_s: float, early_s: float) -> Flow[None]:
         begun: float = yield Now()
         trouble: LoaderError | None = None
         try:
@@ -358,6 +362,8 @@ class Dialogue:
             if error.facts.get("stage") in ("opcode", "stale"):
                 raise  # Nothing was started, and no hazard declared.
             trouble = error
+        if early_s:
+            yield Pause(early_s)
         try:
             yield from an3155.get_version(self.timing)
         except LoaderError as silent:

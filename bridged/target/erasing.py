@@ -16,7 +16,7 @@ from bridged.events import Phase, Planned, Retried, SectorErased, StepDone, Warn
 from bridged.images.plan import check_protected
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Command, MassErase, Timing
-from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Pause, Progress, Report
+from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Progress, Report
 from bridged.target.dialogue import SLOW_ERASE_LEAST_S, SLOW_SECTOR_S, different, erase_wait_s, not_erased, pieces, wrong_sector
 from bridged.target.entry import phase_started
 from bridged.target.identify import Known
@@ -61,7 +61,9 @@ def erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
     yield Report(Planned(len(sectors), total, 0, 0, seconds, limit_s))
     if request.one_shot:
         known.line.may_reset = False  # As in ``_program``.
-    if request.length or not chip.mass_erase or not (yield from _mass_erase(sectors, known, result)):
+    # Where an erase is not awaited, one of everything would leave nothing to tell its end by: sector by sector it has a bound.
+    at_once = not request.length and chip.mass_erase and not chip.has(Quirk.ERASE_NOT_AWAITED, known.loader_id)
+    if not at_once or not (yield from _mass_erase(sectors, known, result)):
         yield from erase(sectors, known, result, NOTHING_KEPT)
     yield from phase_started(Phase.VERIFY, total)
     done = 0
@@ -123,11 +125,9 @@ def erase_batch(batch: list[Sector], known: Known) -> Flow[float]:
             yield from an3155.erase(codes, timing, wait_s=wait_s)
         else:
             yield from an3155.extended_erase(codes, timing, wait_s=wait_s)
-        if early_s:
-            yield Pause(early_s)
 
     begun: float = yield Now()
-    yield from known.line.erase(command, wait_s)
+    yield from known.line.erase(command, wait_s, early_s)
     ended: float = yield Now()
     yield Report(StepDone("erase", ended - begun))
     return ended - begun

@@ -321,6 +321,41 @@ def test_sectors_erased_counts_what_was_erased() -> None:
     assert result.sectors_erased == len(bench.events(SectorErased))
 
 
+# --- P9 where the loader acknowledges an erase before it is over --------------------------------------------------------
+
+EARLY: dict[str, dict[str, Any]] = {
+    "H743": {"loader_id": 0x91},
+    "G071": {"loader_id": 0xB3, "options": {"nBOOT_SEL": 0}},
+}
+# Flash size and unique id are read twice each; then the version is refused as a byte, and as the block around it.
+VERSION_UNREADABLE = [f"nack:0x11:{number}:address" for number in range(4, 8)]
+
+
+@pytest.mark.parametrize("faults", [[], VERSION_UNREADABLE], ids=["", "its version unreadable"])
+@pytest.mark.parametrize("part", EARLY)
+def test_everything_is_erased_before_the_reset_although_the_loader_answers_early(part: str, faults: list[str]) -> None:
+    bench = Bench(part, {**EARLY[part], "faults": faults})
+    memory = bench.device.memory
+    memory.load_flash(bytes(bench.chip.flash_max_bytes))
+    result = bench.run("erase")
+    assert result.evidence == "full"
+    assert (result.loader_id is None) is bool(faults)
+    assert all(memory.blank(sector.address, sector.end) for sector in memory.map.sectors)
+    assert bench.account.violations == []
+    assert not memory.marginal
+
+
+@pytest.mark.parametrize("fault", ["flip:0x44:0:list", "flip:0x44:1:list:0x66"], ids=["garbage", "an ACK that became a NACK"])
+@pytest.mark.parametrize("part", EARLY)
+def test_a_damaged_early_answer_leads_to_no_reset_in_the_erase(part: str, fault: str) -> None:
+    bench = Bench(part, {**EARLY[part], "faults": [fault]})
+    bench.device.memory.load_flash(bytes(bench.chip.flash_max_bytes))
+    image = make_image(bench.chip, 6000)
+    bench.run("flash", image, discard_outside=True)
+    assert bench.holds(image)
+    assert bench.account.violations == []
+
+
 # --- one flipped bit in the answer to Get ID ----------------------------------------------------------------------------
 
 PID_BYTES = (18, 19)  # of all that the loader sends from its reset on: the ACK of the sync, 15 bytes of Get, ACK, count, these
