@@ -11,11 +11,13 @@ Words: a *sector* is whatever unit the erase command counts, also where ST calls
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bridged.errors import LayoutUnknown, Unsupported
+
+LEAST_FLASH_BYTES = 8 * 1024  # of the smallest part (L010x3, L011x3)
 
 
 class Confidence(StrEnum):
@@ -231,6 +233,7 @@ class Chip:
 
     ``provenance`` has an entry for each other field, and one for ``layouts.erase_s``, the times inside ``layouts``.
     ``ram`` is for judging an initial stack pointer (which may equal the ``end`` of a range) and errs on the large side;
+    ``flash_size_register`` holds KiB within ``flash_size_mask``, or a code that ``flash_size_codes`` turns into KiB.
     ``stub_ram`` is what the loader lets a host write and run. ``startup_s``: delays after reset to try, the usual one first,
     without any safety added. ``boot0_pin_obeyed``: with the option bytes as they leave the factory.
     """
@@ -282,6 +285,8 @@ class Chip:
     provenance: Mapping[str, Provenance] = field(repr=False)
     foreign: str = ""  # why it can be identified and read only; empty for an STM32 that speaks AN3155
     app_checks: tuple[AppCheck, ...] = ()
+    flash_size_mask: int = 0xFFFF
+    flash_size_codes: tuple[tuple[int, int], ...] = ()
     bank_choice: OptionField | None = None  # 1: the loader runs first at each reset and starts bank 2 where a stack pointer is
 
     @property
@@ -304,6 +309,20 @@ class Chip:
     def layouts_for(self, flash_bytes: int) -> tuple[Layout, ...]:
         """The layouts that a part of this size can have, default first."""
         return tuple(lay for lay in self.layouts if not lay.sizes or flash_bytes in lay.sizes)
+
+    def flash_bytes_of(self, register: int) -> int:
+        """The flash that a reading of ``flash_size_register`` states; 0 where no part of this chip can have so much.
+
+        A size that is too small is the dangerous one: an erase of everything would leave the rest, and prove what it erased.
+        """
+        value = register & self.flash_size_mask
+        flash_bytes = dict(self.flash_size_codes).get(value, value) * 1024
+        layouts = self.layouts_for(flash_bytes)
+        fits = not layouts or any(
+            sum(count * run.size_bytes for _, _, count, _, run in _runs(0, flash_bytes, layout)) == flash_bytes
+            for layout in layouts
+        )
+        return flash_bytes if fits and LEAST_FLASH_BYTES <= flash_bytes <= self.flash_max_bytes else 0
 
     def flash_map(self, flash_bytes: int, layout: str | None = None) -> FlashMap:
         """The sectors of a part with ``flash_bytes`` of flash. ``layout``: a name, None for the default of that size.
@@ -332,21 +351,29 @@ class Chip:
         return made
 
 
-def build_map(base: int, flash_bytes: int, layout: Layout) -> FlashMap:
-    """Cut ``flash_bytes`` from ``base`` into sectors as ``layout`` says; a remainder smaller than a sector is left out."""
+def _runs(base: int, flash_bytes: int, layout: Layout) -> Iterator[tuple[int, int, int, int, Run]]:
+    """Number and address of the first sector of each run, how many there are, and in which bank."""
     share = flash_bytes // len(layout.banks)
-    sectors: list[Sector] = []
     at, code = base, 0
     for number, bank in enumerate(layout.banks, start=1):
         at = base + bank.offset if bank.offset is not None else at
         code = bank.first_code if bank.first_code is not None else code
         end = at + (bank.size_bytes if bank.size_bytes is not None else share)
         for run in bank.runs:
-            left = run.count or (end - at) // run.size_bytes
-            while left and at + run.size_bytes <= end:
-                sectors.append(Sector(code, at, run.size_bytes, number, run.erase_typ_s, run.erase_max_s))
-                at, code, left = at + run.size_bytes, code + 1, left - 1
+            room = max(0, end - at) // run.size_bytes
+            count = min(run.count or room, room)
+            yield code, at, count, number, run
+            at, code = at + count * run.size_bytes, code + count
         at = end
+
+
+def build_map(base: int, flash_bytes: int, layout: Layout) -> FlashMap:
+    """Cut ``flash_bytes`` from ``base`` into sectors as ``layout`` says; a remainder smaller than a sector is left out."""
+    sectors = (
+        Sector(code + n, at + n * run.size_bytes, run.size_bytes, bank, run.erase_typ_s, run.erase_max_s)
+        for code, at, count, bank, run in _runs(base, flash_bytes, layout)
+        for n in range(count)
+    )
     return FlashMap(layout.name, base, flash_bytes, tuple(sectors))
 
 

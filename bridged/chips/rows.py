@@ -181,6 +181,9 @@ BASE = Chip(
         {},
         agreed("pid family names flash_base", f"{AN2606} table 226 and {TABLES}"),
         agreed("flash_max_bytes flash_size_register layouts layout_confirmed erased_value option_bytes"),
+        agreed(
+            "flash_size_mask flash_size_codes", "OpenOCD, which names the parts whose register holds something else than KiB"
+        ),
         memory("uid_address layouts.erase_s mass_erase_max_s flash_word_bytes ecc", "data sheets, from memory"),
         memory("otp", "reference manuals, from memory"),
         read("write_align_bytes", f"{AN2606} table 7, or the hardware's program word where that is larger"),

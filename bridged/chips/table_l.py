@@ -239,7 +239,14 @@ CHIPS = (
         usart_protocol="3.0",
         stub_ram=spans("20000800-20003FFF"),
     ),
-    replace(_L1_SMALL, pid=0x429, names=("L1xxx6/8/B-A",), stub_ram=spans("20001000-20007FFF")),
+    replace(
+        _L1_SMALL,
+        pid=0x429,
+        names=("L1xxx6/8/B-A",),
+        flash_size_mask=0xFF,
+        stub_ram=spans("20001000-20007FFF"),
+        provenance=cite(_L1_SMALL, memory("flash_size_mask", "OpenOCD (stm32lx); the reference manual was not read")),
+    ),
     replace(
         L1,
         pid=0x427,
@@ -258,7 +265,12 @@ CHIPS = (
         activation_pattern="4",
         option_bytes=spans("1FF80000-1FF8009F"),
         stub_ram=spans("20001000-2000BFFF"),
-        provenance=cite(L1, unsure("mass_erase", "an older stm32flash allows it, the newer and stm32loader do not")),
+        flash_size_codes=((0, 384), (1, 256)),
+        provenance=cite(
+            L1,
+            unsure("mass_erase", "an older stm32flash allows it, the newer and stm32loader do not"),
+            memory("flash_size_codes", "OpenOCD (stm32lx), which cites RM0038 rev 8, 30.1.1; the manual was not read"),
+        ),
     ),
     replace(
         L1,

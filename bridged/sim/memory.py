@@ -174,7 +174,9 @@ class Memory:
             self._rom.update((self.chip.uid_address + i, b) for i, b in enumerate(self.uid))
             self._also_readable(self.chip.uid_address)
         if self.chip.flash_size_register is not None:
-            size = (self.map.size_bytes // 1024).to_bytes(2, "little")
+            kib = self.map.size_bytes // 1024
+            code = next((code for code, stands_for in self.chip.flash_size_codes if stands_for == kib), kib)
+            size = (code | 0xFFFF & ~self.chip.flash_size_mask).to_bytes(2, "little")
             self._rom.update((self.chip.flash_size_register + i, b) for i, b in enumerate(size))
             self._also_readable(self.chip.flash_size_register)
 

@@ -91,16 +91,24 @@ def identify(request: Request, line: Dialogue, chip: Chip, result: Result) -> Fl
         size = uid = version = b""
     result.uid = uid.hex()
     result.loader_id = version[0] if version else None
-    kib = int.from_bytes(size, "little") if len(size) == 2 else 0
-    if not 0 < kib * 1024 <= chip.flash_max_bytes:
-        kib = request.flash_bytes // 1024
-    elif request.flash_bytes and request.flash_bytes != kib * 1024:
-        text = f"the chip says {kib} KiB of flash, the configuration {request.flash_bytes // 1024}; the chip is believed"
+    stated, no_size = request.flash_bytes, "its flash size could not be read"
+    result.flash_bytes = chip.flash_bytes_of(int.from_bytes(size, "little")) if len(size) == 2 else 0
+    if not result.flash_bytes:
+        result.flash_bytes = stated
+        if len(size) == 2:
+            no_size = f"its flash size register holds {size[1]:02x}{size[0]:02x}, which is no size of this chip"
+        if len(size) == 2 and stated:
+            yield Report(Warned("FLASH_SIZE", f"{no_size}; the {stated // 1024} KiB of the configuration are believed"))
+    elif stated and stated != result.flash_bytes:
+        text = (
+            f"the chip says {result.flash_bytes // 1024} KiB of flash, the configuration {stated // 1024}; the chip is believed"
+        )
         yield Report(Warned("FLASH_SIZE", text))
-    result.flash_bytes = kib * 1024
     flash: FlashMap | None = None
     why = ""
     try:
+        if not result.flash_bytes and not chip.foreign:
+            raise LayoutUnknown(f"{chip.title}: {no_size}; state `flash_kib`", pid=chip.pid)
         layout = yield from _choose_layout(request, chip, result.flash_bytes, line)
         flash = chip.flash_map(result.flash_bytes, layout.name)
         result.layout = layout.name
@@ -126,8 +134,6 @@ def _choose_layout(request: Request, chip: Chip, flash_bytes: int, line: Dialogu
     """The layout that the configuration states, else the one that option bits select, else the only one there is."""
     if chip.foreign:
         raise LayoutUnknown(f"{chip.title} is identified and read only: {chip.foreign}", pid=chip.pid)
-    if not flash_bytes:
-        raise LayoutUnknown(f"{chip.title}: the flash size could not be read; state `flash_kib`", pid=chip.pid)
     found = chip.layouts_for(flash_bytes)
     names = ", ".join(lay.name for lay in found) or "none"
     if request.layout:

@@ -5,6 +5,7 @@ The lists and maps below are typed again from the documents, not computed from t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields, replace
 
 import pytest
@@ -280,6 +281,42 @@ def test_bank_two_of_two_equal_banks() -> None:
         chip = by_pid(pid)
         in_two = [s.address for s in chip.flash_map(size).sectors if s.bank == 2]
         assert min(in_two) == chip.flash_base + size // 2
+
+
+@pytest.mark.parametrize(
+    ("pid", "register", "kib"),
+    [
+        (0x436, 0, 384),
+        (0x436, 1, 256),
+        (0x436, 2, 0),
+        (0x436, 384, 384),
+        (0x429, 0xFF80, 128),
+        (0x429, 0x0040, 64),
+        (0x416, 0xFF80, 0),
+        (0x437, 1, 0),  # a page is 256 bytes
+        (0x437, 7, 0),
+        (0x425, 8, 8),
+        (0x413, 1024, 1024),
+        (0x413, 0xFFFF, 0),
+        (0x421, 320, 0),
+        (0x421, 32, 32),
+        (0x421, 40, 0),
+        (0x449, 64, 64),
+        (0x450, 64, 64),  # There is no layout for it, which is another error.
+    ],
+)
+def test_a_flash_size_that_cannot_be_is_none(pid: int, register: int, kib: int) -> None:
+    assert by_pid(pid).flash_bytes_of(register) == kib * KIB
+
+
+@pytest.mark.parametrize("chip", ALL, ids=name)
+def test_the_sizes_that_parts_have_are_believed(chip: Chip) -> None:
+    codes = {code for code, _ in chip.flash_size_codes}
+    for layout in chip.layouts:
+        for size in sizes_of(chip, layout):
+            with suppress(LayoutUnknown):
+                chip.flash_map(size, layout.name)
+                assert size // KIB in codes or chip.flash_bytes_of(size // KIB) == size
 
 
 def test_a_size_that_no_part_has_gets_no_map() -> None:

@@ -22,7 +22,6 @@ from bridged.sim.virtual import PowerCut
 from bridged.target.erasing import batches
 from bridged.target.kept import NOTHING_KEPT, decode_kept
 from bridged.target.request import Wiring
-from bridged.target.wishes import Wishes
 from tests.target.bench import WIRED, Bench, make_image
 
 # One part of each kind that the promise names, as `chip` of the configuration; G0 leaves the factory ignoring its pin.
@@ -254,53 +253,6 @@ def test_read_returns_the_bytes() -> None:
     assert bench.run("read", address=0x08000010, length=3000).data == bench.flash(0x08000010, 3000)
     with pytest.raises(errors.ImageDoesNotFit, match="the flash ends at 0x080fffff"):
         bench.run("read", address=0x080FFFFF, length=2)
-
-
-@pytest.mark.parametrize(
-    ("part", "device"),
-    [
-        ("0x484", {}),
-        ("0x467", {"flash_bytes": 512 * 1024, "options": {"nBOOT_SEL": 0}}),
-        ("0x480", {}),
-        ("0x496", {}),
-        ("0x641", {}),
-    ],
-)
-def test_a_part_of_an_unsure_layout_is_read_all_the_same(part: str, device: dict[str, Any]) -> None:
-    bench = Bench(part, device)
-    base = bench.chip.flash_base
-    bench.device.memory.load_flash(bytes(range(256)) * 4)
-    with pytest.raises((errors.LayoutUnknown, errors.Unsupported)):
-        bench.run("erase", address=base, length=bench.device.memory.map.sectors[0].size_bytes)
-    assert bench.run("read", address=base + 8, length=700).data == bench.flash(base + 8, 700)
-    end = base + bench.chip.flash_max_bytes
-    with pytest.raises(errors.ImageDoesNotFit, match=f"the flash ends at {end - 1:#010x}"):
-        bench.run("read", address=end - 4, length=8)
-
-
-@pytest.mark.parametrize(
-    ("kind", "rdp", "more"),
-    [
-        ("flash", 0, {}),
-        ("ensure", 0, {}),
-        ("erase", 0, {}),
-        ("protect", 0, {"wishes": Wishes(what="readout")}),
-        ("protect", 0, {"wishes": Wishes(what="write", sectors=(0,))}),
-        ("option-bytes", 0, {"wishes": Wishes(patches=((0x1FFFF800, b"\xa5"),))}),
-        ("unprotect", 1, {"wishes": Wishes(what="readout")}),
-        ("flash", 1, {"wishes": Wishes(unprotect=True)}),
-    ],
-)
-def test_a_foreign_part_is_never_written_whatever_layout_is_stated(kind: str, rdp: int, more: dict[str, Any]) -> None:
-    bench = Bench("0x641", {"flash_bytes": 64 * 1024, "rdp": rdp}, {"layout": "uniform", "flash_bytes": 64 * 1024})
-    bench.device.memory.load_flash(bytes(2048))
-    image = make_image(bench.chip, 3000) if kind in ("flash", "ensure") else None
-    with pytest.raises(errors.Unsupported, match="a clone or custom part") as caught:
-        bench.run(kind, image, force=frozenset({"erase-everything", "vectors"}), **more)
-    assert "layout" not in caught.value.hint.remedy
-    assert not bench.device.stats.erases
-    assert not bench.account.barriers
-    assert bench.device.memory.rdp == rdp
 
 
 def test_erase_takes_exactly_the_range() -> None:
