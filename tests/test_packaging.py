@@ -165,6 +165,48 @@ def test_the_script_leaves_other_machines_alone(tmp_path: Path) -> None:
     assert subprocess.run([ROOT / "install.sh", "--nonsense"], capture_output=True, check=False).returncode == 2
 
 
+# --- the Debian package
+
+# What a script calls is noted; was-enabled and the stops succeed, and bridged.socket is what runs.
+CALLED = """#!/bin/sh
+echo "$(basename "$0") $*" >>"$CALLS"
+case "$*" in *list-units*) echo "bridged.socket loaded active running x" ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "taken_back"),
+    [("upgrade 2.0", "abort-upgrade 2.0"), ("remove", "abort-remove"), ("upgrade 2.0", "configure 1.0")],
+)
+def test_what_the_package_stopped_is_started_again_also_where_dpkg_failed(tmp_path: Path, before: str, taken_back: str) -> None:
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    names = ["systemctl", "udevadm", "modprobe", "journalctl", "systemd-sysusers", "systemd-tmpfiles"]
+    for name in (*names, "deb-systemd-helper", "deb-systemd-invoke"):
+        (tools / name).write_text(CALLED)
+        (tools / name).chmod(0o755)
+
+    def run(name: str, words: str) -> list[str]:
+        """A maintainer script with a /run of its own; what it called."""
+        script = tmp_path / name
+        script.write_text((ROOT / "debian" / name).read_text().replace("/run/", f"{tmp_path}/run/"))
+        calls = tmp_path / f"calls-{name}"
+        environment = {"PATH": f"{tools}:/usr/bin:/bin", "CALLS": str(calls)}
+        subprocess.run(["sh", script, *words.split()], env=environment, check=True, capture_output=True)
+        return calls.read_text().splitlines()
+
+    stopped = run("prerm", before)
+    assert {"deb-systemd-invoke stop bridged.socket", "deb-systemd-invoke stop bridged.service"} < set(stopped)
+    started = run("postinst", taken_back)
+    assert started[-2:] == ["systemctl start bridged.socket", "deb-systemd-invoke start bridged.service"]
+    # Nothing is left behind, neither then nor where a removal succeeds.
+    assert list((tmp_path / "run").iterdir()) == [tmp_path / "run" / "systemd"]
+    run("prerm", "remove")
+    run("postrm", "remove")
+    assert list((tmp_path / "run").iterdir()) == [tmp_path / "run" / "systemd"]
+
+
 # --- locked packages
 
 
