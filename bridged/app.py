@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING
 from bridged import __version__, config, logs
 from bridged.config.difference import difference
 from bridged.config.file import load, warnings_of
+from bridged.config.sharing import groups
 from bridged.config.values import listeners
 from bridged.errors import BridgedError, ConfigError, NotAllowed, from_dict
 from bridged.logs import Notice, log_error, note
@@ -222,6 +223,10 @@ class Daemon:
         parts.push_async_callback(asyncio.to_thread, self.journal.close)
         self.store = await asyncio.to_thread(_open_store, self.where.state, settings.store)
         self.targets |= {name: self._target(name, target) for name, target in settings.targets.items()}
+        for group in groups(settings.targets):
+            wires = asyncio.Lock()
+            for name in group:
+                self.targets[name].wires = wires
         self.consoles |= {name: self._console(target) for name, target in self.targets.items()}
         connectors = [name for name, said in (("nats", settings.fleet.servers), ("hawkbit", settings.hawkbit.url)) if said]
         self.metrics = Metrics(self.targets, connectors=connectors)

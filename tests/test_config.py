@@ -16,7 +16,7 @@ from bridged.config import Config
 from bridged.config.file import LIMIT_BYTES, MAX_TARGETS, InvalidConfig, load, warnings_of
 from bridged.config.places import places_of
 from bridged.config.reference import reference
-from bridged.config.sharing import neighbours
+from bridged.config.sharing import groups, neighbours
 from bridged.config.values import MAX_CHARS, MAX_ITEMS, parse_range
 from bridged.errors import ConfigError
 
@@ -506,3 +506,11 @@ def test_what_is_no_protected_range(item: str, says: str) -> None:
     (mistake,) = caught.value.errors
     assert (mistake.line, mistake.key) == (3, "targets.a.protect[1]")
     assert says in mistake.text
+
+
+def test_who_shares_with_whom_directly_or_through_others() -> None:
+    def shares(*names: str) -> config.Target:
+        return config.Target(port="/dev/x", shares=list(names))
+
+    targets = {"a": shares("c"), "x": shares(), "b": shares("d"), "c": shares("a", "d"), "d": shares("c", "b", "elsewhere")}
+    assert groups(targets) == [{"a", "b", "c", "d"}, {"x"}]

@@ -26,6 +26,16 @@ def neighbours(targets: Mapping[str, Target], name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def groups(targets: Mapping[str, Target]) -> list[set[str]]:
+    """Who shares wires, directly or through others; alone who shares none."""
+    found: dict[str, set[str]] = {name: {name} for name in targets}
+    for name, target in targets.items():
+        joined = set[str]().union(*(found[other] for other in (name, *target.shares) if other in found))
+        for other in joined:
+            found[other] = joined
+    return list({id(group): group for group in found.values()}.values())
+
+
 def things(target: Target) -> set[str]:
     """What of the gateway this target occupies, in words. Modem lines belong to the port and need no name of their own."""
     lines = target.lines

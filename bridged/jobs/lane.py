@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bridged.config import Config
 from bridged.config import Target as TargetConfig
+from bridged.config.sharing import groups
 from bridged.events import SectorProven
 from bridged.images.content import Content
 from bridged.jobs import policy, rollback
@@ -123,19 +124,9 @@ class Lane:
 
 def lanes_of(config: Config, targets: Mapping[str, TargetPort]) -> dict[str, Lane]:
     """A lane for each target; targets that share wires, directly or through others, are one group."""
-    groups: dict[str, set[str]] = {name: {name} for name in targets}
-    for name, settings in _sharing(config.targets.items(), groups):
-        joined = set[str]().union(*(groups[other] for other in (name, *settings)))
-        for other in joined:
-            groups[other] = joined
-    made: dict[int, Group] = {}
-    lanes: dict[str, Lane] = {}
-    for name, port in targets.items():
-        group = made.setdefault(id(groups[name]), Group())
-        lanes[name] = Lane(name, config.targets.get(name, TargetConfig()), port, group)
-        group.lanes.append(lanes[name])
+    settings = {name: config.targets.get(name, TargetConfig()) for name in targets}
+    group_of = {name: group for names in groups(settings) for group in [Group()] for name in names}
+    lanes = {name: Lane(name, settings[name], port, group_of[name]) for name, port in targets.items()}
+    for lane in lanes.values():
+        lane.group.lanes.append(lane)
     return lanes
-
-
-def _sharing(targets: Iterable[tuple[str, TargetConfig]], known: Mapping[str, object]) -> Iterable[tuple[str, tuple[str, ...]]]:
-    return ((name, tuple(other for other in one.shares if other in known)) for name, one in targets if name in known)

@@ -12,7 +12,10 @@ States: ``absent`` (no device, or somebody else has it; tried again by itself), 
 be brought back to idle; only ``clear`` or a restart gets out of it). Opening moves the lines to idle and resets nothing.
 
 A target that ``shares`` its port or a line with another cannot keep them open. It takes them once to bring the lines to idle,
-then for each session only; the caller runs such targets one at a time.
+then for each session only; the caller runs such targets one at a time. All of them have one lock (``wires``), which whoever has
+the lines open holds: a device that comes back in the middle of a neighbour's session moves nothing before its end.
+
+It is one file because keeper, console and session hand the same port and lines to each other.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -100,6 +103,7 @@ class Target:
         self._session: Session | None = None
         self._asked = ""
         self._shared = bool(settings.shares)
+        self.wires = asyncio.Lock()  # Whoever puts targets together gives one to all that share.
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -137,17 +141,18 @@ class Target:
                 if wait_s > 0:
                     self.reason = f"waiting {wait_s:.0f} s for the end of a hazard"
                     await asyncio.sleep(wait_s)
+                if self._shared and self.wires.locked():
+                    await self._set("absent", "a target that shares its wires has them")
                 try:
-                    await asyncio.to_thread(self._take)
+                    async with self._wired():
+                        await asyncio.to_thread(self._take)
                 except BridgedError as error:
                     if error.message != self.reason:
                         await self._set("absent", error.message)
                 except Exception as error:  # A defect must not end the looking after.
                     await self._set("absent", f"{type(error).__name__}: {error}")
                 else:
-                    if self._shared:
-                        await self._drop()
-                    else:
+                    if not self._shared:
                         await self._attach()
                     await self._set("idle", "")
             elif self.state == "idle" and (lost := self._lost()):
@@ -254,23 +259,23 @@ class Target:
         else has it: the target is absent, and the release is owed still.
         """
         await asyncio.sleep(hazard_s)
-        try:
-            await self._open_shared()
-            if self._lines is None:
-                raise PortGone(f"target {self.name}: {self.reason}")
-            await self._back_to_application(erased=erased)
-            self.unreleased = False
-            if empty:
-                await self._start_empty(empty)
-        except LinkError as error:
-            # What could not be had is not what could not be driven: it is tried again when the port is back.
-            if isinstance(error, PortGone | PortBusy) or self._lost():
-                await self._gone(error.message)
-                raise PortGone(f"{self.config.port} could not be had while the target was released: {error.message}") from error
-            await self._set("broken", f"after an interrupted session: {error.message}")
-            raise
-        finally:
-            await self._close_shared()
+        async with self._wired():
+            try:
+                await self._open_shared()
+                if self._lines is None:
+                    raise PortGone(f"target {self.name}: {self.reason}")
+                await self._back_to_application(erased=erased)
+                self.unreleased = False
+                if empty:
+                    await self._start_empty(empty)
+            except LinkError as error:
+                # What could not be had is not what could not be driven: it is tried again when the port is back.
+                if isinstance(error, PortGone | PortBusy) or self._lost():
+                    await self._gone(error.message)
+                    said = f"{self.config.port} could not be had while the target was released: {error.message}"
+                    raise PortGone(said) from error
+                await self._set("broken", f"after an interrupted session: {error.message}")
+                raise
 
     async def _start_empty(self, chip: str) -> None:
         """Lines are idle by now, so nothing that goes wrong here makes the release undone."""
@@ -282,7 +287,6 @@ class Target:
         except BridgedError as error:
             log.warning("target %s may be in its loader still: %s", self.name, error.message)
         finally:
-            self._session = None
             if self.state == "busy":
                 self._give_back()
                 await self._set("idle", "")
@@ -291,9 +295,17 @@ class Target:
         if self._shared and self._uart is None:
             await asyncio.to_thread(self._take)
 
-    async def _close_shared(self) -> None:
-        if self._shared:
-            await self._drop()
+    @contextlib.asynccontextmanager
+    async def _wired(self) -> AsyncIterator[None]:
+        """Alone with shared wires; they are given back at the end."""
+        if not self._shared:
+            yield
+            return
+        async with self.wires:
+            try:
+                yield
+            finally:
+                await self._drop()
 
     async def _back_to_application(self, *, erased: bool) -> None:
         assert self._lines is not None
@@ -489,15 +501,14 @@ class Target:
         try:
             await self._set("busy", f"job {job_id}")
             on_event(PhaseStarted(Phase.LOCK))
-            await self._open_shared()
-            assert self._lines is not None
-            request = request_of(self.config, self._lines, kind, params, proven, spans, past)
-            return await self._run(request, image, kept, on_event, on_progress, on_barrier)
+            async with self._wired():
+                await self._open_shared()
+                assert self._lines is not None
+                request = request_of(self.config, self._lines, kind, params, proven, spans, past)
+                return await self._run(request, image, kept, on_event, on_progress, on_barrier)
         finally:
-            self._session = None
             self._asked = ""
             self.leases.end_job()
-            await self._close_shared()
             if self.state == "busy":
                 if lost := self._lost():
                     await self._gone(lost)
@@ -555,6 +566,7 @@ class Target:
                 result["data"] = os.pread(session.out, int(outcome["data_bytes"]), 0)
             return result
         finally:
+            self._session = None
             session.close()
 
     def _new_session(

@@ -542,3 +542,49 @@ def test_two_targets_that_share_a_port_take_turns(tmp_path: Path) -> None:
                 await target.close()
 
         asyncio.run(main())
+
+
+def test_a_neighbour_that_is_plugged_in_moves_no_shared_line_before_the_end_of_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "RETRY_S", 0.02)
+    seen: list[str] = []
+    master, slave = os.openpty()
+
+    def told(event: Event) -> None:
+        if isinstance(event, PhaseStarted) and event.phase is Phase.IDENTIFY:
+            (tmp_path / "late").symlink_to(os.ttyname(slave))
+        if isinstance(event, PhaseStarted) and event.phase is Phase.BOOT:
+            seen.append(f"{second.state}: {second.reason}")
+
+    with simulated(tmp_path) as rig:
+        settings = replace(rig.target.config, shares=["two"])
+        first = Target("one", settings)
+        second = Target("two", replace(settings, port=str(tmp_path / "late"), shares=["one"]))
+        second.wires = first.wires
+        boxes = rig.port._connections
+
+        async def main() -> None:
+            for target in (first, second):
+                await target.open()
+            await first.wait_present()
+            most = 0
+
+            def count(event: Event) -> None:
+                nonlocal most
+                told(event)
+                most = max(most, len(boxes))
+
+            # Read slowly enough that a keeper has many turns in it.
+            result = await first.run("read", {"address": 0x08000000, "length": 4096}, None, job_id="j", on_event=count)
+            assert result["data"] == b"\xff" * 4096
+            assert seen == ["absent: a target that shares its wires has them"]
+            assert most == 1, "nobody else was connected to the line box"
+            await second.wait_present()
+            assert second.state == "idle"
+            for target in (first, second):
+                await target.close()
+
+        asyncio.run(main())
+    os.close(master)
+    os.close(slave)
