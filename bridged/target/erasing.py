@@ -26,6 +26,7 @@ from bridged.target.way_back import check_entry
 
 ERASE_BATCH_S = 4.0  # Longest worst case of one erase command of several sectors: progress, and a bounded wait.
 CHECK_BYTES = 256
+ASKING_S = 0.1  # What a command and its answers take beside the erase: up to 260 bytes, and what an adapter adds to an answer.
 
 
 def erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
@@ -101,7 +102,7 @@ def erase(sectors: tuple[Sector, ...], known: Known, result: Result, kept: bytes
         seconds = yield from erase_batch(batch, known)
         for sector in batch:
             yield Report(SectorErased(sector.address, sector.size_bytes, seconds / len(batch)))
-        if seconds > sum(s.erase_max_s for s in batch):
+        if not _early_s(batch, known) and seconds > sum(s.erase_max_s for s in batch) + ASKING_S:
             text = f"erasing {len(batch)} sectors from {batch[0].address:#010x} took {seconds:.1f} s: worn or slow flash"
             yield Report(Warned("SLOW_ERASE", text))
         if number == 0:
@@ -117,8 +118,6 @@ def erase(sectors: tuple[Sector, ...], known: Known, result: Result, kept: bytes
 
 def erase_batch(batch: list[Sector], known: Known) -> Flow[float]:
     codes, wait_s = [s.code for s in batch], erase_wait_s(batch)
-    # The ACK of some loaders comes early (AN2606): the flash still works, whatever they answer.
-    early_s = 2 * sum(s.erase_max_s for s in batch) if known.chip.has(Quirk.ERASE_NOT_AWAITED, known.loader_id) else 0.0
 
     def command(timing: Timing) -> Flow[None]:
         if known.line.loader.erase_command is Command.ERASE:
@@ -127,10 +126,15 @@ def erase_batch(batch: list[Sector], known: Known) -> Flow[float]:
             yield from an3155.extended_erase(codes, timing, wait_s=wait_s)
 
     begun: float = yield Now()
-    yield from known.line.erase(command, wait_s, early_s)
+    yield from known.line.erase(command, wait_s, _early_s(batch, known))
     ended: float = yield Now()
     yield Report(StepDone("erase", ended - begun))
     return ended - begun
+
+
+def _early_s(batch: list[Sector], known: Known) -> float:
+    """The ACK of some loaders comes early (AN2606): so long the flash may still work, whatever they answer."""
+    return 2 * sum(s.erase_max_s for s in batch) if known.chip.has(Quirk.ERASE_NOT_AWAITED, known.loader_id) else 0.0
 
 
 def batches(sectors: Iterable[Sector], chip: Chip, loader_id: int | None) -> list[list[Sector]]:

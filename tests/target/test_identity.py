@@ -18,7 +18,7 @@ def test_where_the_size_register_holds_a_code_everything_is_erased(kib: int) -> 
     bench.device.memory.load_flash(b"\xa5" * kib * 1024)
     result = bench.run("erase")
     assert (result.flash_bytes, result.bytes_compared, result.evidence) == (kib * 1024, kib * 1024, "full")
-    assert "FLASH_SIZE" not in [warned.code for warned in bench.events(Warned)]
+    assert not bench.events(Warned)  # Pages of 4 ms at most are not slow flash because a command takes some as well.
     assert bench.device.memory.flash.count(0) == kib * 1024
 
 

@@ -343,6 +343,7 @@ def test_everything_is_erased_before_the_reset_although_the_loader_answers_early
     assert all(memory.blank(sector.address, sector.end) for sector in memory.map.sectors)
     assert bench.account.violations == []
     assert not memory.marginal
+    assert "SLOW_ERASE" not in {warned.code for warned in bench.events(Warned)}, "it was we who waited"
 
 
 @pytest.mark.parametrize("fault", ["flip:0x44:0:list", "flip:0x44:1:list:0x66"], ids=["garbage", "an ACK that became a NACK"])
