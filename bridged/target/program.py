@@ -135,6 +135,20 @@ def _compare(plan: Plan, known: Known, result: Result, *, tolerate: bool) -> Flo
     return True
 
 
+def prove_still(request: Request, known: Known, image: Image, result: Result) -> Flow[None]:
+    """That all of ``image`` is there, which a run of this job proved and this one has not seen. Nothing is changed.
+
+    Raises ``VerifyError``, ``LayoutUnknown``, ``ImageDoesNotFit``.
+    """
+    yield from phase_started(Phase.PLAN)
+    plan = replace(make_plan(image, known.chip, known.flash_map()), erase=())
+    seconds = plan.estimate_s(result.baud)
+    yield Report(Planned(0, 0, 0, 0, seconds, _limit_s(plan, request, known, seconds)))
+    yield from _compare(plan, known, result, tolerate=False)
+    result.evidence = "full"
+    result.proof = "checksum" if result.bytes_checksummed else "read-back"
+
+
 def _closed(request: Request, known: Known) -> Flow[EntryWouldBeLost | None]:
     """P10 is asked of the ROM loader, so before the other one runs; whether it matters shows later."""
     if request.kind != "verify":

@@ -35,7 +35,7 @@ from bridged.errors import (
 from bridged.events import Phase, Planned
 from bridged.images.model import Image
 from bridged.protocol.an3155 import Timing
-from bridged.protocol.flow import Checkpoint, Flow, Now, Progress, Report, SetLines
+from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Progress, Report, SetLines
 from bridged.target.dialogue import Dialogue, pieces
 from bridged.target.entry import (
     ask_interlock,
@@ -50,13 +50,16 @@ from bridged.target.entry import (
 from bridged.target.erasing import erase_range
 from bridged.target.identify import Known, identify
 from bridged.target.kept import NOTHING_KEPT
-from bridged.target.program import program
+from bridged.target.program import program, prove_still
 from bridged.target.protection import (
     check_blank,
+    is_protected,
     is_proven,
+    lock_readout,
     option_bytes,
     protect,
     protect_last,
+    proven_marker,
     unasked,
     unprotect,
     when_protected,
@@ -187,21 +190,26 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result, en
 
 
 def _protect_now(request: Request, line: Dialogue, image: Image | None, result: Result) -> Flow[None]:
-    """An interrupted run had proven everything, had heard the application, and was about to protect it."""
+    """An interrupted run had proven everything, had heard the application, and was about to protect it.
+
+    Where it got as far as that, nothing can be read any more. Where it did not, another board may be there by now, or another
+    firmware: what can be looked at is looked at before it is shut for ever.
+    """
     assert image is not None
     chip = line.chip
     if chip is None:
         raise UnknownChip(f"product id {line.pid:#05x} is in no table of this version", pid=line.pid)
-    result.pid, result.loader, result.family, result.names = (
-        line.pid,
-        line.loader.version_text,
-        chip.family,
-        "/".join(chip.names),
-    )
-    result.changed, result.content, result.evidence = True, image.digest, "full"
+    result.changed, result.content = True, image.digest
     result.health = "passed" if request.health else ""
-    locked = yield from protect_last(request, result, chip, image.digest)
-    yield from boot(unasked(request), result, locked.chip, locked.timing)
+    if (yield from is_protected(line, chip)):
+        result.pid, result.loader, result.family = line.pid, line.loader.version_text, chip.family
+        result.names = "/".join(chip.names)
+        result.evidence, result.protected = "full", True
+        yield Barrier("erased")
+    elif known := (yield from _know(request, line, result)):
+        yield from prove_still(request, known, image, result)
+        yield from lock_readout(line, chip, result, proven_marker(image.digest))
+    yield from boot(unasked(request), result, line.chip, line.timing)
 
 
 def _configured(request: Request) -> tuple[Chip | None, Timing]:

@@ -10,12 +10,12 @@ import pytest
 from bridged import errors
 from bridged.chips.option_rows import LAYOUTS
 from bridged.errors import BridgedError
-from bridged.events import Warned
+from bridged.events import Identified, Warned
 from bridged.images.model import Image
 from bridged.protocol.flow import Barrier, Checkpoint
 from bridged.sim.loader import Timing
 from bridged.sim.virtual import PowerCut
-from bridged.target.protection import option_wait_s, unprotect_wait_s
+from bridged.target.protection import option_wait_s, proven_marker, unprotect_wait_s
 from bridged.target.request import Past
 from bridged.target.wishes import wishes_of
 from tests.target.bench import Bench, make_image
@@ -178,6 +178,29 @@ def test_the_one_job_is_resumed_after_a_death_at_every_checkpoint() -> None:
         return {"checkpoint": checkpoint}
 
     assert resumed_after("0x410", at, 400) > 20
+
+
+def test_a_resumed_job_protects_only_what_holds_its_image() -> None:
+    """Another board may have been plugged, or this one flashed by hand, before readout protection took effect."""
+    bench = one("F407", timing=FAST, flash_bytes=512 * 1024)
+    there = make_image(bench.chip, 768, seed=5)
+    marker = proven_marker(make_image(bench.chip, 3000).digest)
+    with pytest.raises(errors.VerifyError):
+        ask(bench, "flash", make_image(bench.chip, 3000), marker, **WHOLE)
+    assert (bench.device.memory.rdp, bench.account.barriers, bench.holds(there)) == (0, [], True)
+    unharmed(bench)
+    # The one that holds it: the daemon hears who it is before the barrier at which it refuses another than the job began on.
+    seen: list[str] = []
+    hooks: dict[str, Any] = {"barrier": lambda step: seen.append(f"{step.state} {bench.events(Identified)[0].uid}")}
+    result = ask(bench, "flash", there, proven_marker(there.digest), **hooks, **WHOLE)
+    assert (result.evidence, result.bytes_compared, result.bytes_written, result.protected) == ("full", 768, 0, True)
+    assert (bench.device.memory.rdp, seen[0]) == (1, f"protecting {result.uid}")
+    assert result.uid
+    unharmed(bench)
+    # Protected already: nothing can be looked at, nothing is sent.
+    result = ask(bench, "flash", there, proven_marker(there.digest), **WHOLE)
+    assert (result.evidence, result.protected, [b.state for b in bench.account.barriers]) == ("full", True, ["erased"])
+    unharmed(bench)
 
 
 @pytest.mark.parametrize("after", [0, 1])
