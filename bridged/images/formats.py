@@ -13,7 +13,9 @@ is one row in ``FORMATS``.
 - S-record (Motorola M68000 Family Programmer's Reference Manual, appendix C): likewise. The count of S5 and S6 is compared, an
   end record is needed, and all data records have one type, because the type is the one digit that no checksum covers.
 - ELF (System V ABI, chapter 5): PT_LOAD segments at their *physical* address, which is where the linker put the bytes into
-  flash; the virtual address of initialised data is in RAM. Section headers are not needed and not read.
+  flash; the virtual address of initialised data is in RAM. Linkers let a segment begin with the ELF header where
+  there is room on the page in front of the first section (lld; GNU ld for an image that starts at 0x08020200); objcopy and gdb
+  go by sections and never write it. There, and only there, the section headers say what is firmware.
 - DfuSe (ST UM0391): prefix, targets, elements and suffix, whose CRC covers the file. Only the internal flash is taken: option
   bytes and other memories in such a file are a refusal; they are neither skipped nor written.
 - gzip (RFC 1952), recognised by its magic and taken off once: all members, bounded, and nothing may follow them. Not with
@@ -314,6 +316,9 @@ _ELF_MAGIC = b"\x7fELF"
 _ELF_HEADER_BYTES = 52
 _ELF_PROGRAM_HEADER_BYTES = 32
 _EM_ARM = 40
+_ELF_SECTION = struct.Struct("<10I")  # name, type, flags, address, offset, size, …
+_ELF_NO_BYTES = (0, 8)  # SHT_NULL and SHT_NOBITS
+_SHF_ALLOC = 2
 _ET_REL = 1
 
 
@@ -326,7 +331,7 @@ def read_elf(data: bytes) -> list[Part]:
 
     _check_elf_header(data)
     parts: list[Part] = []
-    total = 0
+    total, with_headers = 0, False
     try:
         elf = ELFFile(io.BytesIO(data))
     except Exception as error:  # ELFError, but also whatever else a broken header makes it stumble over
@@ -356,10 +361,42 @@ def read_elf(data: bytes) -> list[Part]:
         total += size
         if total > len(data):  # Thousands of headers may point at the same megabyte: no linker does that.
             raise _bad_offset(at, f"up to program header {number} the segments claim {total} bytes of a file of {len(data)}")
-        parts.append(Part(address, data[offset : offset + size], f"program header {number} (offset {at:#x})"))
+        start, end = offset, offset + size
+        if offset < _ELF_HEADER_BYTES or (offset < table + count * _ELF_PROGRAM_HEADER_BYTES and table < end):
+            if with_headers:  # To look through all sections for each of thousands would take an hour: no linker does that.
+                raise _bad_offset(at, f"program header {number} holds the headers of the file, as one before it does")
+            with_headers = True
+            start, end = _covered_by_sections(data, offset, end, f"program header {number} (offset {at:#x})")
+        if start < end:
+            parts.append(Part(address + start - offset, data[start:end], f"program header {number} (offset {at:#x})"))
     if not parts:
         raise EmptyImage(f"none of the {count} program headers at offset {table:#x} is a PT_LOAD with bytes in the file")
     return parts
+
+
+def _covered_by_sections(data: bytes, start: int, end: int, origin: str) -> tuple[int, int]:
+    """From the first to the last byte of a section that is loaded, within a segment that holds the headers of the file as well.
+
+    Nothing where no section is in it: such a segment is there for the headers alone.
+    """
+    table, size, count = (int.from_bytes(data[a:b], "little") for a, b in ((32, 36), (46, 48), (48, 50)))
+    if not count:
+        raise UnknownFormat(
+            f"{origin} also holds the ELF header, which is no firmware, and without section headers nobody can tell where that "
+            "ends: link with -Wl,--nmagic, or keep the section headers"
+        )
+    if size != _ELF_SECTION.size or table + count * size > len(data):
+        raise _bad_offset(
+            32,
+            f"{count} section headers of {size} bytes are announced at {table:#x}; each has {_ELF_SECTION.size} bytes, "
+            f"and the file ends at {len(data):#x}",
+        )
+    first, last = end, start
+    for at in range(table, table + count * size, size):
+        _, kind, flags, _, offset, length, *_ = _ELF_SECTION.unpack_from(data, at)
+        if kind not in _ELF_NO_BYTES and flags & _SHF_ALLOC and length and offset < end and start < offset + length:
+            first, last = min(first, max(offset, start)), max(last, min(offset + length, end))
+    return first, last
 
 
 def _check_elf_header(data: bytes) -> None:

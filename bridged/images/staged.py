@@ -10,6 +10,7 @@ from pathlib import Path
 from bridged.errors import BadRequest
 from bridged.images.durable import TMP, modified_s
 
+READING = 2  # Counted up when the parser reads a file otherwise than before: what it gave then is not its content any more.
 NAME_CHARS = 128  # Of one name: as much as the line protocol takes.
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -65,7 +66,8 @@ class Pending:
 
 
 def content_key(type_hint: str, base_address: int | None) -> str:
-    return type_hint if base_address is None else f"{type_hint}@{base_address:#010x}"
+    """How a file was read: type, base address, and by which edition of the parser."""
+    return f"{type_hint}{'' if base_address is None else f'@{base_address:#010x}'}/{READING}"
 
 
 def checked_sha256(text: str) -> str:

@@ -223,6 +223,27 @@ def test_elf_only_loadable_bytes_count() -> None:
     check_content(elf([(0x20000000, b""), (BASE, DATA)]), [(BASE, DATA)])
 
 
+def with_headers(data: bytes, number: int, address: int, size: int) -> bytes:
+    """Program header ``number`` is for the first ``size`` bytes of the file."""
+    at = 52 + 32 * number
+    return data[:at] + struct.pack("<8I", 1, 0, address, address, size, size, 4, 0x10000) + data[at + 32 :]
+
+
+def test_elf_headers_are_no_firmware() -> None:
+    """GNU ld and lld map them where they have room in front of the first section; objcopy never writes them."""
+    alone = with_headers(elf([(BASE + 0x4000, DATA), (BASE, b"")], sections=True), 1, BASE, 52 + 64)
+    check_content(alone, [(BASE + 0x4000, DATA)])  # lld: a segment of its own
+    before = with_headers(elf([(BASE, DATA)], sections=True), 0, BASE, 0x54 + len(DATA))
+    check_content(before, [(BASE + 0x54, DATA)])  # GNU ld: the same segment, and what fills it up to the first section
+    stripped = with_headers(elf([(BASE, DATA)]), 0, BASE, 0x54 + len(DATA))
+    check_refused(stripped, UnknownFormat, "-Wl,--nmagic")
+    for at, value, size in ((32, 0xFFFFFF00, 4), (46, 64, 2), (48, 0xFFFF, 2)):
+        check_refused(patched(before, at, value, size), CorruptImage, "section headers of")
+    nothing = with_headers(elf([(BASE, b"")], sections=True), 0, BASE, 52)
+    check_refused(nothing, EmptyImage, "none of the 1 program headers")
+    check_refused(with_headers(alone, 0, BASE, 52), CorruptImage, "offset 0x54: program header 1 holds the headers")
+
+
 def patched(data: bytes, at: int, value: int, size: int = 4) -> bytes:
     return data[:at] + value.to_bytes(size, "little") + data[at + size :]
 

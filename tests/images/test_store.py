@@ -24,7 +24,7 @@ from bridged.errors import (
 from bridged.images import parts, store
 from bridged.images.model import Image
 from bridged.images.parts import SYNC_BYTES
-from bridged.images.staged import StagedImage
+from bridged.images.staged import READING, StagedImage
 from bridged.images.store import Store
 from tests.images.builders import elf, hex_text
 from tests.images.store_bench import BASE, DATA, MIB, Clock, InProcess, failing, files, opened, put, sha
@@ -117,8 +117,23 @@ def test_the_ways_in_which_a_file_was_read_are_bounded(tmp_path: Path, monkeypat
     staged = put(here, b"raw bytes")
     for n in range(5):
         here.load(here.get(staged.sha256), BASE + n * 256)
-    assert list(here.get(staged.sha256).contents) == [f"auto@{BASE + n * 256:#010x}" for n in (2, 3, 4)]
+    assert list(here.get(staged.sha256).contents) == [f"auto@{BASE + n * 256:#010x}/{READING}" for n in (2, 3, 4)]
     assert opened(tmp_path).get(staged.sha256).contents == here.get(staged.sha256).contents
+
+
+def test_what_an_older_parser_made_of_a_file_is_not_its_content_any_more(tmp_path: Path) -> None:
+    here = opened(tmp_path)
+    staged, older = put(here, b"raw bytes"), Image.of([(BASE, b"not what the file says now")])
+    side = tmp_path / "images" / f"{staged.sha256}.json"
+    way = f"auto@{BASE:#010x}"
+    side.write_text(json.dumps({**json.loads(side.read_text()), "contents": {way: older.digest, f"{way}/1": older.digest}}))
+    (tmp_path / "images" / f"{staged.sha256}.{older.digest}.img").write_bytes(older.encode())
+    here = opened(tmp_path)
+    assert here.get(staged.sha256).content(BASE) is None
+    assert not here.at_hand(staged, BASE)
+    assert here.load(staged, BASE) == Image.of([(BASE, b"raw bytes")])
+    # A proof that names the older content still keeps the file.
+    assert here.collect({older.digest}, 8 * MIB) == ()
 
 
 def test_disk_full_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
