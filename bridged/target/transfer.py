@@ -16,7 +16,7 @@ from bridged.errors import BadRequest, ImageTooLarge, LineUnavailable, TransferF
 from bridged.events import Phase, Planned
 from bridged.images.model import Image
 from bridged.protocol import xmodem
-from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Report, Send, SetFormat
+from bridged.protocol.flow import Barrier, Checkpoint, Flow, Hazard, Now, Report, Send, SetFormat
 from bridged.target.entry import boot, leave, listen, phase_started
 from bridged.target.expect import Conversation, talk
 from bridged.target.kept import NOTHING_KEPT
@@ -47,13 +47,23 @@ def transfer(request: Request, image: Image, result: Result) -> Flow[None]:
         yield from leave(its_own, running=True)
     yield SetFormat(baud, request.application_parity)
     yield from _say(receiver.enter, "enter")
-    yield from _say(receiver.begin, "begin")
+    byte_s = (10 + (request.application_parity != "N")) / baud
+    block_s = xmodem.FRAME_MOST_BYTES * byte_s + receiver.how.answer_s
+    told_to_begin = bool(receiver.begin or receiver.begin.send)
+    if told_to_begin:
+        # Some bootloaders erase at that command, and ask for the first block only when they have: what they answer until then,
+        # if anything, does not say whether the flash is at rest (P9).
+        work_s = receiver.begin.within_s + receiver.how.start_s
+        yield from _touch(image, result, max(work_s, block_s))
+        yield Hazard(work_s)
+        yield from _say(receiver.begin, "begin")
     yield from phase_started(Phase.SYNC)
     crc = yield from xmodem.invitation(receiver.how)
     yield Checkpoint()
-    byte_s = (10 + (request.application_parity != "N")) / baud
-    yield Barrier("erasing", xmodem.FRAME_MOST_BYTES * byte_s + receiver.how.answer_s, NOTHING_KEPT)
-    result.changed, result.content = True, image.digest
+    if told_to_begin:
+        yield Hazard(0)
+    else:
+        yield from _touch(image, result, block_s)
     yield from phase_started(Phase.WRITE, len(data))
     begun: float = yield Now()
     sent = yield from xmodem.send(data, receiver.how, crc=crc, byte_s=byte_s)
@@ -76,6 +86,12 @@ def transfer(request: Request, image: Image, result: Result) -> Flow[None]:
         yield from phase_started(Phase.BOOT)
         yield SetFormat(request.application_baud, request.application_parity)
         yield from listen(request, result)
+
+
+def _touch(image: Image, result: Result, hazard_s: float) -> Flow[None]:
+    """What comes next may erase the flash of the target."""
+    yield Barrier("erasing", hazard_s, NOTHING_KEPT)
+    result.changed, result.content = True, image.digest
 
 
 def _bytes_of(image: Image, receiver: Receiver) -> bytes:
