@@ -29,6 +29,9 @@ NEVER: Mapping[str, frozenset[int] | None] = {
     "TZEN": None,
     "PRODUCT_STATE": None,
 }
+# With any other value NRST does not reset the part: 0 is reserved, and 2 makes a GPIO of it. Nobody could start the loader any
+# more, nor find out what came of the write itself.
+RESETS: Mapping[str, frozenset[int]] = {"NRST_MODE": frozenset({1, 3})}
 GROUP_BYTES = 4096  # F0, F1, F3: one bit of write protection, whatever the page size.
 
 
@@ -448,6 +451,13 @@ def check(chip: Chip, layout: OptionLayout, before: bytes, after: bytes) -> None
         spot = next((f for f in layout.fields if f.name == changed), None)
         if spot is None or not spot.settable:
             raise NotAllowed(f"{changed} would change, and this version does not write it", field=changed)
+        value = layout.get(after, changed)
+        if value not in RESETS.get(changed, {value}):
+            raise NotAllowed(
+                f"{changed}={value:#x} is never written: NRST would not reset the part, and nothing could start the loader",
+                field=changed,
+                value=value,
+            )
     for entry in chip.entry_checks:
         word = word_at({layout.block.start: after}, entry.option.address)
         if word is not None and not entry.holds(word):

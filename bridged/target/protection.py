@@ -271,10 +271,10 @@ def _planned(wait_s: float) -> Flow[None]:
 # --- protect ----------------------------------------------------------------------------------------------------------
 
 
-def protect(request: Request, known: Known, result: Result) -> Flow[None]:
+def protect(request: Request, known: Known, kept: bytes, result: Result) -> Flow[None]:
     """Readout protection of level 1, or write protection of named sectors besides those that have it."""
     if request.wishes.what == "write":
-        yield from _protect_sectors(request, known, result)
+        yield from _protect_sectors(request, known, kept, result)
         return
     if known.protected:
         return
@@ -303,8 +303,10 @@ def lock_readout(line: Dialogue, chip: Chip, result: Result, kept: bytes) -> Flo
     raise ProtectionUnchanged(f"{chip.title}: Readout Protect was sent {LAUNCHES} times, and Read Memory is allowed still")
 
 
-def _protect_sectors(request: Request, known: Known, result: Result) -> Flow[None]:
+def _protect_sectors(request: Request, known: Known, kept: bytes, result: Result) -> Flow[None]:
     chip, flash = known.chip, known.flash
+    if known.protected and kept:
+        raise OptionBytesLost(f"{chip.title}: the job had begun to write option bytes, and now readout protection is on")
     if known.protected:
         raise ReadProtected(f"{chip.title}: readout protection is on; which sectors are write-protected cannot be read")
     if flash is None:
@@ -314,9 +316,10 @@ def _protect_sectors(request: Request, known: Known, result: Result) -> Flow[Non
     if layout is None or layout.wrp is None or layout.block.start not in raw:
         raise Unsupported(f"{chip.title}: which option bytes protect which sectors is not known", pid=chip.pid)
     block = raw[layout.block.start]
-    wanted = with_fields(layout, block, with_protected(layout, block, flash, request.wishes.sectors))
+    base = _saved_block(kept, layout) or block
+    wanted = with_fields(layout, base, with_protected(layout, base, flash, request.wishes.sectors))
     if layout.wrp.kind is not WrpKind.SECTORS:
-        yield from _write(request, known, layout, block, block, wanted, before, result, resumed=False)
+        yield from _write(request, known, layout, block, base, wanted, before, result, resumed=bool(kept))
         return
     target = decode(chip, layout, {layout.block.start: wanted}, flash).protected or ()
     codes = [s.code for s in flash.sectors if any(r.covers(s.address, s.end) for r in target)]

@@ -176,7 +176,7 @@ def _work(request: Request, image: Image | None, kept: bytes, result: Result, en
     elif request.kind == "option-bytes" and known:
         yield from option_bytes(request, known, kept, result)
     elif request.kind == "protect" and known:
-        yield from protect(request, known, result)
+        yield from protect(request, known, kept, result)
     elif request.kind == "unprotect" and known:
         erased = yield from unprotect(request, known, kept, result)
         if erased and (again := (yield from _know(request, line, result))):

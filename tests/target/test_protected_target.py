@@ -266,6 +266,29 @@ def test_a_write_that_got_halfway_is_finished_from_what_was_read_before_it() -> 
     }
 
 
+def test_write_protection_that_got_halfway_is_finished_from_what_was_read_before_it() -> None:
+    bench = one("F072")
+    ask(bench, "option-bytes", set="Data0:0x12,Data1:0x34")
+    ask(bench, "protect", what="write", sectors="0-1")
+    journal = Journal()
+    with pytest.raises(PowerCut):
+        ask(bench, "protect", what="write", sectors="2-3", barrier=_then_die(journal))
+    bench.device.memory._options[0][1][4:] = b"\xff" * 12  # RDP and USER are written again, the rest is erased still.
+    bench.device.memory.load_options()
+    _wait_out(bench)
+    result = ask(bench, "protect", kept=journal.kept, what="write", sectors="2-3")
+    after = result.options["after"]
+    assert (after["write_protected"], after.get("broken"), result.changed) == (["0x08000000..0x08001fff"], None, True)
+    assert (after["fields"]["Data0"], after["fields"]["Data1"]) == ("0x12", "0x34")
+    # Done already when it goes on: it is said that the job changed something.
+    again = ask(bench, "protect", kept=journal.kept, what="write", sectors="2-3")
+    assert (again.changed, bench.account.barriers) == (True, [])
+    bench.device.memory.corrupt_options()
+    _wait_out(bench)
+    with pytest.raises(errors.OptionBytesLost):
+        ask(bench, "protect", kept=journal.kept, what="write", sectors="2-3")
+
+
 def _then_die(journal: Journal) -> Callable[[Barrier], None]:
     def barrier(step: Barrier) -> None:
         journal.barrier(step)
