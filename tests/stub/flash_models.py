@@ -66,7 +66,9 @@ class Controller:
     clock: Callable[[], int]
     violations: list[str]
     ecc_units: set[int] = field(default_factory=set)  # programmed since their erase, or not blank to begin with
+    marginal: set[int] = field(default_factory=set)  # sectors whose erase was cut short: blank as they may read, they are not
     erases: list[int] = field(default_factory=list)
+    held: bytes = b""  # what was in the sector of the last erase
     programmed: int = 0
     fail_program: dict[int, str] = field(default_factory=dict)  # address of a unit: "error", "wrong" or "stuck"
     fail_erase: dict[int, str] = field(default_factory=dict)
@@ -100,6 +102,14 @@ class Controller:
     @property
     def erasing(self) -> bool:
         return self.clock() < self.works_until and any(bank.control & self.ERASE for bank in self.banks)
+
+    @property
+    def erased_share(self) -> float:
+        """How far the erase is that is under way, the last of ``erases``."""
+        area = self.area_at(self.erases[-1])
+        assert self.erasing
+        assert area is not None
+        return 1 - (self.works_until - self.clock()) / self.times.erase[area.size]
 
     def bad(self, what: str) -> None:
         self.violations.append(f"flash {type(self).__name__}: {what}")
@@ -195,10 +205,12 @@ class Controller:
             bank.status |= self.ONE_FOR_REFUSAL
             return
         self.erases.append(area.address)
+        self.marginal.discard(area.address)
         content = bytearray(b"\xff" * area.size)
         if fault == "wrong":
             content[area.size // 2] = 0xFE
-        self.memory.write(area.address, bytes(content))
+        self.held = self.memory.read(area.address, area.size)
+        self.memory.write(area.address, bytes(content))  # at once: who reads before it is over waits for that
         self.ecc_units -= set(range(area.address, area.address + area.size, self.UNIT))
         bank.busy_until = self.clock() + self.times.erase[area.size]
 
@@ -258,6 +270,9 @@ class Controller:
             new = old
         elif fault == "wrong":
             new = bytes([*new[:-1], new[-1] ^ 1])
+        area = self.area_at(first)
+        if area is not None and area.address in self.marginal:
+            self.bad(f"unit at {first:#x} programmed in a sector whose erase was cut short")
         if self.ECC and first in self.ecc_units:
             self.bad(f"unit at {first:#x} programmed twice: its ECC is wrong now")
         if any(byte != BLANK for byte in old):

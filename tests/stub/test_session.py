@@ -227,6 +227,41 @@ def after_frames(count: int) -> Callable[[int, Any], None]:
     return hook
 
 
+@pytest.mark.parametrize("share", [0.6, 0.9])
+@pytest.mark.parametrize("name", ["F103", "G071"])
+def test_an_erase_that_the_loss_of_all_power_cut_short_is_done_again(name: str, share: float) -> None:
+    """Gateway and target die together. What is half erased reads blank from some time on, and is believed by no resumed job."""
+    s = used(name)
+    image = make_image(s.chip, 8192)
+    kept: list[bytes] = []
+
+    def cut(_number: int, _step: Any) -> None:
+        machine = s.whole.machine
+        if machine is not None and machine.flash.erasing and len(machine.flash.erases) > 1:
+            raise PowerCut("cut")
+
+    with pytest.raises(PowerCut):
+        s.run("flash", image, before=cut, barrier=lambda b: kept.append(b.kept))
+    flash = s.whole.machine.flash  # type: ignore[union-attr]
+    s.uart.pause((share - flash.erased_share) * (flash.works_until - s.uart.now_ns) / (1 - flash.erased_share) / 1e9)
+    assert flash.erased_share == pytest.approx(share, abs=0.05)
+    half = flash.erases[-1]
+    s.uart.set_lines(power=False)
+    s.uart.pause(1.0)
+    s.uart.set_lines(power=True)
+    memory = s.whole.rom.memory
+    assert [x.address for x in sectors_of(s) if x.code in memory.marginal] == [half]
+    assert (memory.read(half, 64) == b"\xff" * 64) is (share > 0.7)
+    marginal, content = set(memory.marginal), bytes(memory.flash)
+    result = s.run("flash", image, kept=kept[0], past=RESUMED)
+    assert (result.second_stage, s.holds(image), memory.marginal) == ("used", True, set())
+    if share > 0.7:  # A job that knew nothing of it would believe it, and the model notices.
+        memory.load_flash(content)
+        memory.marginal = marginal
+        with pytest.raises(AssertionError, match="whose erase was cut short"):
+            s.run("flash", image)
+
+
 @pytest.mark.parametrize("asked", [Canceled("enough"), Stopped("the daemon is stopping")], ids=["cancel", "stop"])
 def test_who_ends_a_stream_lets_the_erase_end_and_moves_no_line_before(asked: BridgedError) -> None:
     s = used("F407")

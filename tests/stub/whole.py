@@ -77,17 +77,27 @@ class Whole:
         machine.now_ns = machine.tick_base = device.now_ns
         machine.output.extend(device.collect(device.now_ns + 10_000_000))  # the ACK of Go is still on the wire
         machine.spoil_answers = self.spoil_bytes
+        memory = device.memory
+        machine.flash.marginal = {s.address for s in memory.map.sectors if s.code in memory.marginal}
         self.machine = machine
         self.starts += 1
         if self.on_start is not None:
             self.on_start(machine)
 
     def end(self) -> None:
-        """What runs in RAM is no more; its flash is the part's."""
+        """What runs in RAM is no more; its flash is the part's, a sector half erased where that was under way."""
         if self.machine is not None:
-            self.rom.memory.load_flash(self.machine.read(self.part.areas[0].address, len(self.rom.memory.flash)))
+            memory, flash = self.rom.memory, self.machine.flash
+            if flash.erasing:
+                self.machine.write(flash.erases[-1], flash.held)
+            memory.load_flash(self.machine.read(self.part.areas[0].address, len(memory.flash)))
+            memory.marginal = {s.code for s in memory.map.sectors if s.address in flash.marginal}
+            if flash.erasing:
+                sector = memory.map.sector_at(flash.erases[-1])
+                assert sector is not None
+                memory.interrupt_erase(sector, flash.erased_share)
             self.violations += self.machine.violations
-            self.erases += len(self.machine.flash.erases)
+            self.erases += len(flash.erases)
             self.machine = None
 
     @property
