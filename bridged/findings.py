@@ -252,7 +252,7 @@ MACHINE_GROUPS: dict[str, dict[str, Entry]] = {
         "DOCTOR_MODEMMANAGER": Entry(
             Level.WARNING,
             "ModemManager runs and was not told to leave this adapter alone: it may send AT commands when it is plugged in.",
-            'A udev rule with ENV{ID_MM_DEVICE_IGNORE}="1" (systemd/60-bridged.rules), or remove ModemManager.',
+            'A rule with ENV{ID_MM_DEVICE_IGNORE}="1" in /etc/udev/rules.d/61-bridged-local.rules, or remove ModemManager.',
         ),
         "DOCTOR_BRLTTY": Entry(
             Level.WARNING,
@@ -289,7 +289,7 @@ MACHINE_GROUPS: dict[str, dict[str, Entry]] = {
         "DOCTOR_NO_SERIAL_NUMBER": Entry(
             Level.NOTE,
             "The adapter has no serial number: a second one of its kind gets the same name under by-id.",
-            "With several of them name the socket: /dev/serial/by-path, or a udev rule (systemd/60-bridged.rules).",
+            "With several of them name the socket: /dev/serial/by-path, or a rule in /etc/udev/rules.d/61-bridged-local.rules.",
         ),
     },
     "NRST, BOOT0 and power": {

@@ -5,7 +5,8 @@
 #   sudo /opt/bridged/share/bridged/install-service.sh
 #
 # Unit and sockets, the user, device rules, folders, the journal's catalogue, and a configuration without targets unless there
-# is one. Repeating it after an upgrade is how the new unit gets into place. `--root DIR`: into another system's tree, and then
+# is one. Repeating it after an upgrade is how the new unit gets into place. Device rules of your own go into
+# /etc/udev/rules.d/61-bridged-local.rules; what you have added to 60-bridged.rules is moved there. `--root DIR`: into another system's tree, and then
 # nothing is reloaded. `--remove`: takes all of it away again, but not the configuration, the state and the environment itself.
 # (The Debian package does all this by itself.)
 set -eu
@@ -33,6 +34,20 @@ units=$here
 [ -d "$here/systemd" ] && units=$here/systemd
 
 put() { if [ "$remove" ]; then rm -f "$root$2"; else install -D -m 644 "$units/$1" "$root$2"; fi; }
+# The rules that we install may hold some of yours, from the time when they had no file of their own.
+save_rules() {
+	ours=$units/60-bridged.rules installed=$root/etc/udev/rules.d/60-bridged.rules
+	yours=$root/etc/udev/rules.d/61-bridged-local.rules
+	[ -e "$installed" ] && ! cmp -s "$ours" "$installed" || return 0
+	cp -p --backup=numbered "$installed" "$installed.bak"
+	echo "$installed was another version, or changed by you: kept as $installed.bak"
+	added=$(grep -v '^[[:space:]]*\(#\|$\)' "$installed" | grep -Fvx -f "$ours" || true)
+	[ ! -e "$yours" ] || added=$(printf '%s\n' "$added" | grep -Fvx -f "$yours" || true)
+	if [ "$added" ] && [ -z "$remove" ]; then
+		printf '%s\n' "$added" >>"$yours"
+		echo "and what it had of its own is in $yours"
+	fi
+}
 link() {
 	if [ "$remove" ]; then
 		[ ! -L "$root$2" ] || [ "$(readlink "$root$2")" != "$1" ] || rm "$root$2"
@@ -54,6 +69,7 @@ done
 put bridged.tmpfiles /etc/tmpfiles.d/bridged.conf
 put bridged.sysusers /etc/sysusers.d/bridged.conf
 put bridged.catalog /usr/local/lib/systemd/catalog/bridged.catalog
+save_rules
 put 60-bridged.rules /etc/udev/rules.d/60-bridged.rules
 put bridged.modules /etc/modules-load.d/bridged.conf
 [ "$remove" ] || [ -e "$root/etc/bridged/bridged.toml" ] || put bridged.toml /etc/bridged/bridged.toml

@@ -627,7 +627,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "DOCTOR_MODEMMANAGER": [
         Case("pc", modem_manager, 'ATTR{idVendor}=="0403", ATTR{idProduct}=="6001"'),
-        Case("pc", lambda m: m.answers.clear(), "AT commands", ignored),
+        Case("pc", lambda m: m.answers.clear(), "/etc/udev/rules.d/61-bridged-local.rules: SUBSYSTEM", ignored),
     ],
     "DOCTOR_BRLTTY": [Case("pc", lambda m: m.process(9, "brltty"), "0403:6001")],
     "DOCTOR_MINI_UART": [Case("pi4", mini_uart, "no parity"), Case("pi3", mini_uart_behind_serial_base, "disable-bt")],

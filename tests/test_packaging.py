@@ -112,12 +112,25 @@ def test_the_wheel_makes_a_service_of_itself(wheel: zipfile.ZipFile, tmp_path: P
     (root / "etc/bridged/bridged.toml").write_text("# mine\n")
     assert install_service(wheel, prefix, root).returncode == 0
     assert (root / "etc/bridged/bridged.toml").read_text() == "# mine\n"
+    # So are device rules, which have a file of their own, also those that were written into ours.
+    rules = root / "etc/udev/rules.d"
+    ours = (rules / "60-bridged.rules").read_text()
+    mine = 'SUBSYSTEM=="tty", SUBSYSTEMS=="usb", KERNELS=="1-1.4", SYMLINK+="bridged/motor1"\n'
+    changed = f"{ours}# the left one\n{mine}"
+    (rules / "60-bridged.rules").write_text(changed)
+    said = install_service(wheel, prefix, root).stdout
+    assert "61-bridged-local.rules" in said
+    for _ in range(2):  # Repeated, it moves nothing, and says nothing.
+        there = {path.name: path.read_text() for path in rules.iterdir()}
+        assert there == {"60-bridged.rules": ours, "60-bridged.rules.bak": changed, "61-bridged-local.rules": mine}
+        assert "rules" not in install_service(wheel, prefix, root).stdout
     # What somebody else has put there stays, too.
     (root / "usr/local/share/zsh/site-functions/_bridged").unlink()
     (root / "usr/local/share/zsh/site-functions/_bridged").write_text("# mine\n")
     assert install_service(wheel, prefix, root, "--remove").returncode == 0
     left = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
-    assert left == {"etc/bridged/bridged.toml", "usr/local/share/zsh/site-functions/_bridged"}
+    kept = {"etc/udev/rules.d/60-bridged.rules.bak", "etc/udev/rules.d/61-bridged-local.rules"}
+    assert left == {"etc/bridged/bridged.toml", "usr/local/share/zsh/site-functions/_bridged", *kept}
     assert install_service(wheel, prefix, root, "--nonsense").returncode == 2
 
 

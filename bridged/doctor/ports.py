@@ -126,7 +126,9 @@ def _usb(e: Examination, name: str, port: Port) -> Findings:
             ' ENV{ID_MM_DEVICE_IGNORE}="1"'
         )
         text = f"ModemManager runs and may send AT commands to {port.device}"
-        yield found("DOCTOR_MODEMMANAGER", name, text, f"/etc/udev/rules.d/60-bridged.rules: {rule}; or remove ModemManager")
+        yield found(
+            "DOCTOR_MODEMMANAGER", name, text, f"/etc/udev/rules.d/61-bridged-local.rules: {rule}; or remove ModemManager"
+        )
     if "brltty" in running and f"{usb.vendor}:{usb.product}" in BRLTTY_TAKES:
         yield found("DOCTOR_BRLTTY", name, f"brltty runs and takes adapters such as {port.device} ({usb.vendor}:{usb.product})")
 
