@@ -11,7 +11,8 @@ Invariants, each with a property test over all chips:
   programmed once an erase.
 - Blank blocks are not written, but they are read back like all others: the proof covers every byte of the image.
 - The sectors with a vector table are erased first, and the blocks with the tables written last, after all others are proven:
-  at no moment can a half-written image boot, nor a half-written application be started by a bootloader that stays.
+  at no moment can a half-written image boot, nor a half-written application be started by a bootloader that stays. So it is
+  with the table of a bootloader that is kept in a sector which the image touches; that is the very last block.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Plan:
     ``covered``: where ``content`` is all that there is: what the image leaves open there was read, or may be lost.
     ``outside``: ranges of the sectors to be erased that are in neither image nor ``covered``; empty after ``keeping``.
     ``erase`` and ``proven``: sectors to erase in order, and those that hold already what they shall.
-    ``vectors``: addresses of vector tables, first the one that the part starts from.
+    ``vectors``: addresses of vector tables of the image, first the one that the part starts from. ``tables``: the same, and
+    before them those that are kept: of a bootloader in front of the image, in a sector that it shares with it.
     """
 
     chip: Chip
@@ -59,7 +61,8 @@ class Plan:
     proven: tuple[Sector, ...]
     outside: tuple[Range, ...]
     vectors: tuple[int, ...]
-    covered: tuple[Range, ...] = ()
+    covered: tuple[Range, ...]
+    tables: tuple[int, ...]
 
     def keeping(self, kept: Image | None) -> Plan:
         """The plan after the bytes of ``outside`` were read; ``kept`` holds those that are not blank, None where all are, or
@@ -89,17 +92,11 @@ class Plan:
         """The blocks that make something bootable and are therefore written last: those with the vector tables that are erased,
         the one that the part starts from behind all others."""
         found: list[Range] = []
-        for address in self.vectors:
-            step = self._step(address)
-            block = Range(address // step * step, address // step * step + step)
+        for address in self.tables:
+            block = _block_at(self.flash, self.chip, address)
             if block not in found and any(s.address <= address < s.end for s in self.erase):
                 found.append(block)
         return tuple(reversed(found))
-
-    def _step(self, address: int) -> int:
-        """Bytes of one block there: a block never crosses a sector, and L0 has pages of 128 bytes."""
-        sector = self.flash.sector_at(address)
-        return min(self.chip.write_max_bytes, sector.size_bytes if sector else BLOCK_BYTES)
 
     def blocks(self) -> tuple[Block, ...]:
         """All Write Memory blocks by address, blank ones left out, those with vector tables last."""
@@ -107,7 +104,7 @@ class Plan:
         found: list[Block] = []
         last: dict[int, Block] = {}
         for sector in sorted(self.erase, key=lambda s: s.address):
-            step = self._step(sector.address)
+            step = _step(self.chip, sector)
             for at in range(sector.address, sector.end, step):
                 data = self.content.read(at, step, blank)
                 if data.count(blank) == step:
@@ -205,7 +202,8 @@ def make_plan(
     wanted = content or image
     touched = [s for s in flash.sectors if any(seg.address < s.end and s.address < seg.end for seg in image.segments)]
     vectors = vectors or (flash.base if image.start <= flash.base < image.end else image.start,)
-    plan = Plan(chip, flash, image, wanted, (), (), (), vectors)
+    tables = (*_kept_tables(image, wanted, chip, flash, vectors), *vectors)
+    plan = Plan(chip, flash, image, wanted, (), (), (), vectors, (), tables)
     digests = {(p.address, p.size_bytes): p.digest for p in proven}
     done = [s for s in touched if digests.get((s.address, s.size_bytes)) == plan.sector_digest(s)]
     changed = [s for s in touched if s not in done]
@@ -217,12 +215,12 @@ def make_plan(
             done = [s for s in done if not s.address <= address < s.end]
 
     def order(sector: Sector) -> tuple[int, int]:
-        return next((n for n, v in enumerate(vectors) if sector.address <= v < sector.end), len(vectors)), sector.address
+        return next((n for n, v in enumerate(tables) if sector.address <= v < sector.end), len(tables)), sector.address
 
     erase = sorted((s for s in touched if s not in done), key=order)
     known = _union(covered)
     outside = tuple(_gaps(erase, image, known))
-    return Plan(chip, flash, image, wanted, tuple(erase), tuple(done), outside, vectors, known)
+    return Plan(chip, flash, image, wanted, tuple(erase), tuple(done), outside, vectors, known, tables)
 
 
 def check_protected(sectors: Iterable[Sector], protect: Iterable[Range], *, everything: bool = False) -> None:
@@ -277,6 +275,30 @@ def _union(ranges: Iterable[Range]) -> tuple[Range, ...]:
         else:
             found.append(one)
     return tuple(found)
+
+
+def _kept_tables(image: Image, content: Image, chip: Chip, flash: FlashMap, vectors: tuple[int, ...]) -> list[int]:
+    """The starts of the flash and of its second bank, where the block there has bytes that are kept: from such a table the part
+    starts before anything of the image, and the code behind it comes back with all the rest."""
+    found: list[int] = []
+    for bank in sorted({s.bank for s in flash.sectors}):
+        start = min(s.address for s in flash.sectors if s.bank == bank)
+        block = _block_at(flash, chip, start)
+        kept = content.read(start, block.size, chip.erased_value) != image.read(start, block.size, chip.erased_value)
+        if kept and not any(v in block for v in vectors):
+            found.append(start)
+    return found
+
+
+def _block_at(flash: FlashMap, chip: Chip, address: int) -> Range:
+    """The block of one Write Memory that ``address`` lies in."""
+    step = _step(chip, flash.sector_at(address))
+    return Range(address // step * step, address // step * step + step)
+
+
+def _step(chip: Chip, sector: Sector | None) -> int:
+    """Bytes of one block there: a block never crosses a sector, and L0 has pages of 128 bytes."""
+    return min(chip.write_max_bytes, sector.size_bytes if sector else BLOCK_BYTES)
 
 
 def _pieces(start: int, end: int, most: int) -> list[tuple[int, int]]:

@@ -214,6 +214,25 @@ def test_at_no_moment_half_an_image_can_start() -> None:
     assert seen == {("old", True), ("half", False), ("new", True)}
 
 
+def test_a_bootloader_that_is_kept_starts_when_all_is_back_and_not_before() -> None:
+    """It shares a sector with the image; its table is the last frame of all."""
+    reference = Sessions("F407")
+    loader, image = make_image(reference.chip, 2500, seed=9), make_image(reference.chip, 3000, offset=0x2000)
+    reference.load(loader.segments[0].data)
+    reference.run("flash", image, force=frozenset({"vectors"}))
+    assert [p.address for p in reference.events(SectorProven)] == [loader.start]
+    steps = reference.account.all.sends
+    for cut in range(steps - 5, steps - 1):
+        s = Sessions("F407")
+        s.load(loader.segments[0].data)
+        with pytest.raises(PowerCut):
+            s.run("flash", image, force=frozenset({"vectors"}), before=after_frames(cut))
+        s.uart.pause(1.0)
+        boots = s.boots()
+        assert boots is s.holds(loader), cut
+        assert s.holds(image) or not boots or not s.whole.erases, cut
+
+
 def after_frames(count: int) -> Callable[[int, Any], None]:
     left = count
 

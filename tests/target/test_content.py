@@ -11,7 +11,7 @@ from bridged.events import Planned, SectorErased, SectorProven
 from bridged.images import content
 from bridged.images.content import Content, Patch, wanted
 from bridged.images.dry_run import dry_run
-from bridged.images.model import Image
+from bridged.images.model import Image, Span
 from bridged.images.plan import make_plan
 from bridged.protocol.flow import Barrier
 from bridged.sim.virtual import PowerCut
@@ -221,3 +221,45 @@ def test_at_no_moment_can_a_bootloader_find_a_slot_that_is_half_written() -> Non
             assert bool(state) is table, f"{cut}: a table, and behind it neither the old application nor the new one"
             found.add((number, state))
     assert found == {(0, ""), (0, "new"), (1, "old"), (1, ""), (1, "new")}
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["application", "serial number"])
+def test_a_bootloader_that_is_kept_starts_when_all_is_back_and_not_before(patched: bool) -> None:
+    """Image and bootloader share a sector, so the bootloader is erased and written anew: its table is the very last block."""
+    name = "F756"
+    image = make_image(Bench(name).chip, 3000, offset=0x10000 if patched else 0x4000)
+    if patched:  # In the bootloader, and the application elsewhere.
+        image = image.merged_with(Image.of([(BASE + 0x1000, b"serial number 42")]))
+    loader = make_image(Bench(name).chip, 2500, seed=9)
+    force: dict[str, Any] = {"force": frozenset({"vectors"}), "spans": (Span("app", image.segments[-1].address, image.end),)}
+    whole = Bench(name)
+    whole.put(loader)
+    whole.run("flash", image, **force)
+    assert whole.events(SectorErased)[0].address == BASE
+    assert [p.address for p in whole.events(SectorProven)][-1] == BASE
+    sends = whole.account.all.sends
+    seen = set()
+    for cut in (*range(sends - 100, sends, 3), sends // 2):
+        bench, kept, proven = Bench(name), list[bytes](), list[SectorProven]()
+        bench.put(loader)
+        with pytest.raises(PowerCut):
+            bench.run(
+                "flash",
+                image,
+                **force,
+                barrier=lambda step, kept=kept: kept.append(step.kept),  # type: ignore[misc]
+                report=lambda event, found=proven: found.append(event) if isinstance(event, SectorProven) else None,  # type: ignore[misc]
+                cut_after_exchange=cut,
+            )
+        bench.uart = type(bench.uart)(bench.device)
+        bench.uart.pause(60)
+        back, there = bench.holds(loader), bench.holds(image)
+        seen.add((back, there))
+        assert bench.boots() is back, cut
+        assert there or not back or not kept, f"{cut}: the bootloader starts before what it is to start is there"
+        if cut % 20 == 0:
+            bench.run("flash", image, kept[0], proven=tuple(proven), **force)
+            assert bench.holds(loader)
+            assert bench.holds(image)
+            assert bench.boots()
+    assert {(False, False), (True, True)} <= seen
