@@ -76,10 +76,10 @@ def read_config(path: Path) -> config.Config:
     return load(path, check_chip=_check_chip)
 
 
-def _check_chip(name: str, layout: str) -> Iterator[tuple[str, str]]:
+def _check_chip(name: str, layout: str, ranges: list[tuple[str, int, int]]) -> Iterator[tuple[str, str]]:
     from bridged import chips
 
-    yield from chips.wrong_choice(name, layout)
+    yield from chips.wrong_choice(name, layout, ranges)
 
 
 def check_config(path: Path, *, as_json: bool = False) -> int:

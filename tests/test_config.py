@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridged import config
+from bridged import chips, config
 from bridged.config import Config
 from bridged.config.file import LIMIT_BYTES, MAX_TARGETS, InvalidConfig, load, warnings_of
 from bridged.config.places import places_of
@@ -418,7 +418,8 @@ def test_numbers_of_any_length_are_mistakes_and_no_defects(value: str, told: str
 
 
 def test_the_caller_judges_chips() -> None:
-    def judge(chip: str, layout: str) -> Iterable[tuple[str, str]]:
+    def judge(chip: str, layout: str, ranges: list[tuple[str, int, int]]) -> Iterable[tuple[str, str]]:
+        yield from ((key, f"{start:#x} to {end:#x}") for key, start, end in ranges)
         if chip == "F765":
             yield "chip", "no such chip; did you mean F756?"
         if layout:
@@ -432,6 +433,26 @@ def test_the_caller_judges_chips() -> None:
         (4, 1, "targets.a.layout"),
         (7, 1, "targets.b.chip"),
     ]
+
+
+def test_a_range_that_is_no_flash_of_the_chip_guards_nothing() -> None:
+    """A zero too few, the alias of another bus, an end too far: the bootloader that it should guard would be erased."""
+    text = """[targets.a]
+port = "/dev/a"
+chip = "F746"
+protect = ["0x0800000+0x4000", "0x08000000+0x4000",
+           "0x00200000+0x4000"]
+policy.patch = ["0x080FFFF0+16", "0x08100000+16"]
+"""
+    with pytest.raises(InvalidConfig) as caught:
+        load(text, check_chip=chips.wrong_choice)
+    assert [(m.line, m.key) for m in caught.value.errors] == [
+        (4, "targets.a.protect[0]"),
+        (5, "targets.a.protect[2]"),
+        (6, "targets.a.policy.patch[1]"),
+    ]
+    assert "lies at 0x08000000..0x080fffff" in caught.value.errors[0].text
+    assert load(text.replace('chip = "F746"', ""), check_chip=chips.wrong_choice).targets["a"].protect, "nobody knows"
 
 
 def test_warnings_name_what_is_probably_not_meant() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from bridged.chips.model import Chip
 from bridged.errors import UnknownChip
@@ -93,8 +93,9 @@ def find(text: str) -> Chip:
     raise UnknownChip(f"no chip is called {text!r}" + (f"; did you mean {like}?" if like else ""), chip=text)
 
 
-def wrong_choice(name: str, layout: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with ``chip`` and ``layout`` of a configuration: the key and a sentence (``config.ChipCheck``)."""
+def wrong_choice(name: str, layout: str, ranges: Iterable[tuple[str, int, int]] = ()) -> Iterator[tuple[str, str]]:
+    """What is wrong with ``chip`` and ``layout`` of a configuration, and with ``ranges`` of its flash (key, start, end): the
+    key and a sentence (``config.ChipCheck``)."""
     if not name:
         if layout:
             yield "layout", "has a meaning only together with chip"
@@ -107,6 +108,10 @@ def wrong_choice(name: str, layout: str) -> Iterator[tuple[str, str]]:
     known = list(dict.fromkeys(variant.name for variant in chip.layouts))
     if layout and layout not in known:
         yield "layout", f"{layout!r} is not a layout of {chip.title}; known: {', '.join(known) or 'none'}"
+    flash_end = chip.flash_base + chip.flash_max_bytes
+    for key, start, end in ranges if chip.flash_max_bytes else ():
+        if end <= chip.flash_base or flash_end <= start:
+            yield key, f"is no flash of {chip.title}, which lies at {chip.flash_base:#010x}..{flash_end - 1:#010x}"
 
 
 def _patterns(name: str) -> list[str]:

@@ -28,6 +28,7 @@ from bridged.config.values import (
     MAX_ITEMS,
     did_you_mean,
     listeners,
+    parse_range,
     shown,
     wrong_item,
     wrong_line,
@@ -40,8 +41,9 @@ LIMIT_BYTES = 1 << 20  # A thousand targets with every option set are a third of
 MAX_TARGETS = 256  # Each has a port, a lane and up to a session process; a gateway with more wires is several gateways.
 TARGET_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
-ChipCheck = Callable[[str, str], Iterable[tuple[str, str]]]
-"""Given the ``chip`` and ``layout`` of a target: yields (key, what is wrong with it). Its owner knows the chips; we do not."""
+ChipCheck = Callable[[str, str, list[tuple[str, int, int]]], Iterable[tuple[str, str]]]
+"""Given the ``chip`` and ``layout`` of a target, and (key, start, end) of each range of its flash: yields (key, what is wrong
+with it). Its owner knows the chips; we do not."""
 
 C = TypeVar("C")
 
@@ -262,8 +264,8 @@ class _Loader:
                         self.note((*path, "policy", key), "needs signing.keys: by whom may an image be signed?")
             self._console(name, target, config)
             if check_chip is not None and not {(*path, "chip"), (*path, "layout")} & self.wrong:
-                for key, text in check_chip(target.chip, target.layout):
-                    self.note((*path, key), text)
+                for key, text in check_chip(target.chip, target.layout, _ranges(target)):
+                    self.note((*path, *key.split(".")), text)
         self._sharing(config.targets)
 
     def _closed(self, config: Config) -> None:
@@ -377,6 +379,13 @@ class _Loader:
                         f"uses {thing}, as targets.{names[0]} does: both must declare it, here"
                         f' shares = ["{names[0]}"] and there shares = ["{name}"]',
                     )
+
+
+def _ranges(target: Target) -> list[tuple[str, int, int]]:
+    """What is said about pieces of its flash, with the key below the target."""
+    texts = [(f"protect.{n}", text) for n, text in enumerate(target.protect)]
+    texts += [(f"policy.patch.{n}", text) for n, text in enumerate(target.policy.patch)]
+    return [(key, *parse_range(text)) for key, text in texts]
 
 
 def _dotted(path: KeyPath) -> str:

@@ -71,7 +71,7 @@ def dry_run(
         assumed.append(f"layout {flash.layout}")
     rate = baud or found.first_baud
     plan = make_plan(image, found, flash, vectors=vector_addresses(image, flash_range(found, flash_bytes), spans))
-    check_protected(plan.erase, [Range(start, end) for start, end in protect], everything=unprotect)
+    check_protected(plan.erase, [Range(start, end) for start, end in protect], flash, everything=unprotect)
     if "vectors" not in force:
         check_vectors_for(image, found, flash_bytes, spans)
     ranges = _ranges(plan, discard_outside)

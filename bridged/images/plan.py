@@ -223,9 +223,12 @@ def make_plan(
     return Plan(chip, flash, image, wanted, tuple(erase), tuple(done), outside, vectors, known, tables)
 
 
-def check_protected(sectors: Iterable[Sector], protect: Iterable[Range], *, everything: bool = False) -> None:
+def check_protected(
+    sectors: Iterable[Sector], protect: Iterable[Range], flash: FlashMap | None = None, *, everything: bool = False
+) -> None:
     """Raises ``NotAllowed`` where one of ``sectors``, which a job would erase, shares a byte with a range of ``protect``.
 
+    ``flash``: where it is known; a range without a byte of it guards nothing, and its author thinks that it does.
     ``everything``: the whole flash is to be erased, which no range may stand against, wherever it is.
     """
     ranges = sorted(protect, key=lambda r: r.start)
@@ -247,6 +250,14 @@ def check_protected(sectors: Iterable[Sector], protect: Iterable[Range], *, ever
             protected_start=ranges[0].start,
             protected_end=ranges[0].end,
         )
+    for kept in ranges if flash else ():
+        if flash and not flash.sectors_in(kept.start, kept.end):
+            raise NotAllowed(
+                f"the configuration protects {kept.start:#010x}..{kept.end - 1:#010x} of this target, and the flash of this "
+                f"part is {flash.base:#010x}..{flash.sectors[-1].end - 1:#010x}: correct `protect` before anything is erased",
+                protected_start=kept.start,
+                protected_end=kept.end,
+            )
 
 
 def _gaps(sectors: Iterable[Sector], image: Image, covered: Iterable[Range]) -> list[Range]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from bridged.errors import AgainstPolicy, BadSignature, ConfigError
 from bridged.images import minisign
 from bridged.images.content import Wanted
 
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{1,8}")
 VERSION_CHARS = 64  # Of a version in a trusted comment.
 
 
@@ -131,7 +133,7 @@ def _address(target: Target, wanted: Wanted, signed: Sequence[minisign.Signed]) 
     """A raw binary is signed without its place; the trusted comment may say it."""
     for one, part in zip(signed, wanted.parts, strict=False):
         said = one.facts.get("addr", "")
-        if said and part.address is not None and (not said.startswith("0x") or int(said, 16) != part.address):
+        if said and part.address is not None and (not _ADDRESS.fullmatch(said) or int(said, 16) != part.address):
             raise _refuse("addr", target, f"the image is signed for address {said}, not for {part.address:#010x}")
 
 

@@ -50,7 +50,7 @@ def erase_range(request: Request, known: Known, result: Result) -> Flow[None]:
             start=sectors[0].address,
             end=sectors[-1].end,
         )
-    check_protected(sectors, request.protect, everything=not request.length)
+    check_protected(sectors, request.protect, flash, everything=not request.length)
     yield from check_entry(request, known)
     yield from known.line.use_supply()
     total = sum(s.size_bytes for s in sectors)

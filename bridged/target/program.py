@@ -96,7 +96,7 @@ def _by_rom_loader(request: Request, known: Known, plan: Plan, saved: Kept | Non
             result.evidence = "full"
             return
     yield from known.line.use_supply()
-    check_protected(plan.erase, request.protect)  # Not before: an ensure that finds its image touches nothing.
+    check_protected(plan.erase, request.protect, plan.flash)  # Not before: an ensure that finds its image touches nothing.
     yield from check_entry(request, known)
     if saved is None or plan.outside:
         plan = plan.keeping(None) if request.discard_outside else (yield from _backup(plan, known, result))
@@ -182,7 +182,7 @@ def _by_second_stage(stage: Stage, saved: Kept | None, closed: EntryWouldBeLost 
         if not plan.erase:
             result.evidence = "full"
             return
-    check_protected(plan.erase, request.protect)
+    check_protected(plan.erase, request.protect, plan.flash)
     if closed is not None:
         raise closed
     if saved is None or plan.outside:

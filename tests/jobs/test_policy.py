@@ -195,6 +195,7 @@ Make = Callable[[Signer], dict[str, Any]]
         (Policy(no_downgrade=True), lambda s: {"sig": s.sig()}, ""),
         (SIGNED, lambda s: {"sig": s.sig(comment="addr:0x08000000"), "addr": 0x08000000}, ""),
         (SIGNED, lambda s: {"sig": s.sig(comment="addr:0x08004000"), "addr": 0x08000000}, "addr"),
+        (SIGNED, lambda s: {"sig": s.sig(comment="addr:0x0800_000G"), "addr": 0x08000000}, "addr"),
     ],
 )
 def test_a_rule_is_asked_at_submission(tmp_path: Path, rules: Policy, make: Make, rule: str) -> None:

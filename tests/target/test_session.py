@@ -516,6 +516,19 @@ def test_no_erase_takes_a_protected_range_along(address: int, length: int) -> No
     assert bench.holds(image)
 
 
+@pytest.mark.parametrize("start", [0x00800000, 0x00200000, 0x08080000])
+def test_a_range_that_is_no_flash_of_the_part_guards_nothing_and_is_told(start: int) -> None:
+    """A zero too few, the alias of another bus, beyond the end of this one: its author thinks that his bootloader is safe."""
+    bench = Bench("F746", {"flash_bytes": 512 * 1024}, {"protect": (Range(start, start + 0x4000),)})
+    image = make_image(bench.chip, 700)
+    for kind, wanted in (("flash", image), ("erase", None)):
+        with pytest.raises(errors.NotAllowed, match="correct `protect`"):
+            bench.run(kind, wanted, address=0x08000000, length=0x8000)
+    assert (bench.account.barriers, bench.device.stats.erases) == ([], {})
+    bench.put(image)
+    assert bench.run("ensure", image).evidence == "full", "nothing is erased"
+
+
 def test_everything_is_not_erased_while_any_range_is_protected() -> None:
     """Not even one that this chip has not: whoever wrote it meant something."""
     bench = Bench("L476", request={"protect": (Range(0x20000000, 0x20000004),)})
