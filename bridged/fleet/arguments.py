@@ -13,8 +13,8 @@ from bridged.fleet.link import Access
 
 DONE, FAILED, UNREACHABLE, USAGE, DRIFTED = 0, 1, 3, 2, 4
 EXIT_TEXT = (
-    (DONE, "done; a roll-out: every target that ended has succeeded"),
-    (FAILED, "a roll-out: something failed, or it is paused or canceled"),
+    (DONE, "done; a roll-out: every target has succeeded, or it goes on and none has failed so far"),
+    (FAILED, "a roll-out: a target failed, was canceled or stayed silent, or the roll-out is paused or canceled"),
     (USAGE, "the command, or the request, is wrong"),
     (UNREACHABLE, "no broker answers"),
     (DRIFTED, "drift: some target runs something else than it should"),
@@ -167,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("resume", "go on, with other thresholds if you say so; then carry it on with `run`")
     sub.add_argument("id", metavar="ROLLOUT")
     limits(sub, changing=True)
-    sub = command("cancel", "end it, and take back what has not begun")
+    sub = command("cancel", "end it, and take back what has not begun; of one that is done, what the silent have not begun")
     sub.add_argument("id", metavar="ROLLOUT")
     for name, words in (
         ("inventory", "what runs where, as last told"),

@@ -319,17 +319,21 @@ class Drive:
                 self._reports[key] = found
 
     async def turn(self) -> tuple[Rollout, Step]:
-        one = await load(self._link, self._id)
-        made = rollout.step(one.spec, self._units, one.state, self._reports, self._now())
-        if made.state != one.state:
-            try:
-                one = await store(self._link, replace(one, state=made.state))
-            except RolloutChanged:
-                # What was to be said follows from a state that was not stored. The next turn starts from the one that was.
-                one = await load(self._link, self._id)
-                return one, rollout.step(one.spec, self._units, one.state, self._reports, self._now())
-        await self._say([*made.say, *made.take_back])
-        return one, made
+        """The state that is stored, and what follows from it, which was said."""
+        for attempt in range(TRIES):
+            one = await load(self._link, self._id)
+            made = rollout.step(one.spec, self._units, one.state, self._reports, self._now())
+            if made.state != one.state:
+                try:
+                    one = await store(self._link, replace(one, state=made.state))
+                except RolloutChanged:
+                    # What was to be said follows from a state that was not stored.
+                    if attempt == TRIES - 1:
+                        raise
+                    continue
+            await self._say([*made.say, *made.take_back])
+            return one, made
+        raise AssertionError("unreachable")
 
     async def _say(self, messages: Sequence[wire.Command | wire.Cancel]) -> None:
         news = [one for one in messages if one.subject not in self._said]
@@ -402,15 +406,21 @@ async def _rows(link: Link) -> AsyncIterator[dict[str, Any]]:
 
 
 async def desired(link: Link) -> dict[tuple[str, str], tuple[str, str]]:
-    """What the newest roll-out that reached a target wanted there. Units of waves that were never released do not count."""
+    """What the newest roll-out that reached a target wanted there. Units of waves that were never released do not count, nor
+    what was taken back."""
     found: dict[tuple[str, str], tuple[str, str]] = {}
     gone = await retired(link)
     for one in await rollouts(link):
         if one.spec.artifact and one.spec.kind in wire.FLASHING and one.state.phase is not Phase.CANCELED:
+            said = await reports(link, one.spec.id) if one.state.retract else None
             for unit in await units_of(link, one, gone):
-                if unit.wave <= one.state.wave:
+                if unit.wave <= one.state.wave and (said is None or _kept(said.get(unit.key))):
                     found[unit.key] = (one.spec.artifact.sha256, one.spec.id)
     return found
+
+
+def _kept(found: Report | None) -> bool:
+    return found is not None and found.ended and found.state != "canceled"
 
 
 # --- tidying ----------------------------------------------------------------------------------------------------------
@@ -429,7 +439,7 @@ async def rubbish(link: Link, older_s: float, now: float) -> Rubbish:
     """A roll-out may go once it is over, nobody can begin a command of it any more, nothing happened in it for ``older_s``, and
     no target is left for which it says what is wanted. An artifact may go with the last roll-out that names it."""
     everybody, needed = await rollouts(link), {rollout for _, rollout in (await desired(link)).values()}
-    old = tuple(one for one in everybody if one.spec.id not in needed and now > _last_of(one) + older_s)
+    old = tuple(one for one in everybody if one.spec.id not in needed and now > last_of(one) + older_s)
     named = {one.spec.artifact.sha256 for one in everybody if one not in old and one.spec.artifact}
     left = [one for one in await artifacts(link) if one.artifact.sha256 not in named and now > one.at + older_s]
     broken = []
@@ -440,12 +450,12 @@ async def rubbish(link: Link, older_s: float, now: float) -> Rubbish:
     return Rubbish(old, tuple(left), tuple(broken))
 
 
-def _last_of(one: Rollout) -> float:
+def last_of(one: Rollout) -> float:
     """When a roll-out was last of any use: until then a gateway that was away may begin what it was told."""
     if one.state.phase not in OVER:
         return float("inf")
     said = max(one.state.released, default=one.created)
-    if one.state.phase is Phase.CANCELED:
+    if one.state.retract:
         return said
     return said + (min(one.spec.expires_s, COMMAND_S) if one.spec.expires_s else COMMAND_S)
 
@@ -472,11 +482,13 @@ async def finish_removal(link: Link, id: str) -> None:
 
 async def users_of(link: Link, sha256: str, now: float) -> list[str]:
     """Roll-outs by which a gateway may still want this artifact."""
-    return [
-        one.spec.id
-        for one in await rollouts(link)
-        if one.spec.artifact and one.spec.artifact.sha256 == sha256 and now < _last_of(one)
-    ]
+    found = []
+    for one in await rollouts(link):
+        if one.spec.artifact and one.spec.artifact.sha256 == sha256 and now < last_of(one):
+            tally = rollout.count(one.spec, await units_of(link, one), one.state, await reports(link, one.spec.id), now)
+            if one.state.phase is not Phase.DONE or tally.ended < tally.units:
+                found.append(one.spec.id)
+    return found
 
 
 async def remove_artifact(link: Link, sha256: str) -> None:

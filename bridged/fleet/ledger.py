@@ -128,10 +128,10 @@ class Ledger:
         with self._change() as db:
             self._saw(at)
             where = (cancel.rollout, cancel.target)
-            if (
-                at > self._number("floor")
-                and not db.execute("SELECT 1 FROM commands WHERE rollout = ? AND target = ?", where).fetchone()
-            ):
+            row = db.execute("SELECT round, state FROM commands WHERE rollout = ? AND target = ?", where).fetchone()
+            earlier = row is not None and row[1] == "canceled" and row[0] < cancel.round  # The mark of an earlier round.
+            if at > self._number("floor") and (row is None or earlier):
+                db.execute("DELETE FROM commands WHERE rollout = ? AND target = ?", where)
                 mark = Command(cancel.gateway, cancel.rollout, cancel.target, cancel.round)
                 said = Report(self._gateway, cancel.rollout, cancel.target, cancel.round, "canceled", at=self.now(0.0))
                 self._make_room()

@@ -104,7 +104,8 @@ async def _artifact(link: Link, options: argparse.Namespace) -> int:
         assert made is not None
         if users := await control.users_of(link, made.artifact.sha256, time.time()):
             raise BadRequest(
-                f"{made.artifact.name} stays: a gateway may still be told to take it by {', '.join(users[:5])}; cancel first"
+                f"{made.artifact.name} stays: a gateway may still be told to take it by {', '.join(users[:5])}; "
+                f"first: bridged fleet cancel {users[0]}"
             )
         await control.remove_artifact(link, made.artifact.sha256)
         print("removed", file=sys.stderr)
@@ -196,9 +197,27 @@ async def _run(link: Link, options: argparse.Namespace) -> int:
         show(one, made)
     else:
         one, made = await drive.run(show)
-    if made.state.phase is Phase.RUNNING:
-        return DONE
-    return DONE if made.state.phase is Phase.DONE and not made.tally.failed else FAILED
+    _tell_of_silent(one, made.tally)
+    return _verdict(one, made.tally)
+
+
+def _verdict(one: Rollout, tally: rollout.Tally) -> int:
+    """Success is a target that has said so: one that is silent, or whose job somebody canceled, runs what it ran before."""
+    if one.state.phase is Phase.RUNNING:
+        return FAILED if tally.failed else DONE
+    return DONE if one.state.phase is Phase.DONE and tally.succeeded == tally.units else FAILED
+
+
+def _tell_of_silent(one: Rollout, tally: rollout.Tally) -> None:
+    """That a roll-out is done does not end what it has told."""
+    count, until = tally.units - tally.ended, control.last_of(one)
+    if one.state.phase is Phase.DONE and count and time.time() < until:
+        date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(until))
+        print(
+            f"{count} targets have not ended. Until {date} they begin it when their gateways come back; "
+            f"to take that back: bridged fleet cancel {one.spec.id}",
+            file=sys.stderr,
+        )
 
 
 def _line(one: Rollout, made: Step) -> str:
@@ -236,7 +255,8 @@ async def _status(link: Link, options: argparse.Namespace) -> int:
     else:
         print(line)
     _table(rows, options.json)
-    return FAILED if tally.failed else DONE
+    _tell_of_silent(one, tally)
+    return _verdict(one, tally)
 
 
 async def _follow(link: Link, options: argparse.Namespace) -> int:
@@ -264,7 +284,8 @@ async def _follow(link: Link, options: argparse.Namespace) -> int:
             said = line
             print(line, flush=True)
         if one.state.phase is not Phase.RUNNING:
-            return DONE if one.state.phase is Phase.DONE and not tally.failed else FAILED
+            _tell_of_silent(one, tally)
+            return _verdict(one, tally)
         if link.over.is_set():
             raise FleetUnreachable(f"the connection to {link.server} ended", server=link.server)
         if time.monotonic() - looked > control.LOOK_S:
@@ -332,12 +353,15 @@ async def _resume(link: Link, options: argparse.Namespace) -> int:
 
 
 async def _cancel(link: Link, options: argparse.Namespace) -> int:
-    one = await control.load(link, options.id)
-    if one.state.phase not in OVER:
-        one = await control.change(link, options.id, lambda one: replace(one, state=rollout.cancel(one.state)))
-    # Again, if a machine was killed here before: to take back what was taken back does no harm.
     drive = Drive(link, options.id)
     await drive.begin()
+
+    def how(one: Rollout) -> Rollout:
+        tally = rollout.count(one.spec, drive.units, one.state, drive.reports, time.time())
+        return replace(one, state=rollout.cancel(one.state, tally))
+
+    await control.change(link, options.id, how)
+    # Again, if a machine was killed here before: to take back what was taken back does no harm.
     one, made = await drive.turn()
     print(_line(one, made))
     return DONE

@@ -9,7 +9,8 @@ Invariants, each with a property test (tests/fleet/test_rollout.py):
 
 - A wave is released only after every unit of the waves before it has ended, or has been silent for ``wave_timeout_s``, and then
   for ``soak_s`` nothing else has gone wrong; and never while a threshold is exceeded.
-- ``done`` and ``canceled`` never change. A paused roll-out releases nothing.
+- ``done`` and ``canceled`` never change; only what the silent have not begun may still be taken back from one that is done. A
+  paused roll-out releases nothing.
 - A unit is told once; again only in a later round, and only where the earlier command was taken back before it began.
 - What is said follows from what is stored: said again, by whomever and whenever, it is the same byte for byte.
 
@@ -130,7 +131,7 @@ def step(spec: Spec, units: Sequence[Unit], state: State, reports: Reports, now:
         back = tuple(
             Cancel(unit.gateway, spec.id, unit.target, state.round)
             for unit in released
-            if (found := reports.get(unit.key)) is None or not found.ended
+            if not _ended(reports.get(unit.key), state.round)
         )
     elif state.phase not in OVER:
         say = tuple(_command(spec, unit, state) for unit in released if _to_say(reports.get(unit.key), state.round))
@@ -139,6 +140,11 @@ def step(spec: Spec, units: Sequence[Unit], state: State, reports: Reports, now:
 
 def _to_say(found: Report | None, turn: int) -> bool:
     return found is None or (found.state == "canceled" and found.round < turn)
+
+
+def _ended(found: Report | None, turn: int) -> bool:
+    """Nothing of it can begin any more. Who was taken back and is told again has not ended by the end of the earlier round."""
+    return found is not None and found.ended and not _to_say(found, turn)
 
 
 def _command(spec: Spec, unit: Unit, state: State) -> Command:
@@ -167,10 +173,9 @@ def _next(spec: Spec, units: Sequence[Unit], state: State, reports: Reports, tal
 def _complete(spec: Spec, units: Sequence[Unit], state: State, reports: Reports, now: float) -> bool:
     """Every released unit has ended, or its wave's time is over. Canceled by somebody at the gateway is an end, too."""
     for unit in units:
-        if unit.wave <= state.wave and now < state.released[unit.wave] + spec.wave_timeout_s:
-            found = reports.get(unit.key)
-            if found is None or not found.ended or _to_say(found, state.round):
-                return False
+        in_time = unit.wave <= state.wave and now < state.released[unit.wave] + spec.wave_timeout_s
+        if in_time and not _ended(reports.get(unit.key), state.round):
+            return False
     return True
 
 
@@ -192,8 +197,9 @@ def count(spec: Spec, units: Sequence[Unit], state: State, reports: Reports, now
             continue
         released += 1
         found = reports.get(unit.key)
-        states[found.state if found else "unheard"] += 1
-        if found is None or not found.ended:
+        ended = _ended(found, state.round)
+        states[found.state if found and (ended or not found.ended) else "unheard"] += 1
+        if not ended:
             late = now >= state.released[unit.wave] + spec.wave_timeout_s
             running, silent = running + (not late), silent + late
     failed = sum(states[name] for name in FAILED)
@@ -221,8 +227,15 @@ def resume(spec: Spec, state: State, tally: Tally) -> State:
     return replace(state, phase=Phase.RUNNING, reason="", retract=False, round=again, settled=0.0)
 
 
-def cancel(state: State) -> State:
-    _not_over(state)
+def cancel(state: State, tally: Tally) -> State:
+    """May be repeated. One that is done stays so, for it is what those want who have it; the others are not to begin any more.
+    Raises ``BadRequest`` where there are no others."""
+    if state.phase is Phase.CANCELED or (state.phase is Phase.DONE and state.retract):
+        return state
+    if state.phase is Phase.DONE:
+        if tally.ended == tally.units:
+            raise BadRequest("the roll-out is done and every target has ended: nothing is left to take back")
+        return replace(state, reason="what had not begun is taken back, by an operator", retract=True)
     return replace(state, phase=Phase.CANCELED, reason="by an operator", retract=True)
 
 

@@ -101,6 +101,18 @@ def test_what_was_forgotten_is_refused_and_never_carried_out_twice(tmp_path: Pat
     ledger.close()
 
 
+def test_a_cancellation_that_comes_before_its_command_takes_it_back_in_each_round(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "fleet.db", "gw1")
+    for turn in (0, 1):
+        assert ledger.take_back(Cancel("gw1", "r1", "m1", turn), 100.0 + turn) is None
+        assert not ledger.take(replace(ONE, round=turn), 100.0 + turn)
+        ((_, _, found),) = ledger.untold()
+        assert (found.state, found.round) == ("canceled", turn)
+        told(ledger)
+    assert ledger.take(replace(ONE, round=2), 102.0), "told again after that"
+    ledger.close()
+
+
 def test_the_time_is_never_before_what_the_broker_has_shown(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "fleet.db", "gw1")
     ledger.take(ONE, 1.8e9)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bridged.errors import BadRequest, FleetUnreachable
-from bridged.fleet import control, wire
+from bridged.errors import BadRequest, FleetUnreachable, RolloutChanged
+from bridged.fleet import control, rollout, select, wire
 from bridged.fleet.link import Access, Link
 from bridged.fleet.operator import _init, main
 from tests.e2e.virtual_gateway import VirtualGateway
@@ -84,7 +85,7 @@ def test_a_fleet_from_init_to_drift(tmp_path: Path, capsys: pytest.CaptureFixtur
                 assert "r2: paused (threshold: 1 failed, at most 0 may), wave 0, 1 of 4 told" in said.out, said
                 assert await cli(broker, "resume", "r2") == 2
                 assert await cli(broker, "resume", "r2", "--max-failures", "9") == 0
-                assert await cli(broker, "run", "r2", "--once") == 0
+                assert await cli(broker, "run", "r2", "--once") == 1, "one has failed, as allowed now"
                 assert await cli(broker, "cancel", "r2") == 0
                 assert await cli(broker, "status", "r2") == 1
                 said = capsys.readouterr()
@@ -244,6 +245,74 @@ def test_what_nothing_needs_goes_and_what_something_needs_stays(
         asyncio.run(work())
 
 
+def test_silence_is_no_success_and_is_taken_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "TURN_S", 0.05)
+    for name, size in (("good", 2000), ("bad", 3000)):
+        (tmp_path / f"{name}.bin").write_bytes(IMAGE[:size])
+
+    async def said(*words: str, expect: int = 0) -> str:
+        assert await cli(broker, *words) == expect, words
+        found = capsys.readouterr()
+        return found.out + found.err
+
+    async def work() -> None:
+        link = await operator(broker)
+        await said("init", "--gateway", "gw1", "--gateway", "gw2", "--gateway", "gw3")
+        await inventory_of(link, "gw1", "gw2", "gw3")
+        for name in ("good", "bad"):
+            await said("artifact", "put", str(tmp_path / f"{name}.bin"))
+        await said("start", "good.bin", "--id", "r1", "--detach")
+        await say(link, "r1", "succeeded", "gw1", "gw2", "gw3")
+        assert "r1: done" in await said("run", "r1")
+        assert "every target has ended: nothing is left" in await said("cancel", "r1", expect=2)
+
+        # Everybody is off, and the time of the only wave is over.
+        shown = await said("start", "bad.bin", "--id", "r2", "--wave-timeout", "0", expect=1)
+        assert "r2: done, wave 0, 3 of 3 told: 0 succeeded, 0 failed, 3 silent" in shown, shown
+        assert "3 targets have not ended. Until 2" in shown, shown
+        assert "bridged fleet cancel r2" in shown, shown
+        await say(link, "r2", "succeeded", "gw1")
+        await say(link, "r2", "canceled", "gw2")  # by a person there
+        for words in (("run", "r2"), ("status", "r2"), ("status", "r2", "--follow")):
+            shown = await said(*words, expect=1)
+            assert "1 succeeded, 0 failed, 1 silent, 1 canceled" in shown, shown
+        assert "first: bridged fleet cancel r2" in await said("artifact", "remove", "bad.bin", expect=2)
+        assert [one.rollout for one in await drift_of(link)] == ["r2"] * 3
+
+        assert await control.waiting_of(link, "gw3") == 2
+        for _ in range(2):  # Another operator, who does not know of the first.
+            shown = await said("cancel", "r2")
+            assert "r2: done (what had not begun is taken back, by an operator), wave 0, 3 of 3 told: 1 succeeded" in shown, (
+                shown
+            )
+        assert await control.waiting_of(link, "gw1") == 2, "it has ended there"
+        assert await control.waiting_of(link, "gw3") == 3
+        for words in (("run", "r2"), ("status", "r2")):
+            shown = await said(*words, expect=1)
+            assert "1 silent" in shown, shown
+            assert "have not ended" not in shown, shown
+        assert [(one.gateway, one.rollout) for one in await drift_of(link)] == [("gw1", "r2"), ("gw2", "r1"), ("gw3", "r1")]
+        assert "removed" in await said("artifact", "remove", "bad.bin")
+        assert "removed" in await said("artifact", "remove", "good.bin"), "whom r1 has told has it"
+
+        # Paused, and canceled.
+        await said("artifact", "put", str(tmp_path / "good.bin"))
+        await said("start", "good.bin", "--id", "r3", "--detach")
+        assert "r3: running" in await said("status", "r3")
+        for word in ("pause", "cancel"):
+            await said(word, "r3")
+            await said("status", "r3", expect=1)
+        await link.close()
+
+    async def drift_of(link: Link) -> list[select.Drift]:
+        return select.drift(await control.desired(link), await control.inventory(link))
+
+    with Broker(tmp_path / "nats") as broker:
+        asyncio.run(work())
+
+
 def test_a_link_that_breaks_while_commands_are_said_is_one_that_is_made_anew() -> None:
     """`bridged fleet run` goes on after ``FleetUnreachable``, and after nothing else."""
 
@@ -259,6 +328,33 @@ def test_a_link_that_breaks_while_commands_are_said_is_one_that_is_made_anew() -
             await control.Drive(link, "r1")._say(said)
 
     asyncio.run(work())
+
+
+def test_what_is_told_of_a_roll_out_is_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else changed it in the moment in which it came to its end: that end is decided, and stored, once more."""
+    state = rollout.State(wave=0, released=(0.0,))
+    there = control.Rollout(rollout.Spec("r1", None, wave_timeout_s=1.0), state, 1, 0.0, "ops", revision=1)
+    stored: list[control.Rollout] = []
+
+    async def load(*_: Any) -> control.Rollout:
+        return there
+
+    async def store(_: Any, one: control.Rollout) -> control.Rollout:
+        nonlocal there
+        if there.revision == 1:
+            there = replace(there, revision=2)
+            raise RolloutChanged("changed")
+        stored.append(one)
+        return one
+
+    monkeypatch.setattr(control, "load", load)
+    monkeypatch.setattr(control, "store", store)
+    nobody: Any = None
+    drive = control.Drive(nobody, "r1", now=lambda: 9.0)
+    drive._units = [rollout.Unit("gw1", "m1")]
+    one, made = asyncio.run(drive.turn())
+    assert (one.state.phase, made.state.phase) == (rollout.Phase.DONE, rollout.Phase.DONE)
+    assert [(found.revision, found.state.phase) for found in stored] == [(2, rollout.Phase.DONE)]
 
 
 def test_a_list_of_gateways_that_cannot_be_read(tmp_path: Path) -> None:

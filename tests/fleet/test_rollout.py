@@ -88,6 +88,33 @@ def test_the_silent_hold_nothing_up_and_the_soak_does() -> None:
     assert (made.state.wave, made.tally.silent) == (1, 1)
 
 
+def test_what_the_silent_have_not_begun_is_taken_back_after_the_end() -> None:
+    units = plan("r1", KEYS[:2], [])
+    state = step(SPEC, units, State(), {}, 0).state
+    reports = {units[0].key: said(units[0], "succeeded")}
+    made = step(SPEC, units, state, reports, 100)
+    assert (made.state.phase, made.tally.succeeded, made.tally.silent, made.take_back) == (Phase.DONE, 1, 1, ())
+    state = rollout.cancel(made.state, made.tally)
+    made = step(SPEC, units, state, reports, 101)
+    assert made.state == state == rollout.cancel(state, made.tally), "said again, by another operator"
+    assert made.state.phase is Phase.DONE, "the other one has it, and shall have it"
+    assert made.take_back == (Cancel(units[1].gateway, "r1", "m1", 0),)
+    reports[units[1].key] = said(units[1], "canceled")
+    assert step(SPEC, units, state, reports, 102).take_back == ()
+    with pytest.raises(BadRequest, match="nothing is left"):
+        rollout.cancel(replace(state, retract=False), step(SPEC, units, state, reports, 102).tally)
+
+
+def test_who_was_taken_back_and_told_again_has_not_ended() -> None:
+    units = plan("r1", KEYS[:1], [])
+    state = replace(step(SPEC, units, State(), {}, 0).state, round=1)
+    reports = {units[0].key: said(units[0], "canceled", 0)}
+    made = step(SPEC, units, state, reports, 100)
+    assert (made.state.phase, made.tally.canceled, made.tally.silent) == (Phase.DONE, 0, 1)
+    made = step(SPEC, units, rollout.cancel(made.state, made.tally), reports, 101)
+    assert made.take_back == (Cancel(units[0].gateway, "r1", "m1", 1),)
+
+
 def test_commands_are_the_same_from_every_machine() -> None:
     units = plan("r1", KEYS, ["1"])
     made = step(SPEC, units, State(), {}, 7)
@@ -160,13 +187,19 @@ def test_whatever_happens(
     state, now, world = State(), 0.0, Gateways()
     mail: list[Command | Cancel] = []
     stored: dict[str, bytes] = {}
-    for what, number, how in [*actions, *[("deliver", 0, "")], *[("gateway", n, "succeeded") for n in range(60)]]:
+    for what, number, how in [*actions, *[("settle", 0, "")], *[("gateway", n, "succeeded") for n in range(60)]]:
         now += 1
         before = state
         if what == "gateway":
             world.go_on(number, how)
         elif what == "late":
             now += 60
+        elif what == "settle":
+            for message in [*mail, *step(spec, units, state, world.reports, now).take_back]:
+                world.hear(message)
+            if state.retract:
+                waiting = [found for found in world.reports.values() if found.state == "accepted"]
+                assert not waiting, "what is taken back does not begin any more"
         elif what == "deliver":
             while mail:  # The broker keeps their order for each gateway.
                 world.hear(mail.pop(0))
@@ -199,13 +232,16 @@ def test_whatever_happens(
                 if what == "pause":
                     state = rollout.pause(state)
                 elif what == "cancel" and number < 5:
-                    state = rollout.cancel(state)
+                    state = rollout.cancel(state, rollout.count(spec, units, state, world.reports, now))
                 elif what == "resume" and state.phase is Phase.PAUSED:
                     tally = rollout.count(spec, units, state, world.reports, now)
                     state = rollout.resume(spec, state, tally)
             except BadRequest:
                 assert state.phase in OVER or rollout.exceeded(spec, rollout.count(spec, units, state, world.reports, now))
-        if before.phase in OVER:
+        if before.phase is Phase.DONE:
+            assert replace(state, retract=before.retract, reason=before.reason) == before
+            assert state.retract or not before.retract
+        if before.phase is Phase.CANCELED:
             assert state == before
     assert len({name for name, _ in world.begun}) == len(world.begun), "a unit has begun twice"
     tally = rollout.count(spec, units, state, world.reports, now)
