@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import subprocess
@@ -295,6 +296,41 @@ def test_a_target_that_takes_signed_images_only(tmp_path: Path) -> None:
     run(
         tmp_path, body, complaints=("network: Failed to load resource: the server responded with a status of 403",), extra=extra
     )
+
+
+def test_what_is_started_is_what_the_plan_was_shown_for(tmp_path: Path) -> None:
+    """The plan of an image that was chosen before comes late: it is not shown over the name of another one."""
+    small, large = elf_of(2000, "F756"), elf_of(5000, "F756")
+
+    async def body(page: Page, _gateway: Gateway, url: str) -> None:
+        await at_target(page, url)
+        plans = []
+        for data in (small, large):
+            await flash(page, data)
+            plans.append(await page.text("#plan-words"))
+            await page.js("document.querySelector('#start').remove()")
+        assert plans[0] != plans[1]
+        digests = [hashlib.sha256(data).hexdigest() for data in (small, large)]
+        await page.js(
+            "(() => { globalThis.late = 0; globalThis.jobs = []; const real = fetch;"
+            " globalThis.fetch = async (where, settings) => {"
+            " if (String(where).endsWith('/jobs')) jobs.push(JSON.parse(settings.body).image);"
+            " const answer = await real(where, settings);"
+            f" if (String(where).endsWith('/plan') && settings.body.includes('{digests[0]}'))"
+            " { await new Promise((go) => globalThis.letGo = go); setTimeout(() => { late = 1; }); } return answer; }; })()"
+        )
+        await page.drop(".drop", small, "small.elf")
+        await page.until("globalThis.letGo")
+        assert await page.js("!document.querySelector('#start')"), "of the plan before"
+        await flash(page, large, "large.elf")
+        await page.js("letGo()")
+        await page.until("late")
+        assert (await page.text("#plan-words"), "large.elf" in await page.text()) == (plans[1], True)
+        await page.click("#start")
+        await page.says("Done.", "#end")
+        assert await page.js("jobs") == [f"sha256:{digests[1]}"]
+
+    run(tmp_path, body)
 
 
 # --- tokens

@@ -1,4 +1,7 @@
 // From a file to a job: drop, upload, look at the plan, start.
+//
+// What is started is what the plan was shown for: as soon as something changes, the plan and its button are gone, and an answer that
+// comes later than the next question is dropped.
 
 import { ask, upload } from "./api.js";
 import { bytes, h, neighbours, problemBox, tell } from "./dom.js";
@@ -9,7 +12,8 @@ const ODD_VECTORS = "IMAGE_NOT_BOOTABLE";
 
 export function flashView(target, may, signal) {
   if (!may("flash")) return h("section", { class: "card" }, h("h2", null, "Flash"), h("p", null, "Your token may look, not flash."));
-  const state = { image: "", name: "", plan: null, needs: new Set(), signature: "", signed: "", resets: "" };
+  // `choice` counts what was chosen to be flashed, `turn` the plans that were asked for.
+  const state = { image: "", name: "", needs: new Set(), signature: "", signed: "", choice: 0, turn: 0 };
   const input = h("input", { type: "file", class: "unseen", id: "file", multiple: true, onchange: () => takeAll(input.files) });
   const drop = h("label", { class: "drop", for: "file", ondragover: (event) => { event.preventDefault(); drop.classList.add("over"); },
     ondragleave: () => drop.classList.remove("over"),
@@ -30,7 +34,10 @@ export function flashView(target, may, signal) {
   async function takeAll(files) {
     const signature = [...files].find((file) => file.name.endsWith(".minisig"));
     const firmware = [...files].find((file) => file !== signature);
-    if (firmware || signature) Object.assign(state, { signature: "", signed: "" });
+    if (firmware || signature) {
+      Object.assign(state, { signature: "", signed: "", turn: state.turn + 1 });
+      shown.replaceChildren();
+    }
     if (signature) {
       if (signature.size > 2048) return shown.replaceChildren(problemBox(new Error(`${signature.name} is no signature of minisign: it has ${bytes(signature.size)}`)));
       Object.assign(state, { signature: btoa(String.fromCharCode(...new Uint8Array(await signature.arrayBuffer()))), signed: signature.name });
@@ -43,8 +50,9 @@ export function flashView(target, may, signal) {
 
   async function take(file) {
     sending.hidden = false;
-    shown.replaceChildren();
-    options.replaceChildren();
+    choose("", file.name);
+    staged.value = "";
+    const choice = state.choice;
     const [, bar, words] = sending.children;
     try {
       const digest = await upload(file, {
@@ -54,14 +62,23 @@ export function flashView(target, may, signal) {
       });
       words.textContent = `${file.name} is on the gateway, SHA-256 ${digest.slice(0, 12)}…`;
       tell(`${file.name} is on the gateway`);
-      await use(`sha256:${digest}`, file.name);
+      if (choice === state.choice) await use(`sha256:${digest}`, file.name);
     } catch (error) {
-      shown.replaceChildren(problemBox(error));
+      if (choice === state.choice) shown.replaceChildren(problemBox(error));
+      else words.textContent = `${file.name}: ${error.message}`;
     }
   }
 
+  /** What was agreed to for one image holds for no other. */
+  function choose(image, name) {
+    Object.assign(state, { image, name, needs: new Set(), choice: state.choice + 1, turn: state.turn + 1 });
+    discard.checked = vectors.checked = false;
+    shown.replaceChildren();
+    options.replaceChildren();
+  }
+
   async function use(image, name) {
-    Object.assign(state, { image, name, plan: null, needs: new Set(), resets: "" });
+    choose(image, name);
     await show();
   }
 
@@ -78,15 +95,19 @@ export function flashView(target, may, signal) {
   }
 
   async function show() {
+    const turn = ++state.turn;
+    shown.replaceChildren();
     if (!state.image) return;
-    let problem = null;
-    state.plan = null;
+    let problem = null, plan = null, request = null;
     for (let tries = 0; tries < 2; tries++) {
       try {
         problem = null;
-        state.plan = await ask("POST", `/v1/targets/${target}/plan`, asked());
+        request = asked();
+        plan = await ask("POST", `/v1/targets/${target}/plan`, request);
+        if (turn !== state.turn) return;
         break;
       } catch (error) {
+        if (turn !== state.turn) return;
         problem = error;
         const code = error.problem && error.problem.code;
         if (code !== NEEDS_ADDRESS || state.needs.has(code)) {
@@ -96,7 +117,7 @@ export function flashView(target, may, signal) {
         state.needs.add(code);
       }
     }
-    const plan = state.plan;
+    const signature = state.signature;
     options.replaceChildren(...[
       h("h3", null, state.name),
       state.signed && h("p", { id: "signed" }, `Signed: ${state.signed}; it is checked when the job is submitted.`),
@@ -108,18 +129,19 @@ export function flashView(target, may, signal) {
       shown.replaceChildren(problemBox(problem));
       return;
     }
-    const start = h("button", { class: "primary", type: "button", id: "start", onclick: () => submit(start) }, "Start");
+    const start = h("button", { class: "primary", type: "button", id: "start", onclick: () => submit(start, request, signature) }, "Start");
     shown.replaceChildren(planView(plan), h("label", { for: "kind" }, "What to do"), kind, h("div", { class: "row" }, start));
     tell(`Plan: ${plan.erase_sectors} sectors are erased, ${bytes(plan.write_bytes)} written`);
   }
 
-  async function submit(button) {
+  async function submit(button, request, signature, resets = "") {
+    if (button.disabled) return;
     button.disabled = true;
     // The same key for the same press: a lost answer starts nothing twice.
     const key = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-    const { outside, force, ...rest } = asked();
-    const writes = { ...(outside && { outside }), ...(force && { force }), ...(state.signature && { sig: state.signature }) };
-    const body = { kind: kind.value, ...rest, ...(state.resets && { resets: state.resets }), ...(kind.value === "verify" ? {} : writes) };
+    const { outside, force, ...rest } = request;
+    const writes = { ...(outside && { outside }), ...(force && { force }), ...(signature && { sig: signature }) };
+    const body = { kind: kind.value, ...rest, ...(resets && { resets }), ...(kind.value === "verify" ? {} : writes) };
     for (let tries = 0; ; tries++) {
       try {
         const job = await ask("POST", `/v1/targets/${target}/jobs`, body, { "Idempotency-Key": key });
@@ -127,7 +149,7 @@ export function flashView(target, may, signal) {
         return;
       } catch (error) {
         if (error.problem === undefined && tries < 5) { await new Promise((done) => setTimeout(done, 1000 * (tries + 1))); continue; }
-        shown.append(problemBox(error), neighbours(error, (resets) => { state.resets = resets; submit(button); }) || "");
+        shown.append(problemBox(error), neighbours(error, (more) => submit(button, request, signature, more)) || "");
         button.disabled = false;
         return;
       }
