@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 _PROC = "/proc"
 _LOCKS = "/run/lock"
+_KERNEL_LOCKS = "/proc/locks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,32 @@ def lock_file_holder(path: str) -> Holder | None:
             continue
         if 0 < pid != os.getpid():
             return Holder(pid, _command(pid))
+    return None
+
+
+def flock_pids(status: os.stat_result) -> list[int]:
+    """Who has locked this file with flock, by the kernel's list, without opening it; not those of another container.
+
+    The number is of the process that took the lock: a child that inherited it may be what is left.
+    """
+    where = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        with open(_KERNEL_LOCKS, encoding="ascii", errors="replace") as file:
+            rows = [line.split() for line in file]
+    except OSError:
+        return []
+    return [int(row[4]) for row in rows if len(row) > 5 and row[1] == "FLOCK" and row[5] == where]
+
+
+def first_alive(pids: list[int]) -> Holder | None:
+    for pid in pids:
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            pass  # Somebody else's, so it lives.
+        except OSError:
+            continue
+        return Holder(pid, _command(pid))
     return None
 
 

@@ -52,10 +52,12 @@ from bridged.target.lines_open import open_lines
 from bridged.target.port import Port
 from bridged.target.process import Barrier, Session
 from bridged.target.request import NO_PAST, Past, Request
-from bridged.target.uart import Counters, Uart
+from bridged.target.uart import Counters, Uart, look
 
 NOT_OPENED = "not opened yet"
 RETRY_S = 1.0  # How often an absent device is looked for, and a present one is looked after.
+RETRY_MOST_S = 30.0  # Each opening raises DTR and RTS: what was opened several times in vain is opened less and less often.
+SOON_TRIES = 3
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class Target:
         self._changed = asyncio.Condition()
         self._look = asyncio.Event()  # The keeper looks at once: the device said that it is gone.
         self._not_before = 0.0
+        self._tries = 0  # How often the port was opened in vain.
         self._session: Session | None = None
         self._asked = ""
         self._shared = bool(settings.shares)
@@ -158,9 +161,13 @@ class Target:
             elif self.state == "idle" and (lost := self._lost()):
                 await self._gone(lost)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_S):
+                async with asyncio.timeout(self._pause_s):
                     await self._look.wait()
             self._look.clear()
+
+    @property
+    def _pause_s(self) -> float:
+        return min(RETRY_S * 2.0 ** min(max(0, self._tries - SOON_TRIES), 10), RETRY_MOST_S)
 
     async def _gone(self, reason: str) -> None:
         await self._drop()
@@ -191,14 +198,24 @@ class Target:
 
     def _take(self) -> None:
         """Open port and lines, both idle. Blocking. Nothing stays open on failure."""
-        uart = Uart.open(self.config.port)
         try:
+            look(self.config.port)
+        except PortGone:
+            self._tries = 0  # What comes is another one.
+            raise
+        self._tries += 1
+        uart = Uart.open(self.config.port)
+        lines: wires.Lines | None = None
+        try:
+            # First: Linux raised DTR and RTS, and whatever fails afterwards must not leave a target held in reset by them.
+            lines = open_lines(self.config.lines, uart, f"bridged:{self.name}")
             uart.set_format(self.config.application.baud, self.config.application.parity)
-            self._lines = open_lines(self.config.lines, uart, f"bridged:{self.name}")
         except BaseException:
+            if lines is not None:
+                lines.close()
             uart.close()
             raise
-        self._uart = uart
+        self._uart, self._lines, self._tries = uart, lines, 0
 
     def _let_go(self) -> None:
         for part in (self._lines, self._uart):

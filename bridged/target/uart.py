@@ -45,7 +45,7 @@ from bridged.errors import (
     PortForbidden,
     PortGone,
 )
-from bridged.target.holder import Holder, find_holder, lock_file_holder
+from bridged.target.holder import Holder, find_holder, first_alive, flock_pids, lock_file_holder
 
 BAUD_TOLERANCE = 0.025  # A UART frame of 11 bits tolerates about 4.5 % in all; the target's clock needs its share.
 
@@ -196,12 +196,7 @@ class Uart:
                 )
             # 3. Who opened it before us and does not flock? A simulator rightly keeps its pty open, so not there.
             if not self.is_pty:
-                locker = lock_file_holder(self.path)
-                if locker is not None:
-                    raise _busy(self.path, locker, "locked, says its file in /run/lock")
-                holder = find_holder(rdev, at_least=2)
-                if holder is not None:
-                    raise _busy(self.path, holder, "open")
+                _refuse_held(self.path, rdev, at_least=2)
             # 4. Ours: exclusive, raw, at once.
             # Not on a pty: the flag outlives us where somebody keeps the other end's device open, as a simulator does.
             if not self.is_pty:
@@ -527,6 +522,31 @@ def driver_name(rdev: int) -> str:
             return name
         node = os.path.dirname(node)
     return ""
+
+
+def look(path: str) -> None:
+    """Raise what ``Uart.open`` would, as far as it can be known without opening: that alone raises DTR and RTS in the kernel,
+    perhaps in the middle of another program's erase, and we ask once a second until the port is free."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise _open_error(path, error) from error
+    if not stat.S_ISCHR(status.st_mode):
+        return  # ``open`` says it, and opens it no more than this.
+    if pids := flock_pids(status):
+        raise _busy(path, first_alive(pids), "locked")
+    if not is_pty_device(status.st_rdev):
+        _refuse_held(path, status.st_rdev, at_least=1)
+
+
+def _refuse_held(path: str, rdev: int, *, at_least: int) -> None:
+    """``at_least``: see ``find_holder``."""
+    locker = lock_file_holder(path)
+    if locker is not None:
+        raise _busy(path, locker, "locked, says its file in /run/lock")
+    holder = find_holder(rdev, at_least=at_least)
+    if holder is not None:
+        raise _busy(path, holder, "open")
 
 
 def _busy(path: str, holder: Holder | None, how: str) -> PortBusy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from bridged.target import owner, process
 from bridged.target.lines_open import open_lines
 from bridged.target.owner import Target
 from bridged.target.request import Request
+from bridged.target.uart import Uart
 from tests.target.bench import make_image
 
 # Much longer than an L476 needs: long enough to be killed in, short enough for a test.
@@ -542,6 +544,62 @@ def test_two_targets_that_share_a_port_take_turns(tmp_path: Path) -> None:
                 await target.close()
 
         asyncio.run(main())
+
+
+def test_a_port_that_somebody_has_locked_is_not_opened_before_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening alone raises DTR and RTS, once a second, perhaps in the middle of another program's erase."""
+    monkeypatch.setattr(owner, "RETRY_S", 0.01)
+    opened: list[str] = []
+    real = Uart.open
+
+    def note(path: str) -> Uart:
+        opened.append(path)
+        return real(path)
+
+    monkeypatch.setattr(Uart, "open", note)
+    master, slave = os.openpty()
+    fcntl.flock(slave, fcntl.LOCK_EX)
+
+    async def main() -> None:
+        target = Target("t", config.Target(port=os.ttyname(slave), lines=config.Lines()))
+        await target.open()
+        async with asyncio.timeout(5):
+            while f"process {os.getpid()} " not in target.reason:
+                await asyncio.sleep(0.01)
+        assert not opened
+        assert "has it locked" in target.reason
+        fcntl.flock(slave, fcntl.LOCK_UN)
+        await target.wait_present()
+        assert opened == [os.ttyname(slave)]
+        await target.close()
+
+    asyncio.run(main())
+    os.close(master)
+    os.close(slave)
+
+
+def test_a_rate_that_the_port_cannot_do_leaves_no_target_in_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DTR drives NRST here, and Linux raised it at the open: lines are idle before anything else can fail."""
+    moved: list[tuple[bool | None, bool | None]] = []
+
+    def refuse(_self: Uart, baud: int, *_rest: object) -> None:
+        raise errors.BaudUnavailable(f"{baud} baud", baud=baud)
+
+    monkeypatch.setattr(Uart, "set_modem", lambda _self, dtr=None, rts=None: moved.append((dtr, rts)))
+    monkeypatch.setattr(Uart, "set_format", refuse)
+    master, slave = os.openpty()
+    target = Target("t", config.Target(port=os.ttyname(slave), lines=config.Lines(kind="modem", nrst="dtr")))
+    before = set(os.listdir("/proc/self/fd"))
+    pauses = []
+    for _ in range(9):
+        with pytest.raises(errors.BaudUnavailable):
+            target._take()
+        pauses.append(target._pause_s)
+    assert moved == [(False, None)] * 9
+    assert pauses == [1, 1, 1, 2, 4, 8, 16, 30, 30], "each opening is a pulse on NRST"
+    assert set(os.listdir("/proc/self/fd")) == before
+    os.close(master)
+    os.close(slave)
 
 
 def test_a_neighbour_that_is_plugged_in_moves_no_shared_line_before_the_end_of_the_session(
