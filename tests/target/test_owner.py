@@ -1,4 +1,7 @@
-"""The owner and real session processes, on a pty that is paced like a UART: hand-over, cancel, stop, SIGKILL, deadline."""
+"""The owner and real session processes, on a pty that is paced like a UART: hand-over, cancel, stop, SIGKILL, deadline.
+
+It is one file because all of it goes through one rig.
+"""
 
 from __future__ import annotations
 
