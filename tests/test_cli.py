@@ -395,6 +395,34 @@ def test_exit_codes_of_refusals(gateway: Gateway, tmp_path: Path) -> None:
     assert bridged(gateway, "id", "motor1").returncode == Exit.NOT_ALLOWED
 
 
+def test_what_this_machine_refuses_is_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/nowhere")
+    for name in ("a..b", "plaintext:" + "a" * 64):
+        assert cli.main(["-g", name, "targets"]) == Exit.USAGE
+        assert "no name that a host can have" in capsys.readouterr().err
+    closed = tmp_path / "closed"
+    closed.mkdir(0)
+    (tmp_path / "closed-file").touch(0)
+    somebody = os.geteuid()
+    if somebody == 0:
+        tmp_path.chmod(0o755)
+        os.seteuid(65534)
+    try:
+        for args, text in (
+            (["read", "motor1", "0", "16", "-o", str(closed / "x")], "cannot be written"),
+            (["read", "motor1", "0", "16", "-o", str(closed)], "cannot be written"),
+            (["trace", str(closed / "x")], "you may not read it"),
+            (["trace", str(tmp_path / "closed-file")], "you may not read it" if somebody == 0 else "Permission denied"),
+        ):
+            code = cli.main(["-g", "127.0.0.1:1", *args])
+            said = capsys.readouterr().err
+            assert (code, text in said) == (Exit.USAGE, True), said
+    finally:
+        os.seteuid(somebody)
+
+
 def test_a_gateway_that_is_not_there() -> None:
     done = bridged(None, "targets")
     assert done.returncode == Exit.UNREACHABLE

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,18 +32,19 @@ from bridged.api.handshakes import PENDING, PENDING_EACH, Handshakes
 from bridged.api.line import LineServer
 from bridged.api.line_link import Limits
 from bridged.api.tls import Tls, ending
-from bridged.client import Client, Gateway, LinkLost, LocalFile, Refused
+from bridged.client import Client, Gateway, LinkLost, LocalFile, Refused, files
 from bridged.client import gateway as gateways
 from bridged.client import link as link_module
 from bridged.client.files import upload
 from bridged.client.gateway import Address
-from bridged.client.link import Session
+from bridged.client.link import CHUNK_BYTES, Session
 from bridged.config import Auth
 from bridged.config.values import Listen
 from bridged.errors import BadRequest, ConfigError, DaemonUnreachable, LoginFirst, NotAllowed, WrongToken
 from bridged.images.parts import SYNC_BYTES
 from bridged.jobs.journal import Journal
 from bridged.jobs.model import JobKind, JobState
+from bridged.protocol.reply import Reply
 from bridged.protocol.verbs import Scope
 from tests.api.fakes import FakeJobs, Script, WatchedStore
 
@@ -602,6 +604,83 @@ class FaultProxy:
     def stop(self) -> None:
         self._stop.set()
         self._listener.close()
+
+
+class Swallower:
+    """A link in virtual time that takes two chunks, ``chunk_s`` each, and breaks; of every second one the gateway keeps one."""
+
+    now, chunk_s, kept, links, size = 0.0, 0.0, False, 0, 0
+
+    def __init__(self, _gateway: Gateway) -> None:
+        Swallower.links += 1
+        self._room = 2
+        self._held = (Swallower.links - 1) // 2 * CHUNK_BYTES if Swallower.kept else 0
+        self._reply = Reply(250, "", {})
+
+    @classmethod
+    def sleep(cls, seconds: float) -> None:
+        cls.now += seconds
+        assert cls.now < 100_000, "for ever"
+
+    def send(self, data: bytes) -> None:
+        if data.startswith(b"HAVE"):
+            self._reply = Reply(250, "", {"offset": self._held, "size": self.size})
+        elif data.startswith(b"PUT"):
+            self._reply = Reply(354, "", {})
+        elif not self._room:
+            raise LinkLost("reset")
+        else:
+            self._room -= 1
+            Swallower.sleep(self.chunk_s)
+            self._reply = Reply(250, "STORED", {})
+
+    def reply(self) -> Reply:
+        return self._reply
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_upload_that_gets_nowhere_is_given_up_and_one_that_is_slow_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "app.bin"
+    image.write_bytes(bytes(6 * CHUNK_BYTES))
+    clock = SimpleNamespace(monotonic=lambda: Swallower.now, sleep=Swallower.sleep)
+    for module, name, value in ((link_module, "time", clock), (files, "time", clock), (link_module, "Link", Swallower)):
+        monkeypatch.setattr(module, name, value)
+
+    def send(chunk_s: float, kept: bool) -> float:
+        Swallower.now, Swallower.chunk_s, Swallower.kept, Swallower.links, Swallower.size = (
+            0.0,
+            chunk_s,
+            kept,
+            0,
+            6 * CHUNK_BYTES,
+        )
+        reply = upload(Session(Gateway(Address.parse("127.0.0.1")), 60), LocalFile.of(image), "", None, lambda *_: None)
+        assert reply.text == "STORED"
+        return Swallower.now
+
+    with pytest.raises(DaemonUnreachable, match="within 60 s"):
+        send(0.0, kept=False)
+    assert 50 < Swallower.now <= 61
+    with pytest.raises(DaemonUnreachable):
+        send(100.0, kept=False)
+    assert send(100.0, kept=True) > 1000, "a link may take longer than the patience"
+    # What vanishes between its digest and its bytes.
+    local = LocalFile.of(image)
+    image.unlink()
+    with pytest.raises(BadRequest, match="No such file"):
+        upload(Session(Gateway(Address.parse("127.0.0.1")), 60), local, "", None, lambda *_: None)
+
+
+def test_a_name_that_no_certificate_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = socket.socketpair()
+    monkeypatch.setattr(Address, "connect", lambda _self: near)
+    with far, pytest.raises(BadRequest, match="no name that a certificate can have"):
+        Gateway(Address.parse("gw.example"), name="a..b").connect()
+    assert near.fileno() == -1
 
 
 @pytest.mark.timeout(120 if SCALE <= 0.2 else 900)

@@ -15,7 +15,7 @@ from bridged.cli.exits import Exit, exit_code
 from bridged.cli.screen import Screen, say
 from bridged.cli.texts import duration, facts, outcome, plan_text, size_text, table, update_text
 from bridged.client import Client, Gateway, LinkLost, LocalFile, Refused
-from bridged.client.files import signature_text, split_address
+from bridged.client.files import is_special, signature_text, split_address
 from bridged.errors import BadRequest, BridgedError, DaemonUnreachable, DigestMismatch
 from bridged.protocol.reply import Reply, error_reply, flatten
 from bridged.terminal import End, Talk, raw_keys
@@ -74,9 +74,13 @@ class Command:
 
     def read(self) -> Exit:
         path = Path(self.args.output)
-        if path.is_dir() or not path.absolute().parent.is_dir():
+        parent = path.absolute().parent
+        if os.path.isdir(path) or not os.path.isdir(parent):
             raise BadRequest(f"{path} cannot be written: give the name of a file in a directory that exists", path=str(path))
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(1)):
+        # Before the target is bothered: a file is replaced, so it is its directory that counts.
+        if not os.access(path if is_special(path) and os.path.exists(path) else parent, os.W_OK):
+            raise BadRequest(f"{path} cannot be written: you may not", path=str(path))
+        if os.path.exists(path) and os.path.samestat(path.stat(), os.fstat(1)):
             raise BadRequest("what is printed would be among the bytes: give the name of a file", path=str(path))
         done = self._run_job("READ", self.args.target, self.args.address, self.args.length)
         if done is not Exit.DONE or self.args.no_wait:
@@ -309,11 +313,13 @@ class Command:
     def _recording(self, what: str) -> str:
         """Of a job, or from a file that somebody sent us."""
         path = Path(what)
-        if path.is_file():
+        if os.path.isfile(path):
             text = path.read_text("utf-8", "replace")
             if not re.search(r"^\s*\d+\.\d+ \S", text, re.MULTILINE):
                 raise BadRequest(f"{path} holds no line of a recording", path=str(path))
             return text
+        if "/" in what:  # In the name of no job.
+            raise BadRequest(f"{what} is no file, or you may not read it", path=what)
         return self.client.trace(what).decode("utf-8", "replace")
 
     def cancel(self) -> Exit:
@@ -433,6 +439,9 @@ class Command:
             if self.job and isinstance(error, DaemonUnreachable):
                 self.screen.note(f"job {self.job} goes on at the gateway; follow it with: bridged watch {self.job}")
             return exit_code(reply) if isinstance(error, DaemonUnreachable | DigestMismatch) else Exit.USAGE
+        except OSError as error:  # Of this machine: a file, the terminal.
+            self.screen.error(error_reply(BadRequest(f"{error.filename or 'this machine'}: {error.strerror or error}")))
+            return Exit.USAGE
         except KeyboardInterrupt:
             if self.job:
                 text = f"job {self.job} goes on; follow it: bridged watch {self.job}, stop it: bridged cancel {self.job}"

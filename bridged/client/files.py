@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +54,10 @@ class LocalFile:
 def upload(session: Session, local: LocalFile, name: str, type_hint: str | None, progress: Progress) -> Reply:
     """Stages a file, going on where the gateway has it; the last reply. Raises ``Refused``, ``DaemonUnreachable``."""
     have_request = format_request("HAVE", local.sha256)
-    rounds = 0
+    rounds, furthest = 0, -1
 
     def action(link: Link) -> Reply:
-        nonlocal rounds
+        nonlocal rounds, furthest
         link.send(have_request)
         have = link.reply()
         if have.code not in (250, 404):
@@ -65,6 +65,10 @@ def upload(session: Session, local: LocalFile, name: str, type_hint: str | None,
         if have.code == 250 and have.data.get("complete"):
             return have
         offset = int(have.data.get("offset") or 0) if have.data.get("size") == local.size_bytes else 0
+        # What went out may have got nowhere, as often as it is sent; what the gateway has by now is progress.
+        if offset > furthest:
+            session.alive()
+        furthest = max(furthest, offset)
         link.send(
             format_request(
                 "PUT", str(local.size_bytes), local.sha256, offset=offset or None, name=name or local.plain_name, type=type_hint
@@ -88,20 +92,35 @@ def upload(session: Session, local: LocalFile, name: str, type_hint: str | None,
 
 
 def _send_file(session: Session, link: Link, local: LocalFile, offset: int, progress: Progress) -> None:
+    began = at = time.monotonic()
+    first = offset
+    for piece in _pieces(local, offset):
+        link.send(piece)
+        offset += len(piece)
+        before, at = at, time.monotonic()
+        session.excuse(at - before)
+        # What the socket buffers swallow in the first moment says nothing about the link.
+        progress(offset, local.size_bytes, (offset - first) / (at - began) if at - began > 0.5 else 0.0)
+
+
+def _pieces(local: LocalFile, offset: int) -> Iterator[bytes]:
     """The bytes from ``offset`` on: exactly as many as were announced, also if the file has changed meanwhile."""
-    started, first = time.monotonic(), offset
-    with local.path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while offset < local.size_bytes:
-            chunk = file.read(min(CHUNK_BYTES, local.size_bytes - offset))
-            # A file that became shorter is filled up; its digest cannot be right then, and the gateway will say so.
-            chunk = chunk or bytes(min(CHUNK_BYTES, local.size_bytes - offset))
-            link.send(chunk)
-            offset += len(chunk)
-            session.alive()
-            seconds = time.monotonic() - started
-            # What the socket buffers swallow in the first moment says nothing about the link.
-            progress(offset, local.size_bytes, (offset - first) / seconds if seconds > 0.5 else 0.0)
+    try:
+        with local.path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while offset < local.size_bytes:
+                size = min(CHUNK_BYTES, local.size_bytes - offset)
+                # A file that became shorter is filled up; its digest cannot be right then, and the gateway will say so.
+                piece = file.read(size) or bytes(size)
+                yield piece
+                offset += len(piece)
+    except OSError as error:
+        raise BadRequest(f"reading {local.path} failed: {error.strerror or error}", path=str(local.path)) from error
+
+
+def is_special(path: Path) -> bool:
+    """Whether it is there and no plain file: written to then, and never replaced."""
+    return os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path))
 
 
 def fetch(session: Session, ref: str, path: Path) -> int:
@@ -109,7 +128,7 @@ def fetch(session: Session, ref: str, path: Path) -> int:
 
     What is there and no plain file (a device, a pipe, a link) is written to, once everything has come, and never replaced.
     """
-    special = path.is_symlink() or (path.exists() and not path.is_file())
+    special = is_special(path)
     if special:
         handle, name = tempfile.mkstemp(prefix="bridged-")
         os.close(handle)

@@ -72,6 +72,7 @@ class Address:
         return f"unix:{self.path}" if self.path else f"{self.host}:{self.port}"
 
     def connect(self) -> socket.socket:
+        """Raises ``OSError``, ``BadRequest``."""
         if self.path:
             sock = socket.socket(socket.AF_UNIX)
             try:
@@ -81,7 +82,10 @@ class Address:
                 sock.close()
                 raise
             return sock
-        sock = socket.create_connection((self.host, self.port), CONNECT_TIMEOUT_S)
+        try:
+            sock = socket.create_connection((self.host, self.port), CONNECT_TIMEOUT_S)
+        except UnicodeError as error:
+            raise BadRequest(f"gateway {self.host!r} is no name that a host can have: {error}") from error
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         return sock
 
@@ -136,7 +140,7 @@ class Gateway:
         return found
 
     def connect(self) -> socket.socket:
-        """Raises ``OSError``, and ``DaemonUnreachable`` where the certificate is not to be believed: again is no use then."""
+        """Raises ``OSError``; ``BadRequest`` and, where no certificate is believed, ``DaemonUnreachable``: for good."""
         sock = self.address.connect()
         if not self.address.secure:
             return sock
@@ -154,6 +158,10 @@ class Gateway:
             raise DaemonUnreachable(
                 f"{self.address} does not speak TLS as we do ({reason})", gateway=str(self.address)
             ) from error
+        except ValueError as error:
+            sock.close()
+            name = self.name or self.address.host
+            raise BadRequest(f"{name!r} is no name that a certificate can have: {error}") from error
         except BaseException:
             sock.close()
             raise

@@ -196,6 +196,10 @@ class Session:
             self._note("connected again")
         self._failures = 0
 
+    def excuse(self, seconds: float) -> None:
+        """So long bytes went out, and whether they arrived is only known later: that is slow, and not gone."""
+        self._deadline += seconds
+
     def call(self, action: Callable[[Link], T]) -> T:
         """Raises ``DaemonUnreachable`` when the gateway was never there, or did not come back in time."""
         while True:
