@@ -33,6 +33,9 @@ CONNECT_S = 20.0  # TCP, TLS and the broker's greeting over a link with seconds 
 ANSWER_S = 15.0  # A request; at a change of leader JetStream was silent for 4 to 6 s (measured, three nodes on loopback).
 SNAPSHOT_BATCH = 500
 TRIES = 3
+# Errors that say nothing of the request, which may be said again some seconds later: no leader is elected, and who was asked
+# is none (any more).
+PASSING = (10008, 10009)
 
 Acknowledge = Callable[[], Awaitable[None]]
 
@@ -142,6 +145,10 @@ class Link:
         try:
             yield
         except js.APIError as error:
+            nobody = isinstance(error, js.ServiceUnavailableError) and error.err_code is None
+            if nobody or error.err_code in PASSING:
+                said = error.description or "JetStream does not answer"
+                raise FleetUnreachable(f"{what}: {said}", number=error.err_code) from error
             raise FleetError(f"{what}: {error.description or error}", number=error.err_code) from error
         except (errors.TimeoutError, TimeoutError) as error:
             raise FleetUnreachable(f"{what}: no answer from {self.server} in time") from error

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from bridged.errors import BadRequest, FleetUnreachable, RolloutChanged
+from bridged.errors import BadRequest, FleetError, FleetUnreachable, RolloutChanged
 from bridged.fleet import control, rollout, select, wire
+from bridged.fleet import link as link_module
 from bridged.fleet.link import Access, Link
 from bridged.fleet.operator import _init, main
 from tests.e2e.virtual_gateway import VirtualGateway
@@ -326,6 +327,43 @@ def test_a_link_that_breaks_while_commands_are_said_is_one_that_is_made_anew() -
         said = [wire.Cancel("gw1", "r1", "m1"), wire.Cancel("gw2", "r1", "m1")]
         with pytest.raises(FleetUnreachable, match="no answer"):
             await control.Drive(link, "r1")._say(said)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"code": 503, "err_code": 10008, "description": "JetStream system temporarily unavailable"}, FleetUnreachable),
+        ({"code": 500, "err_code": 10009, "description": "JetStream cluster can not handle request"}, FleetUnreachable),
+        (None, FleetUnreachable),
+        ({"code": 503, "err_code": 10039, "description": "JetStream not enabled for account"}, FleetError),
+        ({"code": 404}, FleetError),
+        ({"code": 400, "err_code": 10003, "description": "bad request"}, FleetError),
+    ],
+)
+def test_a_broker_without_a_leader_is_one_that_does_not_answer(
+    answer: dict[str, Any] | None, expected: type[FleetError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client is the real one, down to the answer's bytes, for which no node has to die. ``run`` tries again then."""
+    nats = link_module._import_nats()
+    client = nats.aio.client.Client()
+
+    async def request(subject: str, *_: Any, **__: Any) -> Any:
+        if answer is None:
+            raise nats.errors.NoRespondersError
+        return nats.aio.msg.Msg(client, subject=subject, data=json.dumps({"error": answer}).encode())
+
+    async def work() -> None:
+        monkeypatch.setattr(client, "request", request)
+        link = Link(nats, client, "nats://x", asyncio.Event())
+        with pytest.raises(FleetError) as reading:
+            await control.load(link, "r1")
+        with pytest.raises(FleetError) as listing:
+            await control.rollouts(link)
+        with pytest.raises(FleetError) as saying:
+            await link.publish("bridged.v1.gw1.cmd.job.r1.m1.0", b"{}", only_first=True)
+        assert {type(found.value) for found in (reading, listing, saying)} == {expected}
 
     asyncio.run(work())
 
