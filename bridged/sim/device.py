@@ -74,11 +74,12 @@ class Device:
         rdp: int = 0,
         powered: bool = True,
         on_go: Callable[[Device, int], None] | None = None,
+        ecc_faults: bool = False,
     ) -> None:
         """``rate_error``: fixed error of the measured rate (0.05 = 5 %) instead of one drawn at each reset.
 
         ``options``: option bits by name, over the factory values. ``on_go``: called when Go jumps into RAM, where nothing is
-        executed otherwise. ``checksum``: the loader has command 0xA1.
+        executed otherwise. ``checksum``: the loader has command 0xA1. ``ecc_faults``: as in ``Memory``.
         """
         self.chip = chip
         self.rng = random.Random(seed)
@@ -90,7 +91,8 @@ class Device:
             loader_id = max(chip.loader_ids)
         self.loader_id = loader_id
         self.protocol = protocol_version(chip.usart_protocol) if protocol is None else protocol
-        self.memory = Memory(chip, chip.flash_map(flash_bytes or chip.flash_max_bytes, layout), loader_id, self.rng)
+        flash = chip.flash_map(flash_bytes or chip.flash_max_bytes, layout)
+        self.memory = Memory(chip, flash, loader_id, self.rng, ecc_faults=ecc_faults)
         for name, value in (options or {}).items():
             self.memory.set_option(name, value)
         self.memory.set_rdp(rdp)

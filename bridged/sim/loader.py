@@ -23,7 +23,7 @@ from typing import Literal
 
 from bridged.chips.model import Chip, Quirk, Sector
 from bridged.sim.faults import Faults
-from bridged.sim.memory import BusFault, Memory
+from bridged.sim.memory import BusFault, Memory, TornWord
 
 ACK = 0x79
 NACK = 0x1F
@@ -355,6 +355,8 @@ class Loader:
         words = int.from_bytes(size, "big")
         try:
             data = self.memory.read(address, words * 4) if 0 < words <= 1 << 24 else b""
+        except TornWord:
+            raise
         except BusFault:
             data = b""
         if not (yield from self._answer("words", bool(data))):

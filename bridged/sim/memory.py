@@ -20,6 +20,10 @@ class BusFault(Exception):
     """The loader touched memory that is not there: it hangs in its fault handler."""
 
 
+class TornWord(BusFault):
+    """It read a word of ECC flash that a power cut has torn: two bits are wrong, which raises an NMI."""
+
+
 class Rule(Enum):
     """What happens to a word that was programmed before."""
 
@@ -124,8 +128,14 @@ def pattern_number(chip: Chip) -> int:
 class Memory:
     """All that can be read or written of one part. Made once for each simulated device; survives resets."""
 
-    def __init__(self, chip: Chip, flash_map: FlashMap, loader_id: int | None, rng: random.Random) -> None:
+    def __init__(
+        self, chip: Chip, flash_map: FlashMap, loader_id: int | None, rng: random.Random, *, ecc_faults: bool = False
+    ) -> None:
+        """``ecc_faults``: on parts with ECC a word that was at work when the power went cannot be read until its sector is
+        erased."""
         self.chip = chip
+        self.ecc_faults = ecc_faults and chip.ecc
+        self.torn: set[int] = set()  # addresses of such words
         self.map = flash_map
         self.base = flash_map.base
         self.end = max(s.end for s in flash_map.sectors)
@@ -434,6 +444,8 @@ class Memory:
         if self.base <= address < self.end:
             if address + count > self.end or not (self._contiguous or self.map.covers(address, address + count)):
                 raise BusFault(f"read beyond flash at {address:#010x}")
+            if self.torn and (torn := [a for a in self.torn if a < address + count and address < a + self.word_bytes]):
+                raise TornWord(f"read of a torn word at {min(torn):#010x}")
             at = address - self.base
             return bytes(self.flash[at : at + count])
         for spot, content in self._ram:
@@ -462,6 +474,7 @@ class Memory:
             raise ValueError(f"{len(data)} bytes do not fit into {len(self.flash)}")
         self.flash[:] = bytes([self.erased]) * len(self.flash)
         self.flash[: len(data)] = data
+        self.torn.clear()
         if self.rule is Rule.ONCE:
             blank = bytes([self.erased]) * self.word_bytes
             words = (self.flash[at : at + self.word_bytes] != blank for at in range(0, len(self.flash), self.word_bytes))
@@ -549,6 +562,8 @@ class Memory:
         word = data[done * size : (done + 1) * size]
         torn = bytes(b | self._rng.randrange(256) if self.erased else b & self._rng.randrange(256) for b in word)
         self.program(address + done * size, torn)
+        if self.ecc_faults:
+            self.torn.add(address + done * size)
 
     def erase(self, sector: Sector, *, all_the_same: bool = False) -> None:
         """Protected sectors are skipped in silence. ``all_the_same``: the regression of readout protection knows no others."""
@@ -557,6 +572,7 @@ class Memory:
         self.flash[sector.address - self.base : sector.end - self.base] = bytes([self.erased]) * sector.size_bytes
         self._forget(sector)
         self.marginal.discard(sector.code)
+        self.torn = {a for a in self.torn if not sector.address <= a < sector.end}
 
     def interrupt_erase(self, sector: Sector, fraction: float, *, all_the_same: bool = False) -> None:
         """Reset while a sector is erased: early on the old content is damaged, later it reads blank; it is neither."""
@@ -571,6 +587,8 @@ class Memory:
             old = int.from_bytes(self.flash[part], "little")
             mixed = old | noise if self.erased else old & noise
             self.flash[part] = mixed.to_bytes(sector.size_bytes, "little")
+            if self.ecc_faults:
+                self.torn.update(range(sector.address, sector.end, self.word_bytes))
         if self.rule is Rule.ONCE:
             words = slice(part.start // self.word_bytes, part.stop // self.word_bytes)
             self.used[words] = b"\x01" * (words.stop - words.start)

@@ -50,6 +50,7 @@ from bridged.target.speed import VOLTAGE_ADDRESS, lower_baud, too_many, voltage_
 T = TypeVar("T")
 
 TRIES = 4  # Of one command. A single accident needs two; a third and fourth are for a link that is bad altogether.
+TORN_TRIES = 2  # Of reading what may be torn: each costs a silence and a reset, and once more would change nothing.
 NACKS = 3  # The same refusal three times, once after a reset, is the loader's word.
 RECOVERIES = 40  # Of one session: a link that needs more is reported instead of nursed for hours.
 PROOFS = 6
@@ -138,23 +139,43 @@ class Dialogue:
 
     # --- commands -------------------------------------------------------------------------------------------------
 
-    def read(self, address: int, count: int, *, nacks: int = NACKS, first: LoaderError | None = None) -> Flow[bytes]:
+    def read(
+        self, address: int, count: int, *, nacks: int = NACKS, first: LoaderError | None = None, tries: int = TRIES
+    ) -> Flow[bytes]:
         """Read Memory, repeated where needed. ``nacks``: how many refusals of address or length are believed.
 
         ``first``: how the first attempt ended, if it was made already.
         """
         make = partial(an3155.read_memory, address, count)
-        return (yield from self._again("read", lambda: make(self.timing), nacks, first))
+        return (yield from self._again("read", lambda: make(self.timing), nacks, first, tries))
 
-    def read_twice(self, address: int, count: int, *, nacks: int = NACKS) -> Flow[bytes]:
+    def read_twice(self, address: int, count: int, *, nacks: int = NACKS, tries: int = TRIES) -> Flow[bytes]:
         """The same until two readings in a row agree: for facts on which the rest hangs, since an answer has no checksum."""
         before: bytes | None = None
         for _ in range(TRIES):
-            data = yield from self.read(address, count, nacks=nacks)
+            data = yield from self.read(address, count, nacks=nacks, tries=tries)
             if data == before:
                 return data
             before = data
         raise UnstableLink(f"{TRIES} readings of {count} bytes at {address:#010x} all differ", address=address)
+
+    def read_torn(self, address: int, count: int) -> Flow[bytes | None]:
+        """The same of flash that may be half written or half erased, and that the job can do without: None where it cannot be
+        read. A word of ECC flash that was torn faults the loader's own read, and it is silent until a reset, each time anew."""
+        try:
+            return (yield from self.read_twice(address, count, tries=TORN_TRIES))
+        except (NoReply, Garbled) as error:
+            yield from self.revive(error)
+        except UnstableLink as error:
+            if "address" not in error.facts:
+                raise
+        return None
+
+    def revive(self, error: LoaderError) -> Flow[None]:
+        """After reading was given up by ``error``: the loader answers again, so it was no matter of the link."""
+        yield from self._accident("read", error)
+        yield from self.reconnect()
+        yield from self.get_version()
 
     def get_version(self) -> Flow[None]:
         """The shortest command that answers with data, repeated where needed."""
@@ -380,10 +401,17 @@ class Dialogue:
 
     # --- recovery -------------------------------------------------------------------------------------------------
 
-    def _again(self, step: str, make: Callable[[], Flow[T]], nacks: int = NACKS, first: LoaderError | None = None) -> Flow[T]:
+    def _again(
+        self,
+        step: str,
+        make: Callable[[], Flow[T]],
+        nacks: int = NACKS,
+        first: LoaderError | None = None,
+        tries: int = TRIES,
+    ) -> Flow[T]:
         """``make()`` until it succeeds or has failed too often. ``first``: as in ``read``."""
         refused = 0
-        for attempt in range(TRIES):
+        for attempt in range(tries):
             try:
                 if attempt == 0 and first is not None:
                     raise first
@@ -394,7 +422,7 @@ class Dialogue:
                 refused += isinstance(error, Nack)
                 # At the opcode a stray byte may be the reason, which shifts every command by one until a reset.
                 enough = NACKS if error.facts.get("stage") == "opcode" else nacks
-                if attempt == TRIES - 1 or (isinstance(error, Nack) and refused >= enough):
+                if attempt == tries - 1 or (isinstance(error, Nack) and refused >= enough):
                     raise
                 yield from self._accident(step, error)
                 if not isinstance(error, Nack) or refused > 1:

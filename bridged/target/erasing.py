@@ -180,13 +180,17 @@ def _mass_erase(sectors: tuple[Sector, ...], known: Known, result: Result) -> Fl
 
 
 def _witnesses(sector: Sector, flash: FlashMap, known: Known) -> Flow[dict[int, bytes]]:
-    """Blocks of the neighbouring sectors next to ``sector``, by address."""
+    """Blocks of the neighbouring sectors next to ``sector``, by address; what a power cut tore cannot be one."""
     count = min(CHECK_BYTES, known.chip.read_max_bytes)
     before, after = flash.neighbours(sector)
     found: dict[int, bytes] = {}
     for address in ([before.end - count] if before else []) + ([after.address] if after else []):
         yield Checkpoint()
-        found[address] = yield from known.line.read_twice(address, count)
+        data = yield from known.line.read_torn(address, count)
+        if data is None:  # Of an interrupted erase or write: it is to be erased itself, or nobody could tell what became of it.
+            yield Report(Retried("witness", f"{address:#010x} cannot be read, so the first erase is not judged by it"))
+        else:
+            found[address] = data
     return found
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bridged.chips.model import Sector
-from bridged.errors import EntryWouldBeLost, LoaderError, Nack, OutsideUnreadable, VerifyError, WrongSector
+from bridged.errors import EntryWouldBeLost, LoaderError, Nack, NoReply, OutsideUnreadable, VerifyError, WrongSector
 from bridged.events import Phase, Planned, Retried, SectorProven
 from bridged.images.model import Image
 from bridged.images.plan import Plan, check_protected, make_plan
@@ -104,7 +104,7 @@ def _by_rom_loader(request: Request, known: Known, plan: Plan, saved: Kept | Non
     if saved:
         result.was_empty = saved.was_empty
     elif known.chip.empty_check:
-        word = yield from known.line.read_twice(known.chip.flash_base, 4)
+        word = yield from known.line.read_torn(known.chip.flash_base, 4)
         result.was_empty = word == bytes([known.chip.erased_value]) * 4
     if request.one_shot:
         known.line.may_reset = False  # From here on nothing says that the loader could be entered again (P10).
@@ -125,9 +125,11 @@ def _compare(plan: Plan, known: Known, result: Result, *, tolerate: bool) -> Flo
     before = result.bytes_compared
     try:
         yield from Work(plan, known, result).prove(final=False, repair=False)
-    except VerifyError as error:
+    except (VerifyError, NoReply) as error:
         if not tolerate:
             raise
+        if isinstance(error, NoReply):  # A torn word of ECC flash: whatever it held, it is not the image.
+            yield from known.line.revive(error)
         result.bytes_compared = before
         result.phases.pop(Phase.VERIFY.value, None)
         yield Report(Retried("ensure", error.message))
@@ -282,7 +284,9 @@ def _backup(plan: Plan, known: Known, result: Result) -> Flow[Plan]:
                 used = data.rstrip(blank)
                 lead = len(used) - len(used.lstrip(blank))
                 parts.append((address + lead, used[lead:]))
-    except Nack as error:
+    except (Nack, NoReply) as error:
+        if isinstance(error, NoReply):
+            yield from known.line.revive(error)
         raise OutsideUnreadable(
             f"bytes of a sector to be erased lie outside the image and cannot be read: {error.message}", **error.facts
         ) from error
@@ -305,7 +309,11 @@ def _same(plan: Plan, known: Known, reads: Iterable[Read], done: int = 0) -> Flo
         return same
 
     yield Checkpoint()
-    yield from known.line.read_all(deque(reads), compare)
+    try:
+        yield from known.line.read_all(deque(reads), compare)
+    except NoReply as error:
+        yield from known.line.revive(error)
+        return False, done
     return same, done
 
 

@@ -9,6 +9,7 @@ ACKs lost, late and turned into NACKs, a target that resets or hangs, a word pro
 from __future__ import annotations
 
 import os
+import random
 from functools import cache
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from bridged import errors
 from bridged.errors import BridgedError
 from bridged.events import Retried
+from bridged.images.model import Image
 from bridged.sim.device import Device, Mode
 from bridged.sim.virtual import Account, run
 from bridged.target import session
@@ -299,3 +301,49 @@ def test_a_doctor_has_a_finding_for_a_fault_that_stays(part: str) -> None:
         assert result.findings[0]["level"] in ("problem", "warning"), (part, texts[0])
         assert overtime(bench) == ""
         assert bench.device.mode is Mode.APPLICATION
+
+
+# --- what a power cut tears ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("torn", [0, 1, 2], ids=["vectors", "witness", "another"])
+@pytest.mark.parametrize("kind", ["resumed", "flash", "ensure"])
+@pytest.mark.parametrize(("name", "how"), [("L476", "program"), ("G071", "erase"), ("H743", "program")])
+def test_a_word_that_was_torn_is_erased_and_ends_no_job(name: str, kind: str, how: str, torn: int) -> None:
+    """ECC flash: reading it silences the loader until a reset, each time anew, until its sector is erased."""
+    options = {"options": {"nBOOT_SEL": 0}} if name == "G071" else {}
+    bench = Bench(name, settings={"ecc_faults": True, **options})
+    memory = bench.device.memory
+    sectors = memory.map.sectors[:4]
+    pieces = [(s.address, random.Random(s.code).randbytes(600)) for s in sectors[1:]]
+    image = make_image(bench.chip, 600).merged_with(Image.of(pieces))
+    barriers: list[bytes] = []
+    bench.run("flash", image, barrier=lambda step: barriers.append(step.kept))
+    sector = sectors[torn]
+    if how == "program":
+        memory.erase(sector)
+        memory.interrupt_program(sector.address, image.read(sector.address, 256), 0.0)
+    else:
+        memory.interrupt_erase(sector, 0.3)
+    assert memory.torn
+    before = dict(bench.device.stats.erases)
+    usual_s = bench.account.total_s
+    kept = barriers[0] if kind == "resumed" else b""
+    result = bench.run("ensure" if kind == "ensure" else "flash", image, kept, discard_outside=True)
+    assert result.evidence == "full"
+    assert bench.holds(image)
+    assert not memory.torn
+    assert bench.device.stats.erases[sector.code] == before[sector.code] + 1
+    assert bench.account.total_s < usual_s + 25
+
+
+def test_a_torn_word_beside_the_image_is_lost_only_if_the_job_says_so() -> None:
+    bench = Bench("L476", settings={"ecc_faults": True})
+    memory = bench.device.memory
+    memory.interrupt_program(0x08000400, b"neighbour" * 8, 0.0)
+    image = make_image(bench.chip, 600)
+    with pytest.raises(errors.OutsideUnreadable, match="cannot be read"):
+        bench.run("flash", image)
+    assert not bench.device.stats.erases
+    bench.run("flash", image, discard_outside=True)
+    assert bench.holds(image)
