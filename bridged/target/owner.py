@@ -33,6 +33,7 @@ from bridged import config
 from bridged.errors import (
     BridgedError,
     DeadlineExceeded,
+    LineUnavailable,
     LinkError,
     PortBusy,
     PortGone,
@@ -377,8 +378,14 @@ class Target:
     def set_frame(self, frame: Frame | None) -> None:
         """How the console speaks from now on; None: as configured. Without a port it is remembered until there is one.
 
-        Raises ``BaudUnavailable``, ``ParityUnavailable`` or another ``LinkError``; the frame stays as it was then.
+        Raises ``BaudUnavailable``, ``ParityUnavailable`` or another ``LinkError``; the frame stays as it was then. With
+        RTS/CTS the driver moves RTS by itself: never where that is NRST, BOOT0 or the power.
         """
+        if frame is not None and frame.flow == "rts" and (taken := self._taken_by_lines() & {"rts", "cts"}):
+            raise LineUnavailable(
+                f"RTS/CTS flow control of {self.config.port}: {' and '.join(sorted(taken)).upper()} is a line of the target",
+                path=self.config.port,
+            )
         before = self.frame
         self.frame = frame or Frame(self.config.application.baud, self.config.application.parity)
         try:
@@ -408,10 +415,13 @@ class Target:
 
     def wired_signals(self) -> frozenset[str]:
         """Which of dtr and rts drive NRST, BOOT0 or the power."""
+        return self._taken_by_lines() & {"dtr", "rts"}
+
+    def _taken_by_lines(self) -> frozenset[str]:
         lines = self.config.lines
         if lines.kind != "modem":
             return frozenset()
-        return frozenset(getattr(lines, line.pin).removeprefix("!") for line in wires.wired(lines))
+        return frozenset(getattr(lines, line.pin).removeprefix("!") for line in (*wires.wired(lines), *wires.inputs(lines)))
 
     def set_signal(self, name: str, asserted: bool) -> None:
         """Move DTR or RTS for a console writer; who may is the caller's business. Never while a session has the port."""

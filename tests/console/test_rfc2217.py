@@ -23,7 +23,7 @@ import time
 import tty
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -489,6 +489,28 @@ def test_lines_of_the_target_are_not_at_a_clients_mercy(tmp_path: Path, signals:
                 peer.ask(Command.SET_CONTROL, bytes((control,)))
                 assert await peer.answer(Command.SET_CONTROL) == bytes((control,))
             assert lines.moved == moved
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        config.Lines(kind="modem", nrst="rts", boot0="!dtr"),
+        config.Lines(kind="modem", nrst="dtr", boot0="!rts"),
+        config.Lines(kind="modem", nrst="dtr", safe="cts"),
+    ],
+)
+def test_flow_control_does_not_hand_a_line_of_the_target_to_the_driver(tmp_path: Path, lines: config.Lines) -> None:
+    async def main() -> None:
+        async with peers(tmp_path) as (b, (peer,)):
+            b.target.config = replace(b.target.config, lines=lines)
+            peer.ask(Command.SET_CONTROL, bytes((Control.FLOW_RTS,)))
+            assert b"is a line of the target" in await peer.answer(Command.SIGNATURE)
+            assert await peer.answer(Command.SET_CONTROL) == bytes((Control.FLOW_NONE,))
+            assert b.target.frame.flow == ""
+            peer.ask(Command.SET_CONTROL, bytes((Control.FLOW_XON,)))
+            assert await peer.answer(Command.SET_CONTROL) == bytes((Control.FLOW_XON,))
 
     asyncio.run(main())
 
