@@ -26,6 +26,9 @@ from bridged.fleet.control import Drive, Rollout
 from bridged.fleet.link import Link, connect
 from bridged.fleet.rollout import OVER, Phase, Spec, Step
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+STEADY_S = 60.0  # After a link that held so long the next pause is short again.
+
 
 def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="bridged fleet: %(message)s", level=logging.WARNING)
@@ -47,23 +50,27 @@ def main(argv: Sequence[str]) -> int:
 
 async def _connected(options: argparse.Namespace) -> int:
     """A link that breaks is made anew, for as long as a roll-out is carried on; everything else may be said again."""
-    where, pause_s = access(options), 1.0
+    where, pause_s, told = access(options), FIRST_PAUSE_S, ""
     turn = secrets.randbelow(1 << 16)
     tries = len(where.servers)
     while True:
-        link = None
+        link, started = None, time.monotonic()
         try:
             link = await connect(where, "bridged fleet", wire.inbox_of(options.user or "operator"), turn)
             return await COMMANDS[options.command](link, options)
         except FleetUnreachable as error:
             turn, tries = turn + 1, tries - 1
             if link is not None and (options.command == "run" or getattr(options, "follow", False)):
-                tries, pause_s = 100, 1.0
+                tries = 100
             if tries <= 0:
                 raise
-            print(f"bridged fleet: {error.message}; trying again", file=sys.stderr)
+            if time.monotonic() - started > STEADY_S:
+                pause_s, told = FIRST_PAUSE_S, ""
+            if error.message != told:  # Once, and not each time for as long as a cluster has no leader.
+                told = error.message
+                print(f"bridged fleet: {told}; trying again", file=sys.stderr)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, 30.0)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         finally:
             if link is not None:
                 await link.close()

@@ -14,6 +14,7 @@ import pytest
 from bridged.errors import BadRequest, FleetError, FleetUnreachable, RolloutChanged
 from bridged.fleet import control, rollout, select, wire
 from bridged.fleet import link as link_module
+from bridged.fleet import operator as operator_module
 from bridged.fleet.link import Access, Link
 from bridged.fleet.operator import _init, main
 from tests.e2e.virtual_gateway import VirtualGateway
@@ -366,6 +367,34 @@ def test_a_broker_without_a_leader_is_one_that_does_not_answer(
         assert {type(found.value) for found in (reading, listing, saying)} == {expected}
 
     asyncio.run(work())
+
+
+def test_a_cluster_without_a_leader_is_asked_ever_less_often(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lets us connect each time, and says the same each time."""
+    pauses: list[float] = []
+
+    async def nothing() -> None:
+        pass
+
+    async def connect(*_: Any) -> Any:
+        return SimpleNamespace(close=nothing)
+
+    async def run(*_: Any) -> int:
+        if len(pauses) < 9:
+            raise FleetUnreachable("temporarily unavailable")
+        return 0
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(operator_module, "connect", connect)
+    monkeypatch.setitem(operator_module.COMMANDS, "run", run)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    assert main(["run", "r1", "--server", "nats://127.0.0.1:9"]) == 0
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30, 30]
+    assert capsys.readouterr().err == "bridged fleet: temporarily unavailable; trying again\n"
 
 
 def test_what_is_told_of_a_roll_out_is_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
