@@ -358,6 +358,11 @@ class Console:
         for seat in held:
             seat.sink.hold(False)
 
+    def told(self, text: str) -> None:
+        """Something that everybody here has to know."""
+        for seat in self.seats:
+            seat.sink.notice(text)
+
     def changed(self) -> None:
         """The target's state changed: tell those who can no longer write, or can again."""
         target = self.target

@@ -79,6 +79,7 @@ class Listener(Protocol):
 
     def heard(self, data: bytes) -> None: ...
     def room(self) -> None: ...
+    def told(self, text: str) -> None: ...
     def changed(self) -> None: ...
 
 
@@ -402,10 +403,21 @@ class Target:
         self._uart.set_format(frame.baud, frame.parity, frame.stop_bits, frame.data_bits, frame.flow)
 
     def _apply_frame(self) -> None:
-        """Sessions leave the port as the application is configured; a console that set something else goes on with that."""
-        if self.frame != Frame(self.config.application.baud, self.config.application.parity):
-            with contextlib.suppress(LinkError):
-                self._set_uart(self.frame)
+        """The port as the console believes it to be, whatever had it before: a session that ended in the loader leaves the
+        loader's format. What was set meanwhile and cannot be done is told, and it is as configured again."""
+        configured = Frame(self.config.application.baud, self.config.application.parity)
+        try:
+            self._set_uart(self.frame)
+        except LinkError as error:
+            if isinstance(error, PortGone):
+                return  # The keeper finds out; the frame is for the one that comes.
+            log.warning("target %s: what the console had set is not in force: %s", self.name, error.message)
+            if self.frame != configured:
+                self.frame = configured
+                with contextlib.suppress(LinkError):
+                    self._set_uart(configured)
+            if self.listener is not None:
+                self.listener.told(f"the format is as configured again: {error.message}")
 
     def _give_back(self) -> None:
         """After a session: the console has the port again."""
