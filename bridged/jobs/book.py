@@ -141,12 +141,14 @@ class Book:
         session: OpenSession | None = None,
         backup: Backup | None = None,
         record: TargetRecord | None = None,
+        anew: bool = False,
     ) -> None:
-        """What waits to be written for a job, in its state."""
+        """What waits to be written for a job, in its state. ``anew``: see ``Change``."""
         pending = live.pending()
-        await self.write(
-            Change(job=live.job, updates=pending[0], proven=pending[1], session=session, backup=backup, target=record)
+        change = Change(
+            job=live.job, updates=pending[0], proven=pending[1], session=session, backup=backup, target=record, anew=anew
         )
+        await self.write(change)
         live.saved(pending)
 
     def save_soon(self, live: Live) -> None:

@@ -75,7 +75,8 @@ class Backup:
 class Change:
     """One transaction. ``updates``, ``proven`` and ``backup`` belong to ``job``; a job that ends loses its proofs and backup.
 
-    ``anew``: what was proven and kept for the job until now goes first, for it will work on other content from here on.
+    ``anew``: what was proven and kept for the job until now goes first, for it will work on other content from here on, or
+    begins from the beginning.
     ``session`` opens or rewrites the entry of its target; ``close`` names the target whose entry goes.
     """
 

@@ -274,8 +274,11 @@ class Runner:
         if job.touched:
             proven = await asyncio.to_thread(self._journal.proven, job.id)
             live.backup = await asyncio.to_thread(self._journal.backup, job.id)
+        else:
+            # What an earlier attempt found right it may find otherwise now, and erase: nothing was put on disk for it.
+            live.unsaved_proven.clear()
         live.uid = ""
-        await self._book.save(live, session=self._opened(lane, live, 0.0))
+        await self._book.save(live, session=self._opened(lane, live, 0.0), anew=not job.touched)
         self._check_wanted(live)
         live.in_session = True
         result = await lane.port.run(

@@ -101,7 +101,8 @@ STAGES = (Phase.LOCK, Phase.IDENTIFY, Phase.ERASE, Phase.WRITE, Phase.VERIFY, Ph
 
 @dataclass
 class Script:
-    """One session. ``hold_at``: wait there for ``ScriptedTarget.go``; ``fail_at``: raise ``error`` there."""
+    """One session. ``hold_at``: wait there for ``ScriptedTarget.go``; ``fail_at``: raise ``error`` there.
+    ``stayed``: sectors that are right already."""
 
     hold_at: str = ""
     fail_at: str = ""
@@ -112,6 +113,7 @@ class Script:
     content: str = ""
     baud: int = 0
     bad_bauds: tuple[int, ...] = ()
+    stayed: tuple[SectorProven, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -275,6 +277,8 @@ class ScriptedTarget:
         await point("identify")
         if kind in ("flash", "ensure", "erase") and script.changed:
             on_event(Planned(2, 32768, 512, len(KEPT), 1.5, 90.0))
+            for sector in script.stayed:
+                on_event(sector)
             on_event(PhaseStarted(Phase.ERASE, 32768))
             await point("before-erase")
             await on_barrier("erasing", HAZARD_S, kept or (KEPT_OF_OTHER if image == OTHER else KEPT))

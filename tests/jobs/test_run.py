@@ -318,6 +318,23 @@ def test_a_dead_session_is_resumed_with_what_it_had_proven_and_kept(tmp_path: Pa
     run(work)
 
 
+def test_what_was_right_before_the_first_erase_does_not_count_after_it(tmp_path: Path) -> None:
+    """The first attempt leaves a sector alone, the next one erases it: somebody may have been at the target in between."""
+
+    async def work() -> None:
+        async with Bench(tmp_path) as bench:
+            bench["m1"].scripts = [
+                Script(fail_at="before-erase", error=DIED, stayed=SECTORS[:1]),
+                Script(fail_at="erased", error=DIED),
+            ]
+            done = await bench.flash()
+            assert (done.state, done.attempts) == (JobState.SUCCEEDED, 3)
+            assert [r.kept for r in bench["m1"].runs] == [b"", b"", KEPT]
+            assert [r.proven for r in bench["m1"].runs] == [(), (), ()]
+
+    run(work)
+
+
 def test_a_session_that_keeps_dying_fails_at_the_limit(tmp_path: Path) -> None:
     async def work() -> None:
         async with Bench(tmp_path, resume_limit=2) as bench:

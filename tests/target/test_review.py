@@ -432,3 +432,23 @@ def test_another_part_after_a_reset_ends_the_job() -> None:
 
     with pytest.raises(errors.WrongChip, match="0x415 was being worked on, and then 0x435 answered twice"):
         bench.run("flash", make_image(bench.chip, 3000), report=report)
+
+
+def test_no_erase_begins_whose_sectors_nobody_has_read() -> None:
+    """Whatever made the plan. And a resumed job that must erase a sector more reads first what lies beside the image in it."""
+    bench = Bench("L476")
+    neighbour = Image.of([(0x08001F00, b"calibration data" * 16)])
+    bench.put(neighbour)
+    flash = bench.device.memory.map
+    first, whole = make_image(bench.chip, 6000), make_image(bench.chip, 6000).merged_with(Image.of([(0x08001800, b"more")]))
+    plan = make_plan(whole, bench.chip, flash, covered=[Range(0x08000000, 0x08001800)])
+    assert plan.outside == plan.unread() == (Range(0x08001804, 0x08002000),)
+    with pytest.raises(errors.BridgedError, match=r"0x08001804\.\.0x08001fff, which the image leaves open"):
+        encode_kept(plan)
+    kept = encode_kept(make_plan(first, bench.chip, flash).keeping(None))
+    barriers: list[bytes] = []
+    result = bench.run("flash", whole, kept, barrier=lambda step: barriers.append(step.kept))
+    assert bench.holds(neighbour)
+    assert bench.holds(whole)
+    assert result.bytes_kept == neighbour.size_bytes
+    assert decode_kept(barriers[0]) == Kept((Range(0x08000000, 0x08002000),), neighbour)
