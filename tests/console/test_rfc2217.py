@@ -541,8 +541,8 @@ def test_a_format_of_a_job_s_time_that_cannot_be_set_afterwards_is_told(tmp_path
             assert uart is not None
             real = uart.set_format
 
-            def picky(baud: int, *rest: Any) -> None:
-                real(baud, *rest)  # It is half done by then.
+            def picky(baud: int, parity: str, stop_bits: int = 1, data_bits: int = 8, flow: str = "") -> None:
+                real(baud, parity, stop_bits, data_bits, flow)  # It is half done by then.
                 if baud == 12345:
                     raise BaudUnavailable("the driver made 12000 of it")
 
