@@ -208,10 +208,13 @@ class Seat:
         return True
 
     def set_break(self, active: bool) -> None:
-        if active or self.console.breaking is not None:
+        """Raises ``TargetBusy``; the end of a break does not, and ends no other one's."""
+        if active:
             self.claim()
-            self.console.target.set_break(active)
-            self.console.breaking = self if active else None
+            self.console.breaking = self
+            self.console.target.set_break(True)
+        else:
+            self.console.end_break(self)
 
     def done_writing(self) -> None:
         """It stays to read: what it held and had set is free."""
@@ -313,9 +316,7 @@ class Console:
     def give_up(self, seat: Seat) -> None:
         """What it held is free, and what it had set is as it was."""
         self.target.leases.stop_writing(seat.name)
-        if self.breaking is seat:
-            self.breaking = None
-            self.target.set_break(False)
+        self.end_break(seat)
         if self.signal_setter is seat:
             self.signal_setter = None
             self.asserted = {"dtr": True, "rts": True}
@@ -401,7 +402,15 @@ class Console:
     def drop_bytes(self, count: int) -> None:
         self.dropped += count
 
+    def end_break(self, seat: Seat) -> None:
+        """``seat`` holds TX low no longer, if it did."""
+        if self.breaking is seat:
+            self.breaking = None
+            self.target.set_break(False)
+
     def writer_changed(self, writer: Seat, before: str) -> None:
+        if self.breaking is not None and self.breaking is not writer:
+            self.end_break(self.breaking)
         log.info("console of %s: %s writes", self.name, writer.name)
         if self._last_writer is not writer or before:  # Who was silent for a while and goes on is no news.
             self._last_writer = writer

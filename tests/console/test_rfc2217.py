@@ -23,7 +23,7 @@ import time
 import tty
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ import pytest
 import serial  # type: ignore[import-untyped]
 
 from bridged import config
-from bridged.errors import BaudUnavailable
 from bridged.protocol import rfc2217, telnet
 from bridged.protocol.rfc2217 import Command, Control
 from bridged.target.owner import Target
@@ -490,73 +489,6 @@ def test_lines_of_the_target_are_not_at_a_clients_mercy(tmp_path: Path, signals:
                 peer.ask(Command.SET_CONTROL, bytes((control,)))
                 assert await peer.answer(Command.SET_CONTROL) == bytes((control,))
             assert lines.moved == moved
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        config.Lines(kind="modem", nrst="rts", boot0="!dtr"),
-        config.Lines(kind="modem", nrst="dtr", boot0="!rts"),
-        config.Lines(kind="modem", nrst="dtr", safe="cts"),
-    ],
-)
-def test_flow_control_does_not_hand_a_line_of_the_target_to_the_driver(tmp_path: Path, lines: config.Lines) -> None:
-    async def main() -> None:
-        async with peers(tmp_path) as (b, (peer,)):
-            b.target.config = replace(b.target.config, lines=lines)
-            peer.ask(Command.SET_CONTROL, bytes((Control.FLOW_RTS,)))
-            assert b"is a line of the target" in await peer.answer(Command.SIGNATURE)
-            assert await peer.answer(Command.SET_CONTROL) == bytes((Control.FLOW_NONE,))
-            assert b.target.frame.flow == ""
-            peer.ask(Command.SET_CONTROL, bytes((Control.FLOW_XON,)))
-            assert await peer.answer(Command.SET_CONTROL) == bytes((Control.FLOW_XON,))
-
-    asyncio.run(main())
-
-
-def test_the_port_has_the_format_that_the_console_tells_after_a_session_that_ended_in_the_loader(tmp_path: Path) -> None:
-    """RESET with mode=boot leaves the loader's rate on the port."""
-
-    async def main() -> None:
-        async with peers(tmp_path) as (b, (peer,)):
-            uart = b.target._uart
-            assert uart is not None
-            await b.target._set("busy", "job 1f2e")
-            uart.set_format(57600, "E")
-            b.target._give_back()
-            await b.target._set("idle", "")
-            assert uart.describe()["baud"] == 115200
-            peer.ask(Command.SET_BAUDRATE, bytes(4))
-            assert int.from_bytes(await peer.answer(Command.SET_BAUDRATE), "big") == 115200
-
-    asyncio.run(main())
-
-
-def test_a_format_of_a_job_s_time_that_cannot_be_set_afterwards_is_told(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with peers(tmp_path) as (b, (peer,)):
-            uart = b.target._uart
-            assert uart is not None
-            real = uart.set_format
-
-            def picky(baud: int, parity: str, stop_bits: int = 1, data_bits: int = 8, flow: str = "") -> None:
-                real(baud, parity, stop_bits, data_bits, flow)  # It is half done by then.
-                if baud == 12345:
-                    raise BaudUnavailable("the driver made 12000 of it")
-
-            uart.set_format = picky  # type: ignore[method-assign]
-            await b.target._set("busy", "job 1f2e")
-            peer.ask(Command.SET_BAUDRATE, (12345).to_bytes(4, "big"))
-            assert int.from_bytes(await peer.answer(Command.SET_BAUDRATE), "big") == 12345
-            b.target._give_back()
-            await b.target._set("idle", "")
-            while b"as configured again: the driver made" not in await peer.answer(Command.SIGNATURE):
-                pass
-            assert (b.target.frame.baud, uart.describe()["baud"]) == (115200, 115200)
-            peer.ask(Command.SET_BAUDRATE, bytes(4))
-            assert int.from_bytes(await peer.answer(Command.SET_BAUDRATE), "big") == 115200
 
     asyncio.run(main())
 
