@@ -78,6 +78,7 @@ class TargetApi(Protocol):
     def purge_output(self) -> None: ...
     def set_frame(self, frame: Frame | None) -> None: ...
     def wired_signals(self) -> frozenset[str]: ...
+    def asserted(self, name: str) -> bool: ...
     def set_signal(self, name: str, asserted: bool) -> None: ...
     def restore_signals(self) -> None: ...
     def set_break(self, active: bool) -> None: ...
@@ -200,10 +201,11 @@ class Seat:
         console = self.console
         if console.signals == "none" or (console.signals == "unwired" and name in console.target.wired_signals()):
             return False
-        if console.asserted[name] is not asserted:  # Who only connects says how it is already, and is no writer for that.
+        if (
+            console.target.asserted(name) is not asserted
+        ):  # Who only connects says how it is already, and is no writer for that.
             self.claim()
             console.target.set_signal(name, asserted)
-            console.asserted[name] = asserted
             console.signal_setter = self
         return True
 
@@ -245,7 +247,6 @@ class Console:
         self.frame_setter: Seat | None = None
         self.breaking: Seat | None = None
         self.signal_setter: Seat | None = None
-        self.asserted = {"dtr": True, "rts": True}  # Linux raises both at open.
         self._log: Log | None = None
         if settings.log:
             self._log = Log(Path(settings.log), settings.log_limit_mib << 20, settings.log_files, name=target.name)
@@ -319,7 +320,6 @@ class Console:
         self.end_break(seat)
         if self.signal_setter is seat:
             self.signal_setter = None
-            self.asserted = {"dtr": True, "rts": True}
             self.target.restore_signals()
         if self.frame_setter is seat:
             self.frame_setter = None

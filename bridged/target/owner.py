@@ -94,6 +94,8 @@ class Target:
         self.leases = Leases(time.monotonic, time.time, settings.console.writer_idle_s)
         self.listener: Listener | None = None
         self.frame = Frame(settings.application.baud, settings.application.parity)
+        self._signals: dict[str, bool] = {}  # DTR and RTS, where a console writer set them.
+        self._signals_due = False  # Set back while the console did not have the port.
         self.last_trace = ""
         self.unreleased = False  # The port went with the lines on it: when it is back ``release_after`` is owed.
         self._on_change = on_change
@@ -180,6 +182,7 @@ class Target:
         if self._uart is not None and self._port is None:
             self._port = await Port.attach(self._uart, self._heard, self._look.set, self._room)
             self._apply_frame()
+            self._apply_signals()
 
     def _detach(self) -> None:
         if self._port is not None:
@@ -423,6 +426,7 @@ class Target:
         """After a session: the console has the port again."""
         if self._port is not None:
             self._apply_frame()
+            self._apply_signals()
             self._port.resume()
 
     def wired_signals(self) -> frozenset[str]:
@@ -435,20 +439,42 @@ class Target:
             return frozenset()
         return frozenset(getattr(lines, line.pin).removeprefix("!") for line in (*wires.wired(lines), *wires.inputs(lines)))
 
+    def asserted(self, name: str) -> bool:
+        """Whether DTR or RTS is asserted, or will be once the console has the port. Linux raises both at open."""
+        return self._signals.get(name, True)
+
     def set_signal(self, name: str, asserted: bool) -> None:
-        """Move DTR or RTS for a console writer; who may is the caller's business. Never while a session has the port."""
+        """DTR or RTS for a console writer; who may is the caller's business. It is remembered while a session has the port, or
+        there is none."""
+        self._signals[name] = asserted
         if self.talkable and self._uart is not None:
             with contextlib.suppress(LinkError):  # A port without modem lines, as most on-chip UARTs.
                 self._uart.set_modem(dtr=asserted if name == "dtr" else None, rts=asserted if name == "rts" else None)
 
     def restore_signals(self) -> None:
         """DTR and RTS as they were before a console writer moved them: lines of the target idle, the others asserted."""
-        if self.talkable and self._uart is not None and self._lines is not None:
-            wired = self.wired_signals()
+        self._signals.clear()
+        self._signals_due = not self.talkable
+        if self.talkable and self._lines is not None:
             with contextlib.suppress(LinkError):
-                if wired:
+                if self.wired_signals():
                     self._lines.idle()
-                self._uart.set_modem(dtr=None if "dtr" in wired else True, rts=None if "rts" in wired else True)
+                self._put_signals()
+
+    def _apply_signals(self) -> None:
+        """After a session, or the opening. Lines of the target are idle then and stay it (P4), however a client held them."""
+        for name in self.wired_signals():
+            self._signals.pop(name, None)
+        if self._signals or self._signals_due:
+            self._signals_due = False
+            with contextlib.suppress(LinkError):
+                self._put_signals()
+
+    def _put_signals(self) -> None:
+        assert self._uart is not None
+        wired = self.wired_signals()
+        dtr, rts = (None if name in wired else self.asserted(name) for name in ("dtr", "rts"))
+        self._uart.set_modem(dtr=dtr, rts=rts)
 
     def set_break(self, active: bool) -> None:
         if self.talkable and self._uart is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,5 +100,44 @@ def test_a_break_ends_with_the_turn_of_its_writer(tmp_path: Path) -> None:
             first.set_break(False)  # As at the end of a pulse, in a callback where nobody could catch anything.
             assert lines.moved == ["break True"], "a break of another is not ended"
             second.set_break(False)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("wired", [frozenset[str](), frozenset({"rts"})])
+def test_what_is_asked_of_dtr_and_rts_during_a_job_is_done_after_it(tmp_path: Path, wired: frozenset[str]) -> None:
+    async def main() -> None:
+        async with peers(tmp_path, 2, signals="all") as (b, (one, two)):
+            lines = Lines(b)
+            b.target.wired_signals = lambda: wired  # type: ignore[method-assign]
+
+            async def ask(control: Control) -> None:
+                one.ask(Command.SET_CONTROL, bytes((control,)))
+                assert await one.answer(Command.SET_CONTROL) == bytes((control,))
+
+            async def job(act: Awaitable[None]) -> list[str]:
+                await b.target._set("busy", "job 1f2e")
+                lines.moved.clear()
+                await act
+                assert lines.moved == [], "nobody moves anything during a job"
+                b.target._give_back()
+                await b.target._set("idle", "")
+                return lines.moved
+
+            async def leave() -> None:
+                await one.client.close()
+                await b.until(lambda: len(b.console.seats) == 1)
+
+            assert await job(asyncio.sleep(0)) == []
+            await ask(Control.DTR_OFF)
+            assert lines.moved == ["dtr False"]
+            moved = await job(ask(Control.RTS_OFF))
+            assert moved == (["dtr False"] if wired else ["dtr False", "rts False"]), "a line of the target stays idle"
+            assert (b.target.asserted("dtr"), b.target.asserted("rts")) == (False, bool(wired))
+            assert await job(leave()) == (["dtr True"] if wired else ["dtr True", "rts True"])
+            assert b.target.asserted("dtr")
+            two.ask(Command.SET_CONTROL, bytes((Control.DTR_OFF,)))
+            assert await two.answer(Command.SET_CONTROL) == bytes((Control.DTR_OFF,))
+            assert lines.moved[-1] == "dtr False", "it is not taken to be so already"
 
     asyncio.run(main())

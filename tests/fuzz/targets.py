@@ -714,6 +714,7 @@ class _Port:
     def __init__(self) -> None:
         self.leases = Leases(lambda: 0.0, lambda: 0.0)
         self.frame = Frame(115200)
+        self.signals: dict[str, bool] = {}
         self.written = bytearray()
 
     def write(self, data: bytes) -> bool:
@@ -728,14 +729,21 @@ class _Port:
         assert self.frame.parity in "NEOMS"
         assert self.frame.flow in ("", "rts", "xon")
 
+    def asserted(self, name: str) -> bool:
+        assert name in ("dtr", "rts")
+        return self.signals.get(name, True)
+
     def set_signal(self, name: str, asserted: bool) -> None:
         assert (name, type(asserted)) == ("rts", bool), "a line of the target moved"
+        self.signals[name] = asserted
 
     def purge_output(self) -> None: ...
     def wired_signals(self) -> frozenset[str]:
         return frozenset({"dtr"})
 
-    def restore_signals(self) -> None: ...
+    def restore_signals(self) -> None:
+        self.signals.clear()
+
     def set_break(self, active: bool) -> None: ...
     def modem(self) -> frozenset[str]:
         return frozenset()
