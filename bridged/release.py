@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bridged import config
+from bridged.config.sharing import groups
 from bridged.errors import BridgedError, StorageError
 from bridged.jobs.journal import FILE_NAME, Journal
 from bridged.jobs.records import OpenSession
@@ -17,6 +18,7 @@ from bridged.logs import Notice, log_error, note
 
 log = logging.getLogger("bridged")
 
+_Together = tuple[asyncio.Lock, float]  # What targets on the same wires have in common: who has them, and the longest hazard.
 RELEASE_WAIT_S = 30.0  # How long it waits for a device that somebody else still holds, or that is absent.
 
 
@@ -67,10 +69,16 @@ async def _release_all(loaded: config.Config, journal: Journal, sessions: Sequen
     from bridged.jobs.ports import Clock
     from bridged.jobs.recovery import hazard_left_s
 
-    return await asyncio.gather(*(_release(loaded, journal, left, hazard_left_s(left, Clock())) for left in sessions))
+    left_s = {left.target: hazard_left_s(left, Clock()) for left in sessions}
+    together: dict[str, _Together] = {}
+    for group in groups(loaded.targets):  # None moves wires that it shares within the hazard of another, nor while it has them.
+        shared = asyncio.Lock(), max(left_s.get(name, 0.0) for name in group)
+        together.update(dict.fromkeys(group, shared))
+    alone = asyncio.Lock(), 0.0
+    return await asyncio.gather(*(_release(loaded, journal, left, together.get(left.target, alone)) for left in sessions))
 
 
-async def _release(loaded: config.Config, journal: Journal, left: OpenSession, hazard_s: float) -> bool:
+async def _release(loaded: config.Config, journal: Journal, left: OpenSession, together: _Together) -> bool:
     from bridged.jobs.records import Change
     from bridged.jobs.recovery import empty_chip
     from bridged.target.owner import Target
@@ -80,6 +88,7 @@ async def _release(loaded: config.Config, journal: Journal, left: OpenSession, h
         log.warning("target %s was left in a session and is not configured any more: not released", left.target)
         return False
     target = Target(left.target, settings)
+    target.wires, hazard_s = together
     target.hold_off(hazard_s)
     log.info("target %s was left in a session of job %s; it is released in %.0f s", left.target, left.job, hazard_s)
     try:

@@ -399,7 +399,7 @@ def leave_in_session(state: Path, target: str, hazard_s: float) -> None:
     """What a daemon that was killed leaves in the journal."""
     state.mkdir(exist_ok=True)
     journal = Journal.open(state / FILE_NAME)
-    job = Job("j-1", JobKind.FLASH, target, JobState.RUNNING, 1, "", "", {}, "test", time.time())
+    job = Job(f"j-{target}", JobKind.FLASH, target, JobState.RUNNING, 1, "", "", {}, "test", time.time())
     journal.admit(job, "", "{}").result()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     journal.apply(Change(session=OpenSession(target, job.id, hazard_s, boot, time.time()))).result()
@@ -426,6 +426,20 @@ def test_only_what_was_left_in_a_session_is_released_and_after_its_hazard(tmp_pa
     assert [line for line in left.told if line.startswith("nrst")][-2:] == ["nrst 0", "nrst 1"]
     assert [line for line in left.told if line.startswith("boot0")][-1] == "boot0 0"
     assert other.told == []
+    assert sessions(state) == []
+
+
+def test_none_is_released_within_the_hazard_of_another_on_the_same_wires(tmp_path: Path, benches: tuple[Bench, Bench]) -> None:
+    one, two = benches
+    state, file = tmp_path / "state", tmp_path / "bridged.toml"
+    leave_in_session(state, one.name, hazard_s=0.0)
+    leave_in_session(state, two.name, hazard_s=0.5)
+    second = two.table().replace(str(two.path), str(one.path))
+    file.write_text(one.table() + f'shares = ["{two.name}"]\n' + second + f'shares = ["{one.name}"]\n')
+    start = time.monotonic()
+    assert app.serve(["--config", str(file), "--state-dir", str(state), "--release-only"]) == 0
+    assert one.first - start >= 0.5, "the wires were moved within the hazard of the second"
+    assert [line for line in one.told if line.startswith("nrst")][-2:] == ["nrst 0", "nrst 1"]
     assert sessions(state) == []
 
 

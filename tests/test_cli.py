@@ -357,16 +357,22 @@ def test_a_pipe_that_is_closed_changes_no_exit_code(gateway: Gateway) -> None:
     assert bridged(gateway, "reset", "motor1").returncode == 0
     assert everything.wait(20) == Exit.DONE, "it would watch for nobody"
     # A full disk is no reader who has enough.
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            command("jobs", where=f"127.0.0.1:{gateway.port}"),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            env=environment(),
-        )
-    assert (done.returncode, "No space left" in done.stderr) == (Exit.USAGE, True)
+    gateway.jobs.expect(Script(JobKind.RESET, "motor1", "", {}, STEPS), Script(JobKind.RESET, "motor1", "", {}, STEPS))
+    for words, code in [
+        (["jobs"], Exit.USAGE),
+        (["reset", "motor1"], Exit.DONE),
+        (["reset", "motor1", "--no-wait"], Exit.USAGE),
+    ]:
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command(*words, where=f"127.0.0.1:{gateway.port}"),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                env=environment(),
+            )
+        assert (done.returncode, "No space left" in done.stderr) == (code, True), words
 
 
 def test_exit_codes_of_refusals(gateway: Gateway, tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ class Policy:
     window: list[str] = _f(
         list,
         "When the target may be stopped, in the gateway's local time: 22:00-05:00, Mon-Fri 22:00-05:00, Sat,Sun 00:00-24:00."
-        " Empty: always. Jobs wait for it; one that has begun goes on.",
+        " Empty: always. Jobs wait for it; one that has begun to erase goes on.",
         kind="window",
     )
 

@@ -199,6 +199,7 @@ def _reported(status: dict[str, object]) -> BridgedError:
 
 def main() -> int:
     """The parser process. Its arguments are the module path and the order; see ``_run``."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # It is our daemon that is to stop, and which decides what becomes of us.
     order = json.loads(sys.argv[2])
     _limit(order)
     status = json.dumps(_report(order)).encode()

@@ -170,8 +170,11 @@ class Runner:
         await self._keep_trace(lane, live, problem)
         return result, problem
 
-    async def _go_back(self, lane: Lane, live: Live, unhealthy: Unhealthy) -> Unhealthy:
-        """Begin to restore the last known good: ``live.restore`` is set and on disk then. Without one the error says why."""
+    async def _go_back(self, lane: Lane, live: Live, unhealthy: Unhealthy) -> BridgedError:
+        """Begin to restore the last known good: ``live.restore`` is set and on disk then. Without one the error says why.
+
+        ``Stopped`` while the daemon ends: the job is parked, and finds its image unhealthy again when it goes on.
+        """
         record = self._known.of(lane.name)
         why = "the job was canceled" if live.cancel else rollback.why_not(record, live.job)
         if not why:
@@ -179,7 +182,7 @@ class Runner:
             try:
                 self._admission.check_space()
                 # Before the journal says so: a file that is lost, or means something else now, is nothing to go back to.
-                built = await self._contents.build(restore.wanted())
+                built = await self._staged(live, restore.wanted())
                 if built.image.digest == restore.content:
                     async with live.lock:
                         # What was proven and kept until now belongs to the other content; in flash it is all there.
@@ -191,6 +194,8 @@ class Runner:
                     return unhealthy
                 why = f"{restore.name} does not give the content any more that was proven ({restore.content[:12]})"
             except BridgedError as error:
+                if self._book.stopping.is_set():  # Whatever it says: the parser may have heard the same signal.
+                    return Stopped("the daemon is stopping")
                 why = f"{restore.name} cannot be restored: {error.code}: {error.message}"
         return Unhealthy(f"{unhealthy.message}; there is nothing to go back to: {why}", **unhealthy.facts)
 

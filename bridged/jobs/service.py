@@ -424,7 +424,10 @@ class Jobs:
                 await self._book.save(live)
         lane = self._lanes.get(job.target)
         if lane is not None:
-            lane.queue.append(live)
+            if live.half_done:  # It may have been let by one that waited for a lock, and comes before it still.
+                lane.queue.appendleft(live)
+            else:
+                lane.queue.append(live)
             return
         error = UnknownTarget(f"target {job.target} is not in the configuration any more", target=job.target)
         with contextlib.suppress(StorageError):

@@ -8,7 +8,7 @@ writes on. So there is one holder at any time (``holder``), and behind it what w
 - A writer that sends nothing for ``writer_idle_s`` holds nothing any more. Who writes next is the writer.
 - Taking over by right: what a principal holds it may take over from anywhere, and so may who has ``right`` (the caller knows
   who that is: administrators). For others a lock runs out, and its time is bounded. No lock survives a restart of the daemon.
-- An interrupted job goes on whatever the lock says: its target would stay half written (``keeps_from`` is for new ones).
+- A job that was interrupted after it began to erase goes on whatever the lock says: its target would stay half written.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,38 @@ def test_a_restore_on_a_swapped_board_is_refused_before_it_erases(tmp_path: Path
             bench["m1"].scripts = [Script(), Script(uid="0022")]
             result = failed(await bench.flash(), "WRONG_CHIP", "unique id 0011")
             assert result["restore_error"]["facts"] == {"expected": "0011", "found": "0022"}
+
+    run(work)
+
+
+@pytest.mark.parametrize("heard", [False, True], ids=["parser goes on", "parser hears the signal"])
+def test_a_stop_while_the_last_known_good_is_parsed_parks_the_job(tmp_path: Path, heard: bool) -> None:
+    async def work() -> None:
+        async with probed(tmp_path) as bench:
+            await good(bench)
+            go, begun, load = threading.Event(), threading.Event(), bench.store.load
+
+            def slow(staged: Any, *of: Any) -> Image:
+                if staged.sha256 == OTHER_FILE:
+                    begun.set()
+                    assert go.wait(10)
+                    if heard:
+                        raise CorruptImage("the parser process crashed (SIGTERM)")
+                return load(staged, *of)
+
+            bench.store.unparsed.add(OTHER_FILE)
+            bench.store.load = slow  # type: ignore[assignment,method-assign]
+            job = await bench.submit()
+            assert await asyncio.to_thread(begun.wait, 10)
+            stopping = asyncio.ensure_future(bench.jobs.stop())
+            await asyncio.sleep(0)
+            if heard:
+                go.set()
+            await stopping
+            go.set()
+            assert bench.jobs.get(job.id).state is JobState.INTERRUPTED
+        async with probed(tmp_path) as again:
+            assert (await again.end(job)).state is JobState.ROLLED_BACK
 
     run(work)
 

@@ -86,6 +86,22 @@ def test_a_job_that_was_interrupted_goes_on_whoever_has_locked_its_target(tmp_pa
     run(work)
 
 
+def test_a_half_written_target_is_finished_before_an_older_job_also_after_a_restart(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Bench(tmp_path) as b:
+            b["m1"].lock("ann")
+            older = await b.submit()
+            b["m1"].scripts = [Script(hold_at="proven-1")]
+            own = await b.jobs.submit(Submission(JobKind.FLASH, "m1", "other.elf", principal="ann"))
+            await b["m1"].at("proven-1").wait()
+        async with Bench(tmp_path) as b:  # No lock any more.
+            for job in (older, own):
+                assert (await b.end(job)).state is JobState.SUCCEEDED
+            assert [run.job for run in b["m1"].runs] == [own.id, older.id]
+
+    run(work)
+
+
 def test_one_that_was_interrupted_before_its_erase_waits_for_the_lock_like_any_other(tmp_path: Path) -> None:
     async def work() -> None:
         async with Bench(tmp_path) as b:
