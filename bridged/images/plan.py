@@ -202,7 +202,9 @@ def make_plan(
     wanted = content or image
     touched = [s for s in flash.sectors if any(seg.address < s.end and s.address < seg.end for seg in image.segments)]
     vectors = vectors or (flash.base if image.start <= flash.base < image.end else image.start,)
-    tables = (*_kept_tables(image, wanted, chip, flash, vectors), *vectors)
+    # From what lies in front of the image's own table the part starts before it, from what lies behind it after.
+    kept = _kept_tables(image, wanted, chip, flash, vectors)
+    tables = (*(t for t in kept if t < vectors[0]), *vectors, *(t for t in kept if t > vectors[0]))
     plan = Plan(chip, flash, image, wanted, (), (), (), vectors, (), tables)
     digests = {(p.address, p.size_bytes): p.digest for p in proven}
     done = [s for s in touched if digests.get((s.address, s.size_bytes)) == plan.sector_digest(s)]

@@ -162,27 +162,28 @@ class Dialogue:
     def read_torn(self, address: int, count: int) -> Flow[bytes | None]:
         """The same of flash that may be half written or half erased, and that the job can do without: None where it cannot be
         read. A word of ECC flash that was torn faults the loader's own read, and it is silent until a reset, each time anew."""
+        if self.chip is None or not self.chip.ecc:
+            return (yield from self.read_twice(address, count))
         try:
             return (yield from self.read_twice(address, count, tries=TORN_TRIES))
         except (NoReply, Garbled) as error:
             yield from self.revive(error)
-        except UnstableLink as error:
-            if "address" not in error.facts:
-                raise
-        return None
+            return None
+        except Nack:  # No torn word: a stray byte on the line shifts every command, which takes more tries to mend.
+            return (yield from self.read_twice(address, count))
 
     def revive(self, error: LoaderError) -> Flow[None]:
-        """After reading was given up by ``error``: the loader answers again, so it was no matter of the link."""
+        """After reading was given up by ``error``: was it a matter of the link? Raises ``UnstableLink`` where it was."""
         yield from self._accident("read", error)
         yield from self.reconnect()
-        yield from self.get_version()
+        yield from self.prove(error)
 
     def get_version(self) -> Flow[None]:
         """The shortest command that answers with data, repeated where needed."""
         yield from self._again("get version", lambda: an3155.get_version(self.timing))
 
-    def prove(self, refusal: Nack) -> Flow[None]:
-        """A refusal is only believed on a link that carries commands. Raises ``UnstableLink`` where it does not."""
+    def prove(self, refusal: LoaderError) -> Flow[None]:
+        """A refusal or silence is only believed on a link that carries commands. Raises ``UnstableLink`` where it does not."""
         for _ in range(PROOFS):
             try:
                 yield from an3155.get_id(self.timing)

@@ -46,7 +46,9 @@ def transfer(request: Request, image: Image, result: Result) -> Flow[None]:
             )
         yield from leave(its_own, running=True)
     yield SetFormat(baud, request.application_parity)
+    yield Checkpoint()
     yield from _say(receiver.enter, "enter")
+    yield Checkpoint()  # From here on it is said that the flash changes: the last moment at which nothing has happened.
     byte_s = (10 + (request.application_parity != "N")) / baud
     block_s = xmodem.FRAME_MOST_BYTES * byte_s + receiver.how.answer_s
     told_to_begin = bool(receiver.begin or receiver.begin.send)
@@ -59,10 +61,10 @@ def transfer(request: Request, image: Image, result: Result) -> Flow[None]:
         yield from _say(receiver.begin, "begin")
     yield from phase_started(Phase.SYNC)
     crc = yield from xmodem.invitation(receiver.how)
-    yield Checkpoint()
     if told_to_begin:
         yield Hazard(0)
-    else:
+    yield Checkpoint()
+    if not told_to_begin:
         yield from _touch(image, result, block_s)
     yield from phase_started(Phase.WRITE, len(data))
     begun: float = yield Now()
@@ -105,7 +107,6 @@ def _bytes_of(image: Image, receiver: Receiver) -> bytes:
 
 
 def _say(what: Conversation, stage: str) -> Flow[None]:
-    yield Checkpoint()
     if not what:
         if what.send:
             yield Send(what.send)

@@ -223,6 +223,37 @@ def test_at_no_moment_can_a_bootloader_find_a_slot_that_is_half_written() -> Non
     assert found == {(0, ""), (0, "new"), (1, "old"), (1, ""), (1, "new")}
 
 
+@pytest.mark.parametrize("name", ["H743", "F429"])
+def test_what_is_kept_at_the_start_of_the_second_bank_displaces_no_vector_table(name: str) -> None:
+    """Settings there, with a patch of the image behind them: the image's own table goes first and comes last of all."""
+    whole = Bench(name)
+    second = next(s for s in whole.device.memory.map.sectors if s.bank == 2).address
+    settings = Image.of([(second, b"settings" * 4)])
+    old, new = (
+        make_image(whole.chip, 600, seed=seed).merged_with(Image.of([(second + 0x400, b"data %d" % seed)])) for seed in (3, 4)
+    )
+
+    def bench() -> Bench:
+        made = Bench(name)
+        made.put(old)
+        at = second - made.device.memory.map.base
+        made.device.memory.flash[at : at + 32] = b"settings" * 4
+        return made
+
+    whole = bench()
+    sends: list[tuple[type, int]] = []
+    whole.run("flash", new, report=lambda event: sends.append((type(event), whole.account.all.sends)))
+    assert [e.address for e in whole.events(SectorErased)] == [BASE, second]
+    first, last = next(n for what, n in sends if what is SectorErased), whole.account.all.sends
+    for cut in (first + 2, *range(last - 40, last, 2)):
+        made = bench()
+        with pytest.raises(PowerCut):
+            made.run("flash", new, cut_after_exchange=cut)
+        made.uart = type(made.uart)(made.device)
+        made.uart.pause(60)
+        assert not made.boots() or (made.holds(new) and made.holds(settings)), cut
+
+
 @pytest.mark.parametrize("patched", [False, True], ids=["application", "serial number"])
 def test_a_bootloader_that_is_kept_starts_when_all_is_back_and_not_before(patched: bool) -> None:
     """Image and bootloader share a sector, so the bootloader is erased and written anew: its table is the very last block."""

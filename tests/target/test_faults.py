@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -18,11 +19,13 @@ from hypothesis import strategies as st
 
 from bridged import errors
 from bridged.errors import BridgedError
-from bridged.events import Retried
+from bridged.events import Retried, SectorErased
 from bridged.images.model import Image
+from bridged.protocol.flow import Flow
 from bridged.sim.device import Device, Mode
 from bridged.sim.virtual import Account, run
 from bridged.target import session
+from bridged.target.dialogue import Dialogue
 from bridged.target.request import Request, Wiring
 from tests.target.bench import WIRED, Bench, make_image
 from tests.target.kinds import (
@@ -347,3 +350,29 @@ def test_a_torn_word_beside_the_image_is_lost_only_if_the_job_says_so() -> None:
     assert not bench.device.stats.erases
     bench.run("flash", image, discard_outside=True)
     assert bench.holds(image)
+
+
+def test_a_stray_byte_where_a_torn_word_is_looked_for_is_recovered() -> None:
+    for at in range(90, 130):
+        honest(one("L476", [f"insert:rx:{at}:0x0"]), [f"insert:rx:{at}:0x0"], may_fail=False)
+
+
+@pytest.mark.parametrize("name", ["F407", "L476"])
+def test_a_link_that_alters_what_it_reads_leaves_no_first_erase_unwatched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the part: no neighbour is given up for a torn word where it is the line that cannot be believed."""
+    bench, read, altered = Bench(name), Dialogue.read, 0
+
+    def reading(self: Dialogue, address: int, count: int, **how: Any) -> Flow[bytes]:
+        nonlocal altered
+        data: bytes = yield from read(self, address, count, **how)
+        if address == second.address and count > 4:
+            altered += 1
+            data = bytes([data[0] ^ altered]) + data[1:]
+        return data
+
+    second = bench.device.memory.map.sectors[1]
+    monkeypatch.setattr(Dialogue, "read", reading)
+    with pytest.raises(errors.UnstableLink):
+        bench.run("flash", make_image(bench.chip, 1000))
+    assert altered
+    assert not bench.events(SectorErased)
