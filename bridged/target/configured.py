@@ -10,6 +10,7 @@ from bridged.chips.model import Range
 from bridged.config.values import parse_range
 from bridged.events import SectorProven
 from bridged.images.model import Span
+from bridged.protocol.flow import SetLines
 from bridged.protocol.xmodem import How
 from bridged.target import lines as wires
 from bridged.target.expect import Conversation
@@ -84,6 +85,8 @@ def wiring_of(settings: config.Lines, lines: wires.Lines) -> Wiring:
     """What is wired, as far as the open ``lines`` know, and how the loader is entered and left."""
     enter = wires.parse_sequence(settings.enter, settings) if settings.enter else wires.default_enter(settings)
     leave = wires.parse_sequence(settings.leave, settings) if settings.leave else wires.default_leave(settings)
+    if lines.has_power and not any(isinstance(step, SetLines) and step.power for step in leave):
+        leave = (SetLines(power=True), *leave)  # A session may have ended while it had switched the supply off.
     return Wiring(
         has_reset=lines.has_reset,
         has_boot0=lines.has_boot0 and not lines.boot0_by_hand,

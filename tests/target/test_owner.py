@@ -368,6 +368,27 @@ def test_a_port_that_takes_its_lines_along_leaves_a_debt(tmp_path: Path, monkeyp
     play(tmp_path, act)
 
 
+def test_a_session_that_dies_in_a_power_cycle_leaves_no_target_without_power(tmp_path: Path) -> None:
+    async def act(rig: Rig) -> None:
+        assert rig.target._uart is not None
+        wired = replace(rig.target.config.lines, power="power")
+        rig.target.config = replace(rig.target.config, lines=wired)
+        lines = rig.target._lines = open_lines(wired, rig.target._uart, "bench")
+
+        def kill() -> None:
+            lines.set(power=False)
+            assert rig.target.session_pid is not None
+            os.kill(rig.target.session_pid, signal.SIGKILL)
+
+        with pytest.raises(errors.SessionDied):
+            await rig.run("identify", on=when(Phase.IDENTIFY, kill))
+        assert rig.target.state == "idle"
+        assert rig.device.lines["power"]
+        assert (await rig.run("identify"))["uid"]
+
+    play(tmp_path, act)
+
+
 def test_a_part_that_was_empty_is_started_after_a_crash_although_a_reset_does_not_start_it(tmp_path: Path) -> None:
     image = make_image(chips.find("G071"), 3000)
 
