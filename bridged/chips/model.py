@@ -73,6 +73,10 @@ class Sector:
     def end(self) -> int:
         return self.address + self.size_bytes
 
+    @property
+    def range(self) -> Range:
+        return Range(self.address, self.end)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -377,12 +381,12 @@ def build_map(base: int, flash_bytes: int, layout: Layout) -> FlashMap:
     return FlashMap(layout.name, base, flash_bytes, tuple(sectors))
 
 
-def joined(sectors: Iterable[Sector]) -> tuple[Range, ...]:
-    """What sectors cover, with those that follow each other as one."""
+def joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """By address, with those that touch or overlap as one."""
     found: list[Range] = []
-    for sector in sorted(sectors, key=lambda s: s.address):
-        if found and found[-1].end == sector.address:
-            found[-1] = Range(found[-1].start, sector.end)
+    for one in sorted(ranges, key=lambda r: r.start):
+        if found and one.start <= found[-1].end:
+            found[-1] = Range(found[-1].start, max(found[-1].end, one.end))
         else:
-            found.append(Range(sector.address, sector.end))
+            found.append(one)
     return tuple(found)

@@ -258,7 +258,7 @@ def _protected(layout: OptionLayout, block: bytes, flash: FlashMap) -> tuple[Ran
         return None
     if _pcrop_mode(layout, block):
         return ()
-    return joined(sector for unit in _active(layout, block, len(units)) for sector in units[unit])
+    return joined(sector.range for unit in _active(layout, block, len(units)) for sector in units[unit])
 
 
 def _active(layout: OptionLayout, block: bytes, count: int) -> list[int]:
@@ -279,7 +279,7 @@ def _pcrop(layout: OptionLayout, block: bytes, flash: FlashMap) -> tuple[Range, 
         if units is None or not _pcrop_mode(layout, block):
             return None if units is None else ()
         bits, width = _bits(layout, block)
-        return joined(s for unit in range(min(width, len(units))) if bits >> unit & 1 for s in units[unit])
+        return joined(s.range for unit in range(min(width, len(units))) if bits >> unit & 1 for s in units[unit])
     if not layout.pcrop:
         return None
     unit_bytes = flash.sectors[0].size_bytes // 4

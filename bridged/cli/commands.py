@@ -426,11 +426,10 @@ class Command:
         """Carries the command out; every way to end has its exit code."""
         try:
             result: Exit = getattr(self, self.args.command.replace("-", "_"))()
-            if result is Exit.DONE and (not self.job or getattr(self.args, "no_wait", False)):
-                self.screen.check()
-            elif self.screen.lost and not isinstance(self.screen.lost, BrokenPipeError):
-                # The code of a job is how the job ended.
-                self.screen.note(f"printing the result failed: {self.screen.lost.strerror or self.screen.lost}")
+            if missing := self.screen.missing:
+                if result is Exit.DONE and (not self.job or getattr(self.args, "no_wait", False)):
+                    raise BadRequest(missing)
+                self.screen.note(missing)  # The code of a job is how the job ended.
         except Refused as refused:
             self.screen.error(refused.reply)
             return exit_code(refused.reply)

@@ -13,7 +13,6 @@ import time
 from typing import TextIO
 
 from bridged.cli.texts import rate_text, size_text
-from bridged.errors import BadRequest
 from bridged.protocol.reply import Reply, format_reply
 
 
@@ -53,10 +52,12 @@ class Screen:
         """A result, on stdout."""
         self.lost = say(text, sys.stdout, end) or self.lost
 
-    def check(self) -> None:
-        """Whether results are where they were to go. Who closed the pipe has what was wanted; raises ``BadRequest`` else."""
-        if self.lost is not None and not isinstance(self.lost, BrokenPipeError):
-            raise BadRequest(f"printing the result failed: {self.lost.strerror or self.lost}") from self.lost
+    @property
+    def missing(self) -> str:
+        """Why results are not where they were to go, in words; empty where they are, or whoever closed the pipe had enough."""
+        if self.lost is None or isinstance(self.lost, BrokenPipeError):
+            return ""
+        return f"printing the result failed: {self.lost.strerror or self.lost}"
 
     def progress(self, what: str, phase: str, done: int, total: int, rate: float) -> None:
         if self.json:

@@ -68,20 +68,21 @@ class Plan:
         """The plan after the bytes of ``outside`` were read; ``kept`` holds those that are not blank, None where all are, or
         where they may be lost."""
         content = self.content if kept is None else self.content.merged_with(kept)
-        covered = (*self.covered, *joined(self.erase))
-        return make_plan(self.image, self.chip, self.flash, self._proofs(self.proven), content, self.vectors, covered)
+        covered = (*self.covered, *(s.range for s in self.erase))
+        return make_plan(self.image, self.chip, self.flash, map(self.proof, self.proven), content, self.vectors, covered)
 
     def leaving(self, sectors: Iterable[Sector]) -> Plan:
         """The plan after ``sectors`` were found to hold what they shall; a vector table goes with what still changes."""
-        proofs = self._proofs((*self.proven, *sectors))
+        proofs = map(self.proof, (*self.proven, *sectors))
         return make_plan(self.image, self.chip, self.flash, proofs, self.content, self.vectors, self.covered)
 
     def unread(self) -> tuple[Range, ...]:
         """What an erase would take along that nobody has read, nor said to be lost (P6)."""
-        return tuple(_gaps(self.erase, self.image, self.covered))
+        return _gaps(self.erase, self.image, self.covered)
 
-    def _proofs(self, sectors: Iterable[Sector]) -> list[SectorProven]:
-        return [SectorProven(s.address, s.size_bytes, self.sector_digest(s)) for s in sectors]
+    def proof(self, sector: Sector) -> SectorProven:
+        """What is said of a sector that was found to hold what it shall."""
+        return SectorProven(sector.address, sector.size_bytes, self.sector_digest(sector))
 
     def sector_digest(self, sector: Sector) -> str:
         """SHA-256 of what the whole sector shall hold, blank bytes included."""
@@ -220,8 +221,8 @@ def make_plan(
         return next((n for n, v in enumerate(tables) if sector.address <= v < sector.end), len(tables)), sector.address
 
     erase = sorted((s for s in touched if s not in done), key=order)
-    known = _union(covered)
-    outside = tuple(_gaps(erase, image, known))
+    known = joined(covered)
+    outside = _gaps(erase, image, known)
     return Plan(chip, flash, image, wanted, tuple(erase), tuple(done), outside, vectors, known, tables)
 
 
@@ -262,7 +263,7 @@ def check_protected(
             )
 
 
-def _gaps(sectors: Iterable[Sector], image: Image, covered: Iterable[Range]) -> list[Range]:
+def _gaps(sectors: Iterable[Sector], image: Image, covered: Iterable[Range]) -> tuple[Range, ...]:
     """The parts of ``sectors`` that neither the image nor ``covered`` holds, by address, joined where they touch."""
     taken = sorted([*((s.address, s.end) for s in image.segments), *((r.start, r.end) for r in covered)])
     found: list[Range] = []
@@ -276,18 +277,7 @@ def _gaps(sectors: Iterable[Sector], image: Image, covered: Iterable[Range]) -> 
             at = min(end, sector.end)
         if at < sector.end:
             found.append(Range(at, sector.end))
-    return list(_union(found))
-
-
-def _union(ranges: Iterable[Range]) -> tuple[Range, ...]:
-    """By address, with those that touch or overlap as one."""
-    found: list[Range] = []
-    for one in sorted(ranges, key=lambda r: r.start):
-        if found and one.start <= found[-1].end:
-            found[-1] = Range(found[-1].start, max(found[-1].end, one.end))
-        else:
-            found.append(one)
-    return tuple(found)
+    return joined(found)
 
 
 def _kept_tables(image: Image, content: Image, chip: Chip, flash: FlashMap, vectors: tuple[int, ...]) -> list[int]:

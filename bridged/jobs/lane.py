@@ -109,7 +109,7 @@ class Lane:
             self.queue.popleft()
         return self.queue[0] if self.queue else None
 
-    def look_free(self) -> None:
+    def mark_free(self) -> None:
         """At the beginning of each turn, whatever ended the job before it and however."""
         head = self.head()
         if head is not None and head.half_done:

@@ -53,7 +53,7 @@ class Turns:
         """One job, or one thing to wait for."""
         lane.wake.clear()  # What happens from here on is seen below, or wakes.
         live = lane.head()
-        lane.look_free()
+        lane.mark_free()
         if live is not None and live.cancel:  # Canceled while it ran, and its session died of something else.
             unheard = Canceled("canceled, and interrupted before that could be heard")
             await self._runner.end(lane, live, JobState.CANCELED, unheard)

@@ -1,4 +1,4 @@
-"""What a session keeps of the sectors that it erases, as the bytes that its barrier puts on disk (P6).
+"""What a session keeps of the sectors that it erases, as the bytes that its barrier puts on disk (P6), and which it leaves.
 
 A job that was interrupted and goes on cannot read those bytes again: they are erased. They are therefore only good for the
 sectors that were looked at: hence the ranges beside the content. A sector outside of them was not erased by the job; what lies
@@ -23,6 +23,8 @@ from bridged.chips.model import FlashMap, Range, Sector
 from bridged.errors import BridgedError, CorruptImage, LayoutUnknown
 from bridged.images.model import Image
 from bridged.images.plan import Plan
+from bridged.protocol.flow import Flow, Report
+from bridged.target.request import Result
 
 NOTHING_KEPT = b"BRIMG01\n\x00\x00\x00\x00"  # An encoded image without segments: "read, and all of it was blank".
 _MAGIC = b"BRKEPT2\n"
@@ -110,3 +112,14 @@ def was_empty(encoded: bytes) -> bool:
         return decode_kept(encoded).was_empty
     except CorruptImage:
         return False
+
+
+def leave_as_is(plan: Plan, equal: Iterable[Sector], result: Result) -> Flow[tuple[Plan, set[Sector]]]:
+    """The plan without those of the ``equal`` sectors that need not go with what changes, and these; they are proven."""
+    less = plan.leaving(equal)
+    stay = set(plan.erase) - set(less.erase)
+    for sector in (s for s in plan.erase if s in stay):
+        yield Report(plan.proof(sector))
+    result.sectors_skipped += len(stay)
+    result.bytes_skipped += sum(s.size_bytes for s in stay)
+    return less, stay

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bridged.chips.model import Sector
 from bridged.errors import EntryWouldBeLost, LoaderError, Nack, NoReply, OutsideUnreadable, VerifyError, WrongSector
-from bridged.events import Phase, Planned, Retried, SectorProven
+from bridged.events import Phase, Planned, Retried
 from bridged.images.model import Image
 from bridged.images.plan import Plan, check_protected, make_plan
 from bridged.images.vectors import check_vectors_for, flash_range, vector_addresses
@@ -25,7 +25,7 @@ from bridged.target.dialogue import erase_wait_s, pieces
 from bridged.target.entry import phase_started
 from bridged.target.erasing import batches, erase
 from bridged.target.identify import Known
-from bridged.target.kept import Kept, decode_kept, encode_kept
+from bridged.target.kept import Kept, decode_kept, encode_kept, leave_as_is
 from bridged.target.protection import longest_s
 from bridged.target.proving import Read, Work
 from bridged.target.request import Request, Result
@@ -247,13 +247,7 @@ def _leave_alone(plan: Plan, request: Request, known: Known, result: Result) -> 
         same, done = yield from _same(plan, known, inside, done)
         if same:
             equal.append(sector)
-    less = plan.leaving(equal)
-    changes = set(less.erase)
-    stay = [s for s in plan.erase if s not in changes]
-    for sector in stay:
-        yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
-    result.sectors_skipped += len(stay)
-    result.bytes_skipped += sum(s.size_bytes for s in stay)
+    less, _ = yield from leave_as_is(plan, equal, result)
     result.bytes_compared = done
     seconds = less.estimate_s(result.baud)
     limit_s = _limit_s(less, request, known, seconds)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from bridged.chips.model import FlashMap, Sector
 from bridged.errors import Garbled, Nack, NoReply, VerifyError
-from bridged.events import Phase, Retried, SectorErased, SectorProven, Warned
+from bridged.events import Phase, Retried, SectorErased, Warned
 from bridged.images.plan import Block, Plan
 from bridged.protocol import an3155
 from bridged.protocol.an3155 import Command
@@ -145,7 +145,7 @@ class Work:
                     continue
                 del outstanding[sector]
                 if final or not any(sector.address <= block.start < sector.end for block in self.held):
-                    yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
+                    yield Report(plan.proof(sector))
             return True
 
         if Command.GET_CHECKSUM in line.loader.commands:

@@ -23,17 +23,17 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from bridged import stub
-from bridged.chips.model import FlashMap, Range, Sector
+from bridged.chips.model import FlashMap, Sector
 from bridged.chips.second_stage import CRC_CYCLES, SecondStage, row_for, start_s, why_not
 from bridged.errors import LoaderError, SecondStageFailed, Unsupported, VerifyError
-from bridged.events import Phase, PhaseStarted, Retried, SectorErased, SectorProven, Warned
+from bridged.events import Phase, PhaseStarted, Retried, SectorErased, Warned
 from bridged.images.plan import Plan
 from bridged.protocol import stub as wire
 from bridged.protocol.flow import Barrier, Checkpoint, Flow, Now, Progress, Report, Step
 from bridged.protocol.stub import Command, Link, Reason, Verb
 from bridged.target.dialogue import Dialogue, different, erase_wait_s, not_erased, wrong_sector
 from bridged.target.identify import Known
-from bridged.target.kept import encode_kept
+from bridged.target.kept import encode_kept, leave_as_is
 from bridged.target.request import Request, Result
 from bridged.target.second_stage import make_upload, rate_near, sector_code
 
@@ -239,15 +239,8 @@ def look(stage: Stage, plan: Plan) -> Flow[tuple[list[Sector], list[Sector]]]:
 
 def leave_alone(stage: Stage, plan: Plan, equal: Iterable[Sector]) -> Flow[Plan]:
     """The plan without the ``equal`` sectors, but for those with vector tables, which go with what changes."""
-    less = plan.leaving(equal)
-    changes = set(less.erase)
-    stay = {s: s.size_bytes for s in plan.erase if s not in changes}
-    for sector in stay:
-        yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
-    result = stage.result
-    result.sectors_skipped = len(stay)
-    result.bytes_skipped = sum(stay.values())
-    _count(result, [p for s, found in _cut(plan.flash, _content(plan)) if s in stay for p in found])
+    less, stay = yield from leave_as_is(plan, equal, stage.result)
+    _count(stage.result, [p for s, found in _cut(plan.flash, _content(plan)) if s in stay for p in found])
     return less
 
 
@@ -308,7 +301,7 @@ def write(stage: Stage, plan: Plan, blank: Iterable[Sector]) -> Flow[None]:
     edges = [edge for block in held for edge in (block.start, block.end)]
     pieces = [p for _, found in _cut(plan.flash, _content(plan), edges) for p in found]
     yield from _prove(stage, plan, [p for p in pieces if not any(p[0] in block for block in held)])
-    waiting = [s for s in plan.erase if any(block.start in _range(s) for block in held)]
+    waiting = [s for s in plan.erase if any(block.start in s.range for block in held)]
     yield from _report_proven(stage, plan, [s for s in plan.erase if s not in waiting])
     for block in held:
         data = plan.content.read(block.start, block.size, plan.chip.erased_value)
@@ -329,7 +322,7 @@ def write(stage: Stage, plan: Plan, blank: Iterable[Sector]) -> Flow[None]:
 def _report_proven(stage: Stage, plan: Plan, sectors: Iterable[Sector]) -> Flow[None]:
     for sector in sectors:
         stage.proven.append(sector)
-        yield Report(SectorProven(sector.address, sector.size_bytes, plan.sector_digest(sector)))
+        yield Report(plan.proof(sector))
 
 
 def _erase(stage: Stage, sector: Sector, then: Report | None = None) -> Command:
@@ -393,7 +386,7 @@ def _run_from_first(stage: Stage, commands: Sequence[Command], first: Sequence[S
         if (error.facts.get("verb"), error.facts.get("reason")) != (Verb.CHECK.name, Reason.NOT_EQUAL.name):
             raise
         sector, address = first[0], int(error.facts["address"] or 0)
-        if address in _range(sector):
+        if address in sector.range:
             raise not_erased(sector, address, min(CHECK_BYTES, sector.size_bytes)) from error
         raise wrong_sector(sector, address) from error
 
@@ -470,10 +463,6 @@ def _crc_blank(piece: Piece, erased_value: int) -> int:
 
 def _content(plan: Plan) -> list[tuple[int, int]]:
     return [(seg.address, seg.end) for seg in plan.content.segments]
-
-
-def _range(sector: Sector) -> Range:
-    return Range(sector.address, sector.end)
 
 
 def _cut(
