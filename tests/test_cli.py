@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -373,6 +373,42 @@ def test_a_pipe_that_is_closed_changes_no_exit_code(gateway: Gateway) -> None:
                 env=environment(),
             )
         assert (done.returncode, "No space left" in done.stderr) == (code, True), words
+
+
+def test_commands_of_other_rooms_end_as_they_end_whoever_reads(tmp_path: Path) -> None:
+    """They print by themselves. A roll-out whose lines go to `| head -3` is not to be left in its middle."""
+    (tmp_path / "bad.toml").write_text("[targets.m]\nport = 5\n")
+    for words, code in [
+        (["init", "--config", str(tmp_path / "made.toml"), "--print", "--defaults", "--port", "/dev/ttyS0"], 0),
+        (["init", "--config", str(tmp_path / "bad.toml"), "--print", "--defaults", "--port", "/dev/ttyS0"], 1),
+        (["doctor", "--config", str(tmp_path / "none.toml"), "--all"], 1),
+        (["fleet", "permissions", "gw1"], 0),
+        (["check-config", str(tmp_path / "bad.toml")], 78),
+        (["check-config", str(tmp_path / "bad.toml"), "--json"], 78),
+    ]:
+        reader, unread = os.pipe()
+        os.close(reader)
+        with open("/dev/full", "w") as full:
+            ends = {name: run_by(words, stdout) for name, stdout in (("", subprocess.PIPE), ("pipe", unread), ("disk", full))}
+        os.close(unread)
+        assert ends[""].returncode == code, ends[""].stderr
+        assert ends["pipe"].returncode == code, ends["pipe"].stderr
+        printed = bool(ends[""].stdout)
+        assert ("No space left" in ends["disk"].stderr) is printed, words
+        assert ends["disk"].returncode == (code or (Exit.USAGE if printed else 0))
+        assert not any("Traceback" in done.stderr or "Exception ignored" in done.stderr for done in ends.values())
+        # Both at once, as `2>&1 | head -1`.
+        reader, unread = os.pipe()
+        os.close(reader)
+        assert run_by(words, unread, unread).returncode == code
+        os.close(unread)
+
+
+def run_by(words: list[str], stdout: int | IO[str], stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "bridged", *words]
+    return subprocess.run(
+        line, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True, check=False, env=environment(), timeout=60
+    )
 
 
 def test_exit_codes_of_refusals(gateway: Gateway, tmp_path: Path) -> None:

@@ -15,29 +15,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bridged.cli.arguments import parser
 from bridged.cli.commands import Command
 from bridged.cli.exits import Exit
-from bridged.cli.screen import say, silence
+from bridged.cli.screen import lenient, missing, say
 from bridged.errors import BridgedError
 from bridged.protocol.reply import error_reply, format_reply
 
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """A command that another module carries out; it parses its own arguments."""
+    """A command that another module carries out; it parses its own arguments. ``prints``: its results, not a daemon's log."""
 
     module: str
     function: str
     text: str
+    prints: bool = True
 
 
 HANDED_OVER = {
-    "serve": HandedOver("bridged.app", "serve", "run the gateway (the daemon)"),
+    "serve": HandedOver("bridged.app", "serve", "run the gateway (the daemon)", prints=False),
     "sim": HandedOver("bridged.sim.main", "main", "run simulated targets on pseudo terminals"),
     "init": HandedOver(
         "bridged.init", "main", "make a configuration by looking at this machine, asking little; ends with doctor"
@@ -79,18 +81,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _hand_over(handed: HandedOver, argv: Sequence[str]) -> int:
     from importlib import import_module
 
-    result = getattr(import_module(handed.module), handed.function)(list(argv))
-    return int(result or 0)
+    command = getattr(import_module(handed.module), handed.function)
+    return _printing(command, list(argv)) if handed.prints else int(command(list(argv)) or 0)
 
 
 def _check_config(path: Path, *, as_json: bool) -> int:
     from bridged import app
 
-    try:
-        code = app.check_config(path, as_json=as_json)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head -1`: nobody reads on, and whether it is right is still to be told.
-        silence(sys.stdout)
-        silence(sys.stderr)
-        return app.check_config(path, as_json=as_json)
+    return _printing(app.check_config, path, as_json=as_json)
+
+
+def _printing(command: Callable[..., int | None], *args: Any, **named: Any) -> int:
+    """The exit code of a command that prints by itself. Nobody who reads it ends it; a full disk is told when it has ended."""
+    with lenient() as out:
+        code = int(command(*args, **named) or 0)
+        out.flush()
+        if told := missing(out.lost):
+            say(f"bridged: {told}", sys.stderr)
+            code = code or Exit.USAGE
     return code

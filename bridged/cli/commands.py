@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bridged.cli.exits import Exit, exit_code
-from bridged.cli.screen import Screen, say
+from bridged.cli.screen import Screen, missing, say
 from bridged.cli.texts import duration, facts, outcome, plan_text, size_text, table, update_text
 from bridged.client import Client, Gateway, LinkLost, LocalFile, Refused
 from bridged.client.files import is_special, signature_text, split_address
@@ -426,10 +426,10 @@ class Command:
         """Carries the command out; every way to end has its exit code."""
         try:
             result: Exit = getattr(self, self.args.command.replace("-", "_"))()
-            if missing := self.screen.missing:
+            if told := missing(self.screen.lost):
                 if result is Exit.DONE and (not self.job or getattr(self.args, "no_wait", False)):
-                    raise BadRequest(missing)
-                self.screen.note(missing)  # The code of a job is how the job ended.
+                    raise BadRequest(told)
+                self.screen.note(told)  # The code of a job is how the job ended.
         except Refused as refused:
             self.screen.error(refused.reply)
             return exit_code(refused.reply)

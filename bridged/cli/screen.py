@@ -1,7 +1,7 @@
 """What a person sees while a command runs: progress rewritten in place, notes and errors on stderr, or lines of JSON.
 
 Everything that is printed goes through ``say``: that nobody reads it (``| head -1``, ``| grep -q``) ends no command, for how a
-job ends is told by the exit code.
+job ends is told by the exit code. Commands of other rooms print by themselves, and ``lenient`` does the same for them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import os
 import shutil
 import sys
 import time
-from typing import TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 from bridged.cli.texts import rate_text, size_text
 from bridged.protocol.reply import Reply, format_reply
@@ -33,6 +35,55 @@ def silence(stream: TextIO) -> None:
     os.close(nowhere)
 
 
+class Lenient:
+    """A stream that takes everything; ``lost``: why some of it could not be printed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.lost = error
+        silence(self._stream)
+
+
+@contextmanager
+def lenient() -> Iterator[Lenient]:
+    """Stdout (which is yielded) and stderr fail nobody who prints. What they were, they are again afterwards."""
+    before = sys.stdout, sys.stderr
+    out, err = Lenient(sys.stdout), Lenient(sys.stderr)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    try:
+        yield out
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = before
+
+
+def missing(lost: OSError | None) -> str:
+    """Why results are not where they were to go, in words; empty where they are, or whoever closed the pipe had enough."""
+    if lost is None or isinstance(lost, BrokenPipeError):
+        return ""
+    return f"printing the result failed: {lost.strerror or lost}"
+
+
 class Screen:
     """Progress on stderr: one line that is rewritten on a terminal, else a line for each phase and now and then."""
 
@@ -51,13 +102,6 @@ class Screen:
     def out(self, text: str, end: str = "\n") -> None:
         """A result, on stdout."""
         self.lost = say(text, sys.stdout, end) or self.lost
-
-    @property
-    def missing(self) -> str:
-        """Why results are not where they were to go, in words; empty where they are, or whoever closed the pipe had enough."""
-        if self.lost is None or isinstance(self.lost, BrokenPipeError):
-            return ""
-        return f"printing the result failed: {self.lost.strerror or self.lost}"
 
     def progress(self, what: str, phase: str, done: int, total: int, rate: float) -> None:
         if self.json:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import textwrap
@@ -93,13 +92,8 @@ def main(argv: Sequence[str] | None = None, machine: Machine | None = None) -> i
         findings = examine(machine or Machine(), args.config, args.targets)
     except UnknownTarget as error:
         parser.error(error.message)
-    try:
-        if args.json:
-            print(json.dumps([finding.as_dict() for finding in findings], indent=1))
-        else:
-            print(report(findings, args.all, shutil.get_terminal_size().columns if sys.stdout.isatty() else 0))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `bridged doctor | head` is no mistake; what is still buffered must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if args.json:
+        print(json.dumps([finding.as_dict() for finding in findings], indent=1))
+    else:
+        print(report(findings, args.all, shutil.get_terminal_size().columns if sys.stdout.isatty() else 0))
     return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0

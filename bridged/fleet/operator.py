@@ -290,6 +290,8 @@ async def _follow(link: Link, options: argparse.Namespace) -> int:
         if line != said:
             said = line
             print(line, flush=True)
+        if getattr(sys.stdout, "lost", None):  # `cli.screen.lenient`: whoever read this has had enough.
+            return _verdict(one, tally)
         if one.state.phase is not Phase.RUNNING:
             _tell_of_silent(one, tally)
             return _verdict(one, tally)
