@@ -168,7 +168,7 @@ def _machine(results: store.Results) -> str:
     if counted:
         counts = Counter(r.cell for r in counted)
         lines.append(f"- runs that count: {len(counted)}, {min(counts.values())} to {max(counts.values())} of a kind")
-        others = [r.others_cores for r in counted]
+        others = [max(0.0, r.others_cores) for r in counted]  # A difference of clocks, which may be below nothing.
         lines.append(
             f"- others on the machine meanwhile: {statistics.median(others):.2f} cores busy (median), {max(others):.2f} at most"
         )

@@ -149,3 +149,12 @@ class Broker:
             status = Path(f"/proc/{process.pid}/status").read_text()
             found.append(int(status.partition("VmRSS:")[2].split()[0]) / 1024)
         return found
+
+    def cpu_s(self) -> list[float]:
+        """What each node has computed so far."""
+        ticks = os.sysconf("SC_CLK_TCK")
+        found = []
+        for process in self.processes.values():
+            words = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            found.append((int(words[11]) + int(words[12])) / ticks)
+        return found

@@ -41,6 +41,7 @@ from tests.fleet.broker import Broker
 IMAGE_BYTES = 200_000  # Four chunks.
 JOB_S = (0.5, 2.0)
 FAILING = 0.01
+REST_S = 20.0
 
 
 class LightJobs:
@@ -177,6 +178,14 @@ def traffic(broker: Broker) -> Counter[str]:
     return found
 
 
+async def at_rest(broker: Broker) -> dict[str, list[float]]:
+    """What nodes cost that are asked nothing."""
+    before = broker.cpu_s()
+    await asyncio.sleep(REST_S)
+    used = [100 * (after - was) / REST_S for was, after in zip(before, broker.cpu_s(), strict=True)]
+    return {"rss_mib": broker.memory_mib(), "percent_of_a_core": used}
+
+
 async def link_to(broker: Broker) -> Link:
     for turn in range(60):
         with contextlib.suppress(FleetError):
@@ -188,13 +197,15 @@ async def link_to(broker: Broker) -> Link:
 async def measure(broker: Broker, count: int, parts: list[Part], kill: bool) -> dict[str, Any]:
     figures: dict[str, Any] = {"gateways": count, "broker": broker.which}
     link = await link_to(broker)
+    figures["empty"] = await at_rest(broker)
     await setup.prepare(link, 3)
     names = [f"gw{number:05}" for number in range(count)]
     started = time.monotonic()
     for at in range(0, count, 32):
         await asyncio.gather(*(setup.admit(link, name) for name in names[at : at + 32]))
     figures["admitted_s"] = time.monotonic() - started
-    figures["rss_mib_idle"] = broker.memory_mib()
+    figures["rss_mib_admitted"] = broker.memory_mib()
+    figures["admitted"] = await at_rest(broker)
     started = time.monotonic()
     size, folder = -(-count // 2), Path(tempfile.mkdtemp(dir="/dev/shm"))
     for first in range(0, count, size):
@@ -280,13 +291,15 @@ def main() -> int:
             for part in parts:
                 part.process.send_signal(signal.SIGKILL)
                 part.process.wait()
-    print(json.dumps({key: replace_floats(value) for key, value in figures.items()}, indent=1))
+    print(json.dumps(replace_floats(figures), indent=1))
     return 0
 
 
 def replace_floats(value: Any) -> Any:
     if isinstance(value, list):
         return [replace_floats(one) for one in value]
+    if isinstance(value, dict):
+        return {key: replace_floats(one) for key, one in value.items()}
     return round(value, 2) if isinstance(value, float) else value
 
 
