@@ -675,7 +675,7 @@ HINTS: dict[str, Hint] = {
     ),
     "APPLICATION_RUNNING": Hint(
         "The target resets but starts its application: it does not see BOOT0 high, or its option bits ignore the pin.",
-        "Measure BOOT0 at the chip during reset. High and still ignored: option bytes (nSWBOOT0, nBOOT0_SEL, BOOT_ADD) or the "
+        "Measure BOOT0 at the chip during reset. High and still ignored: option bytes (nSWBOOT0, nBOOT_SEL, BOOT_ADD) or the "
         "BOOT1 pin; see the activation pattern in the message.",
         "Text of the application comes where the loader should answer.",
     ),
@@ -939,7 +939,8 @@ HINTS: dict[str, Hint] = {
     "FLEET": Hint("The broker of the fleet answered with an error.", "See the message."),
     "FLEET_UNREACHABLE": Hint(
         "No server of the broker answers: no network, the wrong address or port, or it is electing a leader (seconds).",
-        "Nothing is lost: it is tried again by itself. If it stays, look at `fleet.servers`, the firewall and the broker.",
+        "Nothing is lost: it is tried again by itself. If it stays, look at `fleet.servers`, `IPAddressAllow=` of the unit "
+        "(docs/security.md), the firewall and the broker.",
         "The gateway is not seen by its fleet.",
     ),
     "FLEET_REFUSED": Hint(

@@ -188,7 +188,9 @@ MACHINE_GROUPS: dict[str, dict[str, Entry]] = {
             "`dmesg` says why; without a journal no job is started.",
         ),
         "DOCTOR_STATE_DIR_FULL": Entry(
-            Level.PROBLEM, "So little room is left that no job is started.", "Make room on this file system."
+            Level.PROBLEM,
+            "So little room is left that no job that erases or writes is started.",
+            "Make room on this file system.",
         ),
         "DOCTOR_STATE_DIR_SMALL": Entry(
             Level.WARNING,
@@ -371,7 +373,7 @@ MACHINE_GROUPS: dict[str, dict[str, Entry]] = {
         "DOCTOR_BOOT0_IGNORED": Entry(
             Level.WARNING,
             "With the option bytes as they leave the factory this chip does not look at the BOOT0 pin.",
-            "Clear nBOOT0_SEL once with a probe; docs/wiring.md has the table.",
+            "Clear nBOOT_SEL once with a probe; docs/wiring.md has the table.",
         ),
         "DOCTOR_STARTUP_SHORT": Entry(
             Level.WARNING,

@@ -143,7 +143,12 @@ def verbs_and_codes() -> str:
         out += [f"- `{a.name}`: {a.text}" for a in verb.args]
         out += [f"- `{o.name}={o.values}`: {o.text}" for o in verb.options]
         out += ["", f"Reply: {verb.reply}", "", f"Scope: {verb.scope or 'none needed'}", ""]
-    out += ["## Reply codes", "", "| code | meaning | error codes |", "|---|---|---|"]
+    out += ["## Reply codes", ""]
+    out += [
+        "The last line of a job that was `rejected` has 550 whatever its error, and 400 stands there for 421, 423 and 429: go"
+    ]
+    out += ["by `state` and the error code.", ""]
+    out += ["| code | meaning | error codes |", "|---|---|---|"]
     for code, text in CODE_TEXT.items():
         errors = ", ".join(f"`{name}`" for name, number in REPLY_CODES.items() if number == code)
         out.append(f"| {code} | {text} | {errors} |")

@@ -86,6 +86,10 @@ def manual() -> str:
     out += [".SH EXIT STATUS"]
     for code, text in EXIT_TEXT.items():
         out += [".TP", str(code.value), _text(text)]
+    out += [
+        ".PP",
+        _text("Of serve and check-config: 78, the configuration has mistakes. doctor and fleet have codes of their own."),
+    ]
     out += [".SH ENVIRONMENT"]
     for name, text in ENVIRONMENT:
         out += [".TP", name, _text(text)]

@@ -213,7 +213,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("console.history:PENDING_BYTES", "Text of a console log that waits for the disk", "dropped and counted"),
         Row("console.history:LINE_BYTES", "A line of a console log", "continued on the next line"),
         Row("target.port:WRITE_HIGH_BYTES", "What a writer sent and the port has not taken", "the writer is held"),
-        Row("target.lease:LOCK_LIMIT_S", "Time of a lock", "shortened to this"),
+        Row("target.lease:LOCK_LIMIT_S", "Time of a lock", "shortened to this; over HTTP 400 `BAD_REQUEST`"),
         Row("protocol.telnet:SUB_BYTES", "A telnet subnegotiation", "skipped"),
         Row("protocol.rfc2217:SIGNATURE_CHARS", "A signature of an RFC 2217 client", "cut"),
         Row("console.server:SEND_BUFFER_BYTES", "What the kernel holds for one client on TCP", "waits in `console.buffer_kib`"),
@@ -234,7 +234,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "Jobs, results and the journal": (
         Row("jobs.admission:REQUEST_BYTES", "Options of a job", "501 `BAD_REQUEST`"),
-        Row("jobs.model:ID_CHARS", "An id of a client; there are as many as remembered jobs", "501 `BAD_REQUEST`"),
+        Row(
+            "jobs.model:ID_CHARS",
+            "An id of a client; there are as many as remembered jobs",
+            "501 `BAD_REQUEST`; as `id=` of a line 64",
+        ),
         Row("jobs.run:LOG_LIMIT", "Notable events in the log of a job", "not logged; changes of state always are", "events"),
         Row("jobs.book:REMEMBERED", "Ended jobs in memory", "read from the journal", "jobs"),
         Row(
@@ -252,9 +256,13 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row(
             "target.worker:BARRIER_LIMIT_S",
             "Waiting for the journal before the first erase",
-            "421 `STOPPED`; nothing was erased",
+            "the job is interrupted (`STOPPED`) and tried again; nothing was erased",
         ),
-        Row("target.worker:WRITE_LIMIT_S", "One frame into the serial port", "450 `PORT_GONE`"),
+        Row(
+            "target.worker:WRITE_LIMIT_S",
+            "One frame into the serial port",
+            "interrupted (`PORT_GONE`); the job goes on when the port is back",
+        ),
         Row("protocol.flow:DRAIN_BYTES", "Noise that is listened to at once", "the rest is looked at later"),
         Row(
             "target.worker:RT_LIMIT_US",

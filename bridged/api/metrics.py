@@ -202,7 +202,9 @@ class Metrics:
             "setting",
         )
         self.reload_ok = gauge("config_last_reload_successful", "1 unless the last reload met a configuration with mistakes.")
-        self.reload_at = gauge("config_last_reload_success_timestamp_seconds", "When the configuration in force was read.")
+        self.reload_at = gauge(
+            "config_last_reload_success_timestamp_seconds", "When the configuration file was last read without a mistake."
+        )
         self.connections = gauge("line_connections", "Open connections of the line protocol.")
         self.lag = gauge("event_loop_lag_seconds", f"Worst delay of the event loop in the last {LAG_WINDOW} samples.")
         ProcessCollector(registry=self.registry)

@@ -36,6 +36,7 @@ EXIT_TEXT = {
     Exit.UNREACHABLE: "the gateway cannot be reached",
     Exit.BUSY: "busy; try again later",
     Exit.NOT_ALLOWED: "not allowed",
+    Exit.INTERRUPTED: "interrupted by Ctrl-C; a job goes on",
 }
 _BY_STATE = {
     "rolled_back": Exit.ROLLED_BACK,

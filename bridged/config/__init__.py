@@ -52,7 +52,7 @@ BAUD_LOW, BAUD_HIGH = 300, 4_000_000  # Of an application; 4 Mbaud is what PL011
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    name: str = _f("", "Name of this gateway in greetings and metrics; empty: the host name.", high=64)
+    name: str = _f("", "Name of this gateway in greetings, in browsers and in a fleet; empty: the host name.", high=64)
     state_dir: str = _f("", "Journal, images and traces; empty: $STATE_DIRECTORY, else /var/lib/bridged.", kind="path")
 
 
@@ -153,9 +153,7 @@ class Fleet:
     ca: str = _f("", "Who signs the broker's certificate, PEM; empty: the CAs of this system.", kind="secret")
     certificate: str = _f("", "Mutual TLS: our certificate chain, PEM.", kind="secret")
     key: str = _f("", "Its private key, PEM.", kind="secret")
-    labels: list[str] = _f(
-        list, "What an operator may select by, KEY=VALUE: site=berlin, line=3.", kind="label", example=["site=berlin"]
-    )
+    labels: list[str] = _f(list, "What an operator may select by, KEY=VALUE: site=berlin, line=3.", kind="label")
     targets: list[str] = _f(list, "Targets that the fleet may see and flash; empty: all.", kind="target")
     poll_s: float = _f(600.0, "A request for jobs is renewed so often; jobs come at once all the same.", low=1, high=86400)
     ping_s: float = _f(
@@ -380,7 +378,8 @@ class Target:
     )
     protect: list[str] = _f(
         list,
-        "Ranges that no job may erase or write, each ADDR+LEN (0x08000000+0x4000): no sector with a byte of them is touched.",
+        "Ranges that no job may erase or write, each ADDR+LEN (0x08000000+0x4000): no sector with a byte of them is touched."
+        " Not xmodem: where it writes, the target's own bootloader decides.",
         kind="range",
     )
     lines: Lines = _f(Lines, "Control lines.")

@@ -51,7 +51,7 @@ def _settings(cls: type[Any]) -> str:
         limits = ""
         if meta["choices"]:
             limits = f" One of {', '.join(map(json.dumps, meta['choices']))}."
-        elif kind in (int, float) and meta["low"] is not None:
+        elif meta["low"] is not None:
             limits = f" {'0, or ' if meta['zero'] else ''}{meta['low']:.15g} to {meta['high']:.15g}."
         elif meta["high"] is not None:
             limits = f" At most {meta['high']} characters."

@@ -116,7 +116,9 @@ def _state_dir(e: Examination) -> Findings:
         yield found("DOCTOR_STATE_DIR_READ_ONLY", MACHINE, f"the file system of {path} is read-only")
     elif disk.free_bytes < FREE_BYTES:
         yield found(
-            "DOCTOR_STATE_DIR_FULL", MACHINE, f"{free_mib} MiB are free for {path}; below {FREE_BYTES >> 20} no job starts"
+            "DOCTOR_STATE_DIR_FULL",
+            MACHINE,
+            f"{free_mib} MiB are free for {path}; below {FREE_BYTES >> 20} none that erases or writes starts",
         )
     elif free_mib < limit_mib:
         text = f"{free_mib} MiB are free for {path}; staged images may take {limit_mib} (store.limit_mib)"

@@ -12,7 +12,8 @@ Invariants, each with a property test over all chips:
 - Blank blocks are not written, but they are read back like all others: the proof covers every byte of the image.
 - The sectors with a vector table are erased first, and the blocks with the tables written last, after all others are proven:
   at no moment can a half-written image boot, nor a half-written application be started by a bootloader that stays. So it is
-  with the table of a bootloader that is kept in a sector which the image touches; that is the very last block.
+  with the table of a bootloader that is kept in a sector which the image touches; in front of the image's own it is the very
+  last block.
 """
 
 from __future__ import annotations

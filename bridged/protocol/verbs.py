@@ -373,7 +373,7 @@ _TABLE = (
         "AUTH",
         "Says who you are, by a token; beyond loopback and the Unix socket nothing else but HELP, HELLO, PING and QUIT is "
         "answered before. Three wrong ones end the connection, and each makes your address wait longer.",
-        "235 name=.. scopes=.. [targets=..] [expires=..], or 535",
+        "235 name=.. scopes=.. [targets=..], or 535",
         (Param("token", "secret", "as `bridged token add` printed it"),),
     ),
     Verb(

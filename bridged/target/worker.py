@@ -1,7 +1,7 @@
 """The session process: runs one session over a real UART and real lines, and ends.
 
 It inherits everything: the open UART, the control lines, the image in a sealed memfd, the board. No step of the dialogue waits
-for the daemon, with one exception: before the first destructive command it waits for the journal (``Barrier``).
+for the daemon, with one exception: before what destroys something new it waits for the journal (``Barrier``).
 
 - It ends in order when its control socket closes (the daemon is gone): the current command is finished, the target released.
   SIGTERM, SIGINT and SIGABRT are ignored; systemd sends them to the whole group (SIGABRT when the watchdog runs out), and
