@@ -1,5 +1,7 @@
 """What ``doctor`` can find: one table of codes, each with its level, when it is said and what to do.
 
+It is one file, so that nothing is advised twice.
+
 Two halves look. The machine half (room ``doctor``) needs no daemon and opens no port; the target half (``target/doctor.py``)
 is a job, since it has to reset the target. Both say their findings in the words of this table and keep no advice of their own.
 The table is the documentation: ``docs/doctor.md`` is made from it (``python -m tests.build_docs``), and tests hold it
@@ -151,6 +153,11 @@ MACHINE_GROUPS: dict[str, dict[str, Entry]] = {
             Level.PROBLEM,
             "The sandbox of the unit (ProtectSystem=, ProtectHome=, PrivateTmp=) hides or write-protects a configured path.",
             "Use a path under /var/lib/bridged or /run, or allow it: `sudo systemctl edit bridged`, ReadWritePaths=PATH",
+        ),
+        "DOCTOR_UNIT_NETWORK": Entry(
+            Level.PROBLEM,
+            "The unit lets nothing beyond loopback in or out: nobody reaches that listener, and that server never answers.",
+            "`sudo systemctl edit bridged`: [Service], IPAddressAllow=192.168.1.0/24 (your networks, or any); restart it.",
         ),
         "DOCTOR_DAEMON": Entry(Level.OK, "The daemon answers."),
         "DOCTOR_DAEMON_STOPPED": Entry(

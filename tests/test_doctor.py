@@ -401,6 +401,13 @@ def chip_of(name: str) -> Callable[[Fake], None]:
     return lambda m: m.edit(m.configuration.split("\n")[2], f'chip = "{name}"')
 
 
+DROP_IN = "/etc/systemd/system/bridged.service.d/network.conf"
+
+
+def no_drop_in(m: Fake) -> None:
+    m.at(DROP_IN).unlink()
+
+
 def gateway(line: str) -> Callable[[Fake], None]:
     def done(m: Fake) -> None:
         m.configuration = f"{line}\n{m.configuration}"
@@ -484,6 +491,33 @@ CASES: dict[str, list[Case]] = {
             "DeviceAllow=char-ttyAMA rw",
             lambda m: m.write(
                 "/etc/systemd/system/bridged.service.d/a.conf", "[Service]\nDeviceAllow=\nDeviceAllow=char-* rw\n"
+            ),
+        ),
+    ],
+    "DOCTOR_UNIT_NETWORK": [
+        Case(
+            "pi4",
+            no_drop_in,
+            "api.listen: the service may not talk",
+            both(
+                gateway('[api]\nlisten = "127.0.0.1:7100 plaintext:192.168.1.5:7100"'),
+                lambda m: m.write(DROP_IN, "[Service]\nIPAddressAllow=192.168.1.0/24\n"),
+            ),
+        ),
+        Case("pi4", gateway('[api]\nhttp = "plaintext:0.0.0.0:7101"'), "api.http"),
+        Case(
+            "pi4",
+            lambda m: m.edit("localhost:4222", "a.example.org:4222"),
+            "fleet.servers",
+            gateway('[gateway]\nname = "gw1"\n[fleet]\nservers = ["tls://127.0.0.1:4222", "tls://localhost:4222"]'),
+        ),
+        Case(
+            "pi4",
+            no_drop_in,
+            "hawkbit.url",
+            both(
+                gateway('[gateway]\nname = "gw1"\n[hawkbit]\nurl = "plaintext:http://10.0.0.1/D"\ntoken = "credential:t"'),
+                lambda m: m.write(DROP_IN, "[Service]\nIPAddressDeny=\n"),
             ),
         ),
     ],

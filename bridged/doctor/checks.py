@@ -10,10 +10,12 @@ The serial port has its checks in ``ports``, the lines theirs in ``pins``; all o
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from bridged import __version__, chips, config
 from bridged.chips.model import Quirk
@@ -143,6 +145,7 @@ def _unit(e: Examination) -> Findings:
             text = f"{unit.path} wants group {group}, which does not exist"
             yield found("DOCTOR_UNIT_GROUP_MISSING", MACHINE, text, group=group)
     yield from _unit_paths(e, unit)
+    yield from _unit_network(e, unit)
     state = e.states
     if not state:
         return  # No systemd here, as in a container.
@@ -174,6 +177,30 @@ def _unit_paths(e: Examination, unit: Unit) -> Findings:
         elif path and key in written and unit.last("ProtectSystem") == "strict" and not _below(path, writable):
             text = f"{key}: the service may not write {path} (ProtectSystem=)"
             yield found("DOCTOR_UNIT_PATH", MACHINE, text, key=key)
+
+
+def _unit_network(e: Examination, unit: Unit) -> Findings:
+    """What the unit's filter of addresses keeps from the network: nobody is told there, for packets just vanish."""
+    allowed = set(unit.words("IPAddressAllow")) - {"localhost", "127.0.0.0/8", "127.0.0.1", "::1/128", "::1"}
+    if allowed or "any" not in unit.words("IPAddressDeny"):
+        return
+    api, fleet, hawkbit = e.config.api, e.config.fleet, e.config.hawkbit
+    listen = {"api.listen": api.listen, "api.http": api.http}
+    listen |= {f"targets.{name}.console.listen": target.console.listen for name, target in e.config.targets.items()}
+    keys = [key for key, text in listen.items() if not all(one.loopback for one in listeners(text))]
+    keys += ["fleet.servers"] if any(map(_elsewhere, fleet.servers)) else []
+    keys += ["hawkbit.url"] if hawkbit.url and _elsewhere(hawkbit.url) else []
+    for key in keys:
+        text = f"{key}: the service may not talk to anybody beyond loopback (IPAddressDeny=any)"
+        yield found("DOCTOR_UNIT_NETWORK", MACHINE, text, key=key)
+
+
+def _elsewhere(url: str) -> bool:
+    host = urlsplit(url.removeprefix("plaintext:")).hostname or ""
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
 
 
 def _below(path: str, folders: list[str]) -> bool:
