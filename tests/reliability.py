@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -39,6 +40,7 @@ from tests.target.kinds import (
     run_kind,
     traffic_of,
 )
+from tests.vm.record import revision
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 traffic = cache(traffic_of)
@@ -322,6 +324,7 @@ def page(
 
 Written by `make reliability`; do not edit. Every figure is from the simulator in virtual time, none from silicon.
 What a real Linux adds, power cuts, kills and devices that vanish, is in [reliability-vm.md](reliability-vm.md).
+Last tried on {datetime.now(UTC):%Y-%m-%d}, on the product of revision `{revision()}`; the machine does not matter.
 
 Each run flashes a {SIZE}-byte image over an older one, reads everything back and starts it, with **one** fault at one position,
 some {most} positions for each fault and part, spread over the whole session from the first 0x7F to the last proof. The cells

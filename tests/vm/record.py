@@ -61,13 +61,13 @@ def _append(entry: dict[str, object]) -> None:
         return
     entries = [entry]
     if name not in _runs:
-        _runs[name] = Run(f"{datetime.now(UTC):%Y-%m-%d %H:%M}", _revision(), _machine())
+        _runs[name] = Run(f"{datetime.now(UTC):%Y-%m-%d %H:%M}", revision(), _machine())
         entries.insert(0, {"run": asdict(_runs[name])})
     with Path(name).open("a") as file:
         file.write("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
-def _revision() -> str:
+def revision() -> str:
     found = _output("git", "-C", str(ROOT), "log", "-1", "--format=%h", "--abbrev=10", "--", *PRODUCT) or "unknown"
     changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", *PRODUCT)
     return found + ("+" if changed else "")
