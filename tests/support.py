@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,17 @@ def unit_environment() -> dict[str, str]:
     found = re.findall(r"^Environment=(\w+)=(.*)$", unit.read_text(), re.MULTILINE)
     assert found
     return {**os.environ, **dict(found)}
+
+
+@contextmanager
+def unread_pipe() -> Iterator[int]:
+    """The end to write to of a pipe whose reader has gone, as behind ``| head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
 
 
 def missing(what: str, remedy: str) -> None:

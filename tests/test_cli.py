@@ -52,6 +52,7 @@ from bridged.jobs.model import JobKind, JobState
 from bridged.protocol.reply import Reply, error_reply
 from bridged.protocol.verbs import VERBS
 from tests.api.fakes import PLANNED, FakeJobs, Script, WatchedStore
+from tests.support import unread_pipe
 
 STEPS = [("sync", 0, 0), ("write", 2048, 4096), ("write", 4096, 4096), ("verify", 4096, 4096)]
 RESULT = {
@@ -386,22 +387,16 @@ def test_commands_of_other_rooms_end_as_they_end_whoever_reads(tmp_path: Path) -
         (["check-config", str(tmp_path / "bad.toml")], 78),
         (["check-config", str(tmp_path / "bad.toml"), "--json"], 78),
     ]:
-        reader, unread = os.pipe()
-        os.close(reader)
-        with open("/dev/full", "w") as full:
-            ends = {name: run_by(words, stdout) for name, stdout in (("", subprocess.PIPE), ("pipe", unread), ("disk", full))}
-        os.close(unread)
+        with open("/dev/full", "w") as full, unread_pipe() as nobody:
+            ends = {name: run_by(words, stdout) for name, stdout in (("", subprocess.PIPE), ("pipe", nobody), ("disk", full))}
+            both = run_by(words, nobody, nobody)  # As `2>&1 | head -1`.
         assert ends[""].returncode == code, ends[""].stderr
         assert ends["pipe"].returncode == code, ends["pipe"].stderr
         printed = bool(ends[""].stdout)
         assert ("No space left" in ends["disk"].stderr) is printed, words
         assert ends["disk"].returncode == (code or (Exit.USAGE if printed else 0))
         assert not any("Traceback" in done.stderr or "Exception ignored" in done.stderr for done in ends.values())
-        # Both at once, as `2>&1 | head -1`.
-        reader, unread = os.pipe()
-        os.close(reader)
-        assert run_by(words, unread, unread).returncode == code
-        os.close(unread)
+        assert both.returncode == code
 
 
 def run_by(words: list[str], stdout: int | IO[str], stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:

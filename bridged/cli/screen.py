@@ -20,19 +20,9 @@ from bridged.protocol.reply import Reply, format_reply
 
 def say(text: str, stream: TextIO, end: str = "\n") -> OSError | None:
     """Prints; why it could not be printed, where it could not. From then on the stream leads nowhere."""
-    try:
-        print(text, end=end, file=stream, flush=True)
-    except OSError as error:
-        silence(stream)
-        return error
-    return None
-
-
-def silence(stream: TextIO) -> None:
-    """What is still buffered must not fail again, at exit at the latest."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    out = Lenient(stream)
+    print(text, end=end, file=out, flush=True)
+    return out.lost
 
 
 class Lenient:
@@ -60,7 +50,10 @@ class Lenient:
 
     def _give_up(self, error: OSError) -> None:
         self.lost = error
-        silence(self._stream)
+        # What is still buffered must not fail again, at exit at the latest.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
 
 
 @contextmanager

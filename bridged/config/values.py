@@ -152,7 +152,7 @@ class Listen:
 
     @property
     def loopback(self) -> bool:
-        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        return loopback_host(self.host)
 
 
 def listeners(text: str) -> tuple[Listen, ...]:
@@ -216,7 +216,7 @@ def wrong_server(value: str) -> str:
     if found is None or int(found[3]) > 65535:
         return f"{shown(value)} is not tls://HOST:PORT, as tls://broker.example.org:4222"
     host = found[2].strip("[]")
-    if found[1] == "nats" and bare == value and not _loopback_host(host):
+    if found[1] == "nats" and bare == value and not loopback_host(host):
         return f"{shown(value)} is plain text: say tls://, or plaintext:{value} where everybody on the way may read and write"
     return ""
 
@@ -226,12 +226,13 @@ def _wrong_url(value: str) -> str:
     found = _URL.fullmatch(bare)
     if value and not found:
         return f"{shown(value)} is not https://HOST[:PORT]/PATH"
-    if found and found[1] == "http" and bare == value and not _loopback_host(found[2].strip("[]")):
+    if found and found[1] == "http" and bare == value and not loopback_host(found[2].strip("[]")):
         return f"{shown(value)} is plain text: say https://, or plaintext:{value} where everybody on the way may read and write"
     return ""
 
 
-def _loopback_host(host: str) -> bool:
+def loopback_host(host: str) -> bool:
+    """Of an address or a name; of names ``localhost`` only, for none is looked up."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

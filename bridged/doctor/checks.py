@@ -10,7 +10,6 @@ The serial port has its checks in ``ports``, the lines theirs in ``pins``; all o
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 from bridged import __version__, chips, config
 from bridged.chips.model import Quirk
 from bridged.config.file import InvalidConfig, load, warnings_of
-from bridged.config.values import listeners
+from bridged.config.values import listeners, loopback_host
 from bridged.doctor import pins, ports
 from bridged.doctor.boards import USUAL_VIRTUAL_PORTS, board_of, is_stlink
 from bridged.doctor.examination import SERVICE, Examination, Findings
@@ -196,11 +195,7 @@ def _unit_network(e: Examination, unit: Unit) -> Findings:
 
 
 def _elsewhere(url: str) -> bool:
-    host = urlsplit(url.removeprefix("plaintext:")).hostname or ""
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host != "localhost"
+    return not loopback_host(urlsplit(url.removeprefix("plaintext:")).hostname or "")
 
 
 def _below(path: str, folders: list[str]) -> bool:

@@ -291,15 +291,15 @@ def main() -> int:
             for part in parts:
                 part.process.send_signal(signal.SIGKILL)
                 part.process.wait()
-    print(json.dumps(replace_floats(figures), indent=1))
+    print(json.dumps(rounded(figures), indent=1))
     return 0
 
 
-def replace_floats(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     if isinstance(value, list):
-        return [replace_floats(one) for one in value]
+        return [rounded(one) for one in value]
     if isinstance(value, dict):
-        return {key: replace_floats(one) for key, one in value.items()}
+        return {key: rounded(one) for key, one in value.items()}
     return round(value, 2) if isinstance(value, float) else value
 
 

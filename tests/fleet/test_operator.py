@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.e2e.virtual_gateway import VirtualGateway
 from tests.fleet.broker import Broker
 from tests.fleet.members import TARGET, connector, operator, running, until
 from tests.fleet.test_connector import IMAGE
+from tests.support import unread_pipe
 
 
 async def cli(broker: Broker, *words: str) -> int:
@@ -148,12 +148,10 @@ def test_who_looks_on_sees_progress(
                 break
         assert "r1: running, wave 0, 2 of 2 told: 0 succeeded, 0 failed, 2 under way" in seen, seen
         assert "gw1.m1: running write 75 % 10.0 KiB/s\n" in seen, seen
-        reader, unread = os.pipe()
-        os.close(reader)
         words = ("-m", "bridged", "fleet", "status", "r1", "--follow", "--server", broker.servers[0])
-        followed = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=unread)
-        assert await asyncio.wait_for(followed.wait(), 30) == 0, "it would follow for nobody, until the roll-out ends"
-        os.close(unread)
+        with unread_pipe() as nobody:
+            followed = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=nobody)
+            assert await asyncio.wait_for(followed.wait(), 30) == 0, "it would follow for nobody, until the roll-out ends"
         await say(link, "r1", "succeeded", "gw1")
         assert await cli(broker, "cancel", "r1") == 0
         assert await asyncio.wait_for(looking, 30) == 1
