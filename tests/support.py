@@ -1,4 +1,4 @@
-"""What tests of several rooms share: tools of the system that may be missing.
+"""What tests of several rooms share: descriptors, and tools of the system that may be missing.
 
 A test that needs a program which is not installed is skipped with the remedy in the reason, so that the summary of a run
 lists what a person would have to install. In CI a missing tool is an error: there a skip would hide a hole.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,19 @@ def unread_pipe() -> Iterator[int]:
         yield writer
     finally:
         os.close(writer)
+
+
+def take(fd: int, count: int, within_s: float = 20.0) -> bytes:
+    """The next ``count`` bytes of a descriptor, fewer when no more came in time.
+
+    What one end of a pty wrote the kernel hands to the other end later and in pieces of its own: one read may find a part.
+    ``within_s`` is for what takes milliseconds, on a machine that is busy with something else.
+    """
+    found, deadline = b"", time.monotonic() + within_s
+    while len(found) < count and (left := deadline - time.monotonic()) > 0:
+        if select.select([fd], [], [], left)[0]:
+            found += os.read(fd, count - len(found))
+    return found
 
 
 def missing(what: str, remedy: str) -> None:

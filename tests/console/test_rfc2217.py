@@ -36,7 +36,7 @@ from bridged.protocol.rfc2217 import Command, Control
 from bridged.target.owner import Target
 from bridged.target.uart import Counters
 from tests.console.rig import Bench, Client, bench
-from tests.support import require_tool
+from tests.support import require_tool, take
 
 _TCGETS2 = 0x802C542A
 
@@ -60,12 +60,8 @@ class Site:
             select.select([], [self.master], [], 5)
             view = view[os.write(self.master, view) :]
 
-    def hear(self, count: int, within_s: float = 5.0) -> bytes:
-        found, deadline = b"", time.monotonic() + within_s
-        while len(found) < count and (left := deadline - time.monotonic()) > 0:
-            if select.select([self.master], [], [], left)[0]:
-                found += os.read(self.master, count - len(found))
-        return found
+    def hear(self, count: int) -> bytes:
+        return take(self.master, count)
 
     @property
     def settings(self) -> tuple[int, int]:
@@ -264,7 +260,7 @@ def test_four_hundred_kilobytes_through_it(site: Site) -> None:
         talker.join()
         writer = threading.Thread(target=port.write, args=(data,))
         writer.start()
-        assert site.hear(len(data), 20) == data
+        assert site.hear(len(data)) == data
         writer.join()
 
 

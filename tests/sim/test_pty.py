@@ -23,6 +23,7 @@ from bridged.sim.device import Device, Mode
 from bridged.sim.loader import Timing
 from bridged.sim.pty import PtyDevice
 from tests.sim.dialogue import bootable, frame, make
+from tests.support import take
 
 LIMIT_S = 20.0  # for what takes milliseconds, on a machine that is busy with something else
 
@@ -43,15 +44,6 @@ def port(path: str | Path, baud: int = termios.B115200) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def take(fd: int, count: int, limit_s: float = LIMIT_S) -> bytes:
-    found = b""
-    deadline = time.monotonic() + limit_s
-    while len(found) < count and (left := deadline - time.monotonic()) > 0:
-        if select.select([fd], [], [], left)[0]:
-            found += os.read(fd, count - len(found))
-    return found
 
 
 @contextmanager
@@ -291,7 +283,7 @@ def test_command_line(tmp_path: Path, number: signal.Signals) -> None:
                 while not answer.endswith(b"\x79"):  # it may still start up; then the byte is lost
                     assert time.monotonic() < deadline
                     os.write(fd, b"\x7f")
-                    answer = take(fd, 1, limit_s=0.5)
+                    answer = take(fd, 1, within_s=0.5)
                 os.write(fd, b"\x02\xfd")
                 assert take(fd, 5) == b"\x79\x01" + pid + b"\x79"
     finally:

@@ -8,7 +8,6 @@ import errno
 import fcntl
 import os
 import pty
-import select
 import stat
 import struct
 import subprocess
@@ -39,6 +38,7 @@ from bridged.errors import (
 from bridged.target import holder
 from bridged.target import uart as module
 from bridged.target.uart import Counters, Uart, driver_name, is_pty_device
+from tests.support import take
 
 # From the kernel's headers by a C compiler, not from our code.
 TCGETS2, TCSETS2, TIOCGICOUNT, TIOCGEXCL = 0x802C542A, 0x402C542B, 0x545D, 0x80045440
@@ -59,11 +59,7 @@ class Pty:
         assert os.write(self.master, data) == len(data)
 
     def hear(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            assert select.select([self.master], [], [], 10)[0], f"only {len(data)} of {count} bytes came"
-            data += os.read(self.master, count - len(data))
-        return data
+        return take(self.master, count)
 
 
 @pytest.fixture
