@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import schemathesis
@@ -123,8 +125,10 @@ def test_the_server_answers_as_its_document_says(operations: dict[str, Any], lab
     def ask(case: Any) -> None:
         nonlocal asked
         asked += 1
-        # What schemathesis cannot put into a path, braces above all, it replaces by a character that is not allowed there.
-        assume(mode is GenerationMode.NEGATIVE or "%EF%BF%BD" not in str(case.path_parameters))
+        # What schemathesis cannot put into a path, braces above all, it replaces by a character that is not allowed there; and
+        # a percent sign before two digits it takes for an encoding: what comes out of that may be a control character.
+        path = [unquote(str(value)) for value in (case.path_parameters or {}).values()]
+        assume(mode is GenerationMode.NEGATIVE or all(re.fullmatch("[ -.0-~]*", value) for value in path))
         answer = case.call(timeout=20)
         # tus refuses with numbers of its own (412, 409), which the check does not know.
         rejected = [checks.negative_data_rejection] if "uploads" not in label else []

@@ -102,7 +102,7 @@ def test_idle_clients_are_closed_also_within_a_put(tmp_path: Path) -> None:
         assert parse_reply(await silent.rest()).code == 421
         assert parse_reply(await stalled.rest()).text == "IDLE"
 
-    run(tmp_path, body, Limits(idle_timeout_s=0.1, linger_s=0.05))
+    run(tmp_path, body, Limits(idle_timeout_s=0.5, linger_s=0.05))
 
 
 def test_a_slow_reader_is_closed_and_holds_up_nobody(tmp_path: Path) -> None:

@@ -162,8 +162,7 @@ def test_a_writer_that_is_faster_than_the_port_is_held_and_loses_nothing(tmp_pat
     async def act(b: Bench) -> None:
         client = await b.connect()
         client.say(data)
-        await asyncio.sleep(0.1)  # Nobody takes it off the port: a pty holds some KiB.
-        assert b.target.congested
+        await b.until(lambda: b.target.congested)  # Nobody takes it off the port: a pty holds some KiB.
         assert b.console.bytes_out < 1 << 20
         assert await b.hear(len(data), 20) == data
         assert b.console.figures().dropped_bytes == 0

@@ -36,6 +36,12 @@ from tests.target.bench import make_image
 
 # Much longer than an L476 needs: long enough to be killed in, short enough for a test.
 ERASE_S = 0.2
+# For who does something within a phase: as fast as a wire, and slow enough to answer that on a busy machine the phase is not
+# over before the test hears of it.
+SLOWLY: dict[str, Any] = {
+    "paced": True,
+    "timing": Timing(sector_erase_s=ERASE_S, spread=0, startup_s=0.01, reply_s=0.01, sync_reply_s=0.1),
+}
 
 
 @dataclass
@@ -73,10 +79,10 @@ class Rig:
 
 
 @contextmanager
-def simulated(tmp_path: Path, chip: str = "L476", **settings: Any) -> Iterator[Rig]:
+def simulated(tmp_path: Path, chip: str = "L476", paced: bool = False, **settings: Any) -> Iterator[Rig]:
     settings.setdefault("timing", Timing(sector_erase_s=ERASE_S, spread=0, startup_s=0.01))
     device = Device(chips.find(chip), powered=False, **settings)
-    with PtyDevice(device, link=tmp_path / "tty", lines_path=tmp_path / "lines", paced=False) as port:
+    with PtyDevice(device, link=tmp_path / "tty", lines_path=tmp_path / "lines", paced=paced) as port:
         wired = config.Lines(kind="socket", socket=str(tmp_path / "lines"), nrst="nrst", boot0="boot0")
         application = config.Application(listen_s=0.3)
         settings_ = config.Target(
@@ -189,7 +195,7 @@ def test_cancel_and_stop_finish_the_command_and_release(tmp_path: Path, ask: str
             await rig.run("flash", image, on=when(Phase.ERASE, getattr(rig.target, ask)), outside="discard")
         assert rig.target.state == "idle"
 
-    rig = play(tmp_path, act)
+    rig = play(tmp_path, act, **SLOWLY)
     assert rig.device.stats.hazard_resets == []
     assert sum(rig.device.stats.erases.values()) < 5
     assert not rig.device.lines["boot0"]
@@ -198,7 +204,7 @@ def test_cancel_and_stop_finish_the_command_and_release(tmp_path: Path, ask: str
 @pytest.mark.parametrize("phase", [Phase.SYNC, Phase.IDENTIFY, Phase.ERASE, Phase.WRITE, Phase.VERIFY, Phase.BOOT])
 def test_sigkill_of_the_session_at_every_phase(tmp_path: Path, phase: Phase) -> None:
     """The daemon waits the hazard out, releases the target and says so; the next job works."""
-    image = make_image(chips.find("L476"), 10_000)
+    image = make_image(chips.find("L476"), 3_000)
 
     async def act(rig: Rig) -> None:
         def kill() -> None:
@@ -221,7 +227,7 @@ def test_sigkill_of_the_session_at_every_phase(tmp_path: Path, phase: Phase) -> 
         assert 0 < result["cost"]["cpu_s"] < 30
         assert 8_000 < result["cost"]["memory_kib"] < 20_000
 
-    rig = play(tmp_path, act)
+    rig = play(tmp_path, act, **SLOWLY)
     assert rig.holds(image)
 
 
@@ -276,7 +282,7 @@ def test_lines_that_fail_mark_the_target_broken(tmp_path: Path) -> None:
         assert await rig.target.wait_idle_hardware(5)
         assert (await rig.run("identify"))["pid"] == 0x415
 
-    play(tmp_path, act)
+    play(tmp_path, act, **SLOWLY)
 
 
 def test_lines_that_vanish_are_waited_for_and_the_release_is_owed(tmp_path: Path) -> None:
@@ -297,7 +303,7 @@ def test_lines_that_vanish_are_waited_for_and_the_release_is_owed(tmp_path: Path
         assert not rig.target.unreleased
         assert (await rig.run("identify"))["pid"] == 0x415
 
-    play(tmp_path, act)
+    play(tmp_path, act, **SLOWLY)
 
 
 def test_a_port_that_is_gone_leaves_no_line_as_its_session_left_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +371,7 @@ def test_a_port_that_takes_its_lines_along_leaves_a_debt(tmp_path: Path, monkeyp
         assert not rig.target.unreleased
         assert rig.mode() is not Mode.LOADER
 
-    play(tmp_path, act)
+    play(tmp_path, act, **SLOWLY)
 
 
 def test_a_session_that_dies_in_a_power_cycle_leaves_no_target_without_power(tmp_path: Path) -> None:
@@ -376,9 +382,9 @@ def test_a_session_that_dies_in_a_power_cycle_leaves_no_target_without_power(tmp
         lines = rig.target._lines = open_lines(wired, rig.target._uart, "bench")
 
         def kill() -> None:
-            lines.set(power=False)
             assert rig.target.session_pid is not None
             os.kill(rig.target.session_pid, signal.SIGKILL)
+            lines.set(power=False)  # Not before: two at once would take each other's answers off the line box.
 
         with pytest.raises(errors.SessionDied):
             await rig.run("identify", on=when(Phase.IDENTIFY, kill))
@@ -386,7 +392,7 @@ def test_a_session_that_dies_in_a_power_cycle_leaves_no_target_without_power(tmp
         assert rig.device.lines["power"]
         assert (await rig.run("identify"))["uid"]
 
-    play(tmp_path, act)
+    play(tmp_path, act, **SLOWLY)
 
 
 def test_a_part_that_was_empty_is_started_after_a_crash_although_a_reset_does_not_start_it(tmp_path: Path) -> None:
@@ -397,8 +403,9 @@ def test_a_part_that_was_empty_is_started_after_a_crash_although_a_reset_does_no
             for segment in image.segments:  # All is written and proven, and the power was never cycled.
                 rig.device.memory.program(segment.address, segment.data)
         await rig.target.release_after(0)
-        await asyncio.sleep(0.2)
-        assert rig.mode() is Mode.MEASURING
+        async with asyncio.timeout(10):
+            while rig.mode() is not Mode.MEASURING:
+                await asyncio.sleep(0.02)
         await rig.target.release_after(0, "G071")
         assert (rig.mode(), rig.target.state) == (Mode.APPLICATION, "idle")
         with rig.port.lock:
@@ -486,7 +493,7 @@ def test_a_listener_that_fails_does_not_keep_a_target_from_being_released(tmp_pa
         assert not rig.device.lines["boot0"]
         assert told
 
-    play(tmp_path, act)
+    play(tmp_path, act, **SLOWLY)
 
 
 def test_a_session_takes_no_code_from_where_the_daemon_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -639,7 +646,7 @@ def test_a_neighbour_that_is_plugged_in_moves_no_shared_line_before_the_end_of_t
         if isinstance(event, PhaseStarted) and event.phase is Phase.BOOT:
             seen.append(f"{second.state}: {second.reason}")
 
-    with simulated(tmp_path) as rig:
+    with simulated(tmp_path, **SLOWLY) as rig:
         settings = replace(rig.target.config, shares=["two"])
         first = Target("one", settings)
         second = Target("two", replace(settings, port=str(tmp_path / "late"), shares=["one"]))
