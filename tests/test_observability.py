@@ -92,7 +92,7 @@ def test_every_metric_is_of_use_to_somebody() -> None:
 def test_the_rules_and_what_they_do_on_made_up_days() -> None:
     promtool = require_tool("promtool", "prometheus")
     for words in (["check", "rules", RULES.name], ["test", "rules", "bridged.rules.test.yml"]):
-        done = subprocess.run([promtool, *words], cwd=RULES.parent, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([promtool, *words], cwd=RULES.parent, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     tested = set(
         re.findall(r"alertname: (\w+)\s+eval_time: \S+\s+exp_alerts:", (RULES.parent / "bridged.rules.test.yml").read_text())
