@@ -89,6 +89,7 @@ def test_every_metric_is_of_use_to_somebody() -> None:
     }
 
 
+@pytest.mark.timeout(400)
 def test_the_rules_and_what_they_do_on_made_up_days() -> None:
     promtool = require_tool("promtool", "prometheus")
     for words in (["check", "rules", RULES.name], ["test", "rules", "bridged.rules.test.yml"]):
