@@ -1,4 +1,4 @@
-"""What tests of several rooms share: descriptors, and tools of the system that may be missing.
+"""What tests of several rooms share: descriptors, ports, and tools of the system that may be missing.
 
 A test that needs a program which is not installed is skipped with the remedy in the reason, so that the summary of a run
 lists what a person would have to install. In CI a missing tool is an error: there a skip would hide a hole.
@@ -7,9 +7,11 @@ lists what a person would have to install. In CI a missing tool is an error: the
 from __future__ import annotations
 
 import os
+import random
 import re
 import select
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +41,33 @@ def unread_pipe() -> Iterator[int]:
         yield writer
     finally:
         os.close(writer)
+
+
+def _ports() -> Iterator[int]:
+    """TCP ports of loopback that nobody has, each of them once, and not those of another worker of this run of the tests."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    mine = range(20_000 + worker % 8 * 1_500, 20_000 + (worker % 8 + 1) * 1_500)
+    start = random.randrange(len(mine))
+    while True:
+        for number in range(len(mine)):
+            port = mine[(start + number) % len(mine)]
+            try:
+                with socket.socket() as sock:
+                    sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            yield port
+
+
+_PORTS = _ports()
+
+
+def free_port() -> int:
+    """A port for a server that is started later, perhaps twice.
+
+    Below those that the kernel gives to anybody who connects: a server that was killed finds its own free again.
+    """
+    return next(_PORTS)
 
 
 def take(fd: int, count: int, within_s: float = 20.0) -> bytes:

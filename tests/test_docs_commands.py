@@ -29,9 +29,8 @@ from bridged.protocol import line
 from bridged.protocol.verbs import VERBS
 from tests.doc_commands import LANGUAGES, PAGES, ROOT, Block, blocks, check, commands, inline
 from tests.e2e.gateway import TIMING, Gateway, wait_for
-from tests.e2e.test_http import free_port
 from tests.images.builders import hex_text
-from tests.support import require_tool
+from tests.support import free_port, require_tool
 
 BY_PAGE = {
     str(page.relative_to(ROOT)): [block for block in blocks(page) if block.language == "sh" and not block.not_run]

@@ -20,8 +20,7 @@ from bridged.errors import BY_CODE
 from bridged.jobs.model import TERMINAL, JobKind
 from tests.build_dashboards import dashboards
 from tests.e2e.gateway import Gateway, pairs, wait_for
-from tests.e2e.test_http import free_port
-from tests.support import require_tool
+from tests.support import free_port, require_tool
 from tests.test_client import Certificates
 
 CONFIG = Path(__file__).parents[1] / "config"

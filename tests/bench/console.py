@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tests.bench.rig import cpu_s
 from tests.console.test_throughput import Far, Reader
-from tests.support import require_tool
+from tests.support import free_port, require_tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,6 @@ class Case:
 
 
 CASES = (Case(1, False), Case(20, False), Case(1, True), Case(20, True))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def ours(root: Path, device: str, port: int, case: Case) -> list[str]:

@@ -29,6 +29,7 @@ from bridged.sim.device import Mode
 from bridged.sim.pty import PtyDevice
 from bridged.sim.wire import Burst
 from tests.e2e.gateway import Client, Gateway, pairs, wait_for
+from tests.support import free_port
 from tests.target.bench import make_image
 
 CHIP = "L476"
@@ -118,9 +119,7 @@ def site(
     root: Path, *, console: str = "", application: str = "listen_s = 0.5", baud: int = 115200, paced: bool = True
 ) -> Iterator[Site]:
     """One target with an application in flash that greets, and answers ``ok LINE``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     extra = f'[targets.m.console]\nlisten = "127.0.0.1:{port}"\nsocket = "{root}/m.console"\n{console}'
     settings: dict[str, Any] = {"application": Behaviour(baud=baud)}
     with Gateway(root, {"m": CHIP}, settings, paced=paced, extra=extra, application=application) as gateway:

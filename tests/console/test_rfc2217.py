@@ -36,7 +36,7 @@ from bridged.protocol.rfc2217 import Command, Control
 from bridged.target.owner import Target
 from bridged.target.uart import Counters
 from tests.console.rig import Bench, Client, bench
-from tests.support import require_tool, take
+from tests.support import free_port, require_tool, take
 
 _TCGETS2 = 0x802C542A
 
@@ -106,9 +106,7 @@ def ser2net(root: Path) -> Iterator[Site]:
     """ser2net 4 from Debian on a pty of its own."""
     master, slave = os.openpty()
     tty.setraw(slave)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     file = root / "ser2net.yaml"
     file.write_text(
         f"""connection: &one

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.gateway import wait_for
+from tests.support import free_port
 
 pytestmark = pytest.mark.alone
 
@@ -97,9 +98,7 @@ def test_three_megabaud_both_ways_with_twenty_readers_and_one_that_stalls(tmp_pa
     master, slave = os.openpty()
     tty.setraw(slave)
     (tmp_path / "tty").symlink_to(os.ttyname(slave))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     (tmp_path / "bridged.toml").write_text(
         f'[gateway]\nstate_dir = "{tmp_path}/state"\n[api]\nlisten = ""\nhttp = ""\nmetrics = ""\n'
         f'[targets.m]\nport = "{tmp_path}/tty"\n[targets.m.application]\nbaud = 3000000\n'

@@ -27,6 +27,7 @@ import pytest
 from bridged import chips
 from tests.e2e.gateway import Client, Gateway, pairs, wait_for
 from tests.e2e.test_bad_link import dialogue
+from tests.support import free_port
 from tests.target.bench import make_image
 
 pytestmark = pytest.mark.alone
@@ -48,12 +49,6 @@ SETTINGS = {"rate_error": 0.0}  # What F7 measures differs from reset to reset; 
 
 def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def flash(client: Client, phases: tuple[str, ...] = ("erase", "write", "verify")) -> str:

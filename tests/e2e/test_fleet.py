@@ -20,8 +20,8 @@ from typing import Any
 
 from bridged import chips
 from tests.e2e.gateway import Gateway, wait_for
-from tests.e2e.test_http import free_port
 from tests.fleet.broker import Broker
+from tests.support import free_port
 from tests.target.bench import make_image
 
 L476 = chips.find("L476")

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,10 @@ from tusclient import client as tus
 from bridged import chips
 from bridged.sim.demo_images import demo_image
 from tests.e2e.gateway import Gateway, wait_for
+from tests.support import free_port
 from tests.target.bench import make_image
 
 RSS_LIMIT_BYTES = 45 << 20
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def events(url: str, last: str = "") -> list[tuple[str, dict[str, Any], str]]:

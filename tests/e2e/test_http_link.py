@@ -26,7 +26,7 @@ import pytest
 from bridged import chips
 from bridged.sim.loader import Timing
 from tests.e2e.gateway import Gateway
-from tests.e2e.test_http import free_port
+from tests.support import free_port
 from tests.target.bench import make_image
 
 pytestmark = pytest.mark.alone

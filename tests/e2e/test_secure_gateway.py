@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from bridged import chips
 from tests.e2e.gateway import Gateway
 from tests.jobs.test_policy import Signer
+from tests.support import free_port
 from tests.target.bench import make_image
 from tests.test_client import Certificates
 
@@ -24,9 +24,7 @@ def test_a_remote_client_flashes_a_signed_image_and_no_secret_is_written(tmp_pat
     app.write_bytes(image.segments[0].data)
     (tmp_path / "app.bin.minisig").write_text(signer.text(app, "version:1.4.2 chip:F756"))
     (tmp_path / "old.minisig").write_text(signer.text(app, "version:1.4.1 chip:F756"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     extra = (
         f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\n[auth]\nloopback = []\n[signing]\nkeys = ["{signer.public}"]\n'
         "[targets.f7.policy]\nsignature = true\nno_downgrade = true\n"

@@ -6,10 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support import missing
+from tests.support import free_port, missing
 
 PYPI = Path(sys.executable).parent / "nats-server"
 DEBIAN = Path("/usr/sbin/nats-server")
@@ -35,18 +33,6 @@ def binary(which: str) -> str:
     return str(path)
 
 
-def free_ports(count: int) -> list[int]:
-    """Below those that the kernel gives to anybody who connects: a node that was killed finds its own free again."""
-    with contextlib.ExitStack() as stack:
-        found: list[int] = []
-        while len(found) < count:
-            sock = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                sock.bind(("127.0.0.1", random.randrange(20000, 32000)))
-                found.append(int(sock.getsockname()[1]))
-        return found
-
-
 @dataclass
 class Broker:
     """``nodes`` servers; ``users``: the ``users = [...]`` of an account with JetStream, else everybody may everything."""
@@ -60,7 +46,7 @@ class Broker:
     processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.ports, self.routes, self.monitors = (free_ports(self.nodes) for _ in range(3))
+        self.ports, self.routes, self.monitors = ([free_port() for _ in range(self.nodes)] for _ in range(3))
         self.program = binary(self.which)
 
     @property

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import subprocess
 import threading
 import time
@@ -33,6 +32,7 @@ from bridged.jobs.model import Job, JobKind, JobState, Submission, update_of
 from bridged.protocol.verbs import Scope
 from tests.e2e.virtual_gateway import VirtualGateway
 from tests.fleet.members import TARGET, until
+from tests.support import free_port
 from tests.target.bench import make_image
 
 IMAGE = make_image(chips.find("L476"), 150_000, seed=1).segments[0].data
@@ -452,9 +452,7 @@ def test_goosebit(tmp_path: Path) -> None:
         pytest.skip(
             "goosebit is a server with 60 packages of its own: make soak, or name a Python that has it: BRIDGED_GOOSEBIT="
         )
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     (tmp_path / "artifacts").mkdir()
     environment = {
         **os.environ,

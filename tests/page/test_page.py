@@ -18,10 +18,10 @@ from bridged import chips
 from bridged.sim.demo_images import demo_image
 from bridged.sim.loader import Timing
 from tests.e2e.gateway import Gateway
-from tests.e2e.test_http import free_port
 from tests.images.builders import elf
 from tests.jobs.test_policy import Signer
 from tests.page.chrome import Browser, Page
+from tests.support import free_port
 from tests.target.bench import make_image
 
 ELF = demo_image("F756").read()
