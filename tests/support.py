@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -46,17 +47,14 @@ def unread_pipe() -> Iterator[int]:
 def _ports() -> Iterator[int]:
     """TCP ports of loopback that nobody has, each of them once, and not those of another worker of this run of the tests."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    mine = range(20_000 + worker % 8 * 1_500, 20_000 + (worker % 8 + 1) * 1_500)
-    start = random.randrange(len(mine))
-    while True:
-        for number in range(len(mine)):
-            port = mine[(start + number) % len(mine)]
-            try:
-                with socket.socket() as sock:
-                    sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            yield port
+    first = 20_000 + worker % 8 * 1_500
+    for port in islice(cycle(range(first, first + 1_500)), random.randrange(1_500), None):
+        try:
+            with socket.socket() as sock:
+                sock.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        yield port
 
 
 _PORTS = _ports()
