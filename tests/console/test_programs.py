@@ -18,7 +18,7 @@ from bridged.config.values import Listen
 from bridged.console.room import Console
 from bridged.console.server import Listeners, Telnet
 from bridged.protocol.telnet import ECHO
-from bridged.sim.device import Device
+from bridged.sim.device import Device, Mode
 from bridged.sim.loader import Timing
 from bridged.sim.pty import PtyDevice
 from bridged.target.owner import Target
@@ -151,7 +151,8 @@ def test_stm32flash_flashes_through_the_console(tmp_path: Path, chip: str) -> No
         socat = subprocess.Popen(["socat", f"pty,link={link},raw,echo=0", f"tcp:127.0.0.1:{port}"])
         try:
             async with asyncio.timeout(60):
-                while not link.exists():
+                # stm32flash says 0x7F once: it is to find a loader that has started (10 ms) and a way to it.
+                while not (link.exists() and room.seats and device.mode is Mode.MEASURING):
                     await asyncio.sleep(0.01)
                 flash = await asyncio.create_subprocess_exec(
                     *(stm32flash, "-b", "57600", "-m", "8n1", "-w", str(file), "-v", "-S", "0x08000000", str(link)),
